@@ -1,0 +1,58 @@
+"""The command line: ``mpo-lightning fit|validate|test|predict --config FILE``."""
+
+import sys
+
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from mpo_lightning.data.datamodule import PreferenceDataModule
+from mpo_lightning.data.groups import DataError
+from mpo_lightning.module import MPOModule
+from mpo_lightning.policy import PolicyError
+from mpo_lightning.predictions import PredictionWriter
+
+__all__ = ["MPOCLI", "main"]
+
+
+def _checkpoint_folder(root: str | None) -> str:
+    return f"{root or '.'}/checkpoints"
+
+
+class MPOCLI(LightningCLI):
+    """LightningCLI with a checkpoint to resume from and a place for predictions."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add ``checkpoint`` and ``predictions``."""
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        # `--ckpt_path last` finds what a fixed folder holds, whatever version the logger is at.
+        parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", _checkpoint_folder)
+        parser.set_defaults({"checkpoint.save_last": True})
+        parser.add_lightning_class_args(PredictionWriter, "predictions")
+
+    def before_instantiate_classes(self) -> None:
+        """Take the tokenizer from the base where none is named."""
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        assert isinstance(config, Namespace)
+        if config.data.tokenizer is None:
+            config.data.tokenizer = config.model.policy.base
+
+
+def main(args: ArgsType = None) -> None:
+    """Run the command line.
+
+    Args:
+        args: arguments, those of the process if none.
+    """
+    try:
+        MPOCLI(
+            MPOModule,
+            PreferenceDataModule,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            # A repeated or resumed run, and validate after fit, write their configuration again.
+            save_config_kwargs={"overwrite": True},
+            args=args,
+        )
+    except (DataError, PolicyError, FileExistsError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,1 @@
+"""From files of scored responses to batches of groups."""

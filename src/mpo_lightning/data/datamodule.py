@@ -1,0 +1,206 @@
+"""PreferenceDataModule: files of scored groups to loaders of GroupBatch."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader, Dataset
+
+from mpo_lightning.batch import GroupBatch, TokenGroup
+from mpo_lightning.data.groups import check_rows
+from mpo_lightning.data.sampler import GroupSampler, StepGroups
+from mpo_lightning.data.sources import read_rows
+from mpo_lightning.data.tokens import (
+    Boundary,
+    DataReport,
+    GroupTokenizer,
+    OverLong,
+    PromptFormat,
+    load_tokenizer,
+)
+
+__all__ = ["GroupDataset", "PreferenceDataModule"]
+
+Role = Literal["train", "val", "test", "predict"]
+# Which files a Trainer function reads.
+ROLES_OF_STAGE: dict[str, tuple[Role, ...]] = {
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("predict",),
+}
+
+
+class GroupDataset(Dataset[GroupBatch]):
+    """Tokenised groups; an item is the batch of the groups that a sampler names for a step."""
+
+    def __init__(self, groups: Sequence[TokenGroup]) -> None:
+        self.groups = groups
+
+    def __len__(self) -> int:
+        """Number of groups."""
+        return len(self.groups)
+
+    def __getitem__(self, step: StepGroups) -> GroupBatch:
+        """The batch of a step."""
+        groups = [self.groups[index] for index in step.indices]
+        return GroupBatch.from_groups(groups, counted=step.counted)
+
+
+class PreferenceDataModule(LightningDataModule):
+    """Scored groups from files, checked, tokenised and batched whole.
+
+    A row has ``prompt`` (a text, or a list of ``{"role", "content"}`` messages), ``responses`` (a
+    list of texts) and ``scores`` (one number each, higher is better); see docs/data.md. A source
+    is a ``.jsonl``, ``.json`` or ``.parquet`` file, a folder of ``datasets.save_to_disk``, or a
+    hub id, with a split after a colon if wanted.
+
+    Args:
+        tokenizer: folder or hub id of the tokenizer; the command line takes the model's base where
+            none is given.
+        train: source, or sources, to train on.
+        val: what to validate on.
+        test: what to test on.
+        predict: what to predict for.
+        groups_per_batch: groups (prompts) of a step on one process.
+        max_length: limit on prompt + response, in tokens.
+        over_long: what to do with a response beyond the limit. "drop_group", "drop_response" (the
+            others are compared among themselves), "cut" or "error". A prompt that leaves no room
+            drops its group, or is an error.
+        equal_scores: what to do with a group whose scores are all equal and that has nothing to
+            contrast; predict keeps it.
+        prompt_format: "chat" renders with the chat template, "text" writes prompt and response one
+            after the other, "auto" is chat where the tokenizer has a template.
+        boundary: "strict" wants the prompt's tokens to begin the tokens of prompt + response,
+            "separate" tokenises the two apart.
+        num_workers: processes that prepare batches.
+        seed: seed of the order of the training groups.
+        trust_remote_code: let a hub tokenizer run its own code.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokenizer: str | None = None,
+        train: str | list[str] | None = None,
+        val: str | list[str] | None = None,
+        test: str | list[str] | None = None,
+        predict: str | list[str] | None = None,
+        groups_per_batch: int = 8,
+        max_length: int = 2048,
+        over_long: OverLong = "drop_group",
+        equal_scores: Literal["drop", "error"] = "drop",
+        prompt_format: PromptFormat = "auto",
+        boundary: Boundary = "strict",
+        num_workers: int = 0,
+        seed: int = 0,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value in (("groups_per_batch", groups_per_batch), ("max_length", max_length)):
+            if value < 1:
+                raise ValueError(f"data.{name} must be at least 1, got {value}.")
+        self.tokenizer_path = tokenizer
+        self.sources: dict[Role, list[str]] = {
+            "train": _as_list(train),
+            "val": _as_list(val),
+            "test": _as_list(test),
+            "predict": _as_list(predict),
+        }
+        self.groups_per_batch = groups_per_batch
+        self.max_length = max_length
+        self.over_long: OverLong = over_long
+        self.equal_scores: Literal["drop", "error"] = equal_scores
+        self.prompt_format: PromptFormat = prompt_format
+        self.boundary: Boundary = boundary
+        self.num_workers = num_workers
+        self.seed = seed
+        self.trust_remote_code = trust_remote_code
+        self.tokenizer: Any = None
+        self.datasets: dict[Role, GroupDataset] = {}
+        self.reports: list[DataReport] = []
+
+    def setup(self, stage: str) -> None:
+        """Read, check and tokenise what the stage needs; say what was kept and what was dropped.
+
+        Raises:
+            DataError: naming file, row and field of what cannot be used.
+        """
+        for role in ROLES_OF_STAGE[stage]:
+            if role not in self.datasets and self.sources[role]:
+                self.datasets[role] = self._load(role)
+
+    def _load(self, role: Role) -> GroupDataset:
+        if self.tokenizer is None:
+            if self.tokenizer_path is None:
+                raise ValueError("data.tokenizer is not set: the folder or hub id of a tokenizer.")
+            self.tokenizer = load_tokenizer(
+                self.tokenizer_path, trust_remote_code=self.trust_remote_code
+            )
+        tokenize = GroupTokenizer(
+            self.tokenizer,
+            max_length=self.max_length,
+            over_long=self.over_long,
+            prompt_format=self.prompt_format,
+            boundary=self.boundary,
+            equal_scores="keep" if role == "predict" else self.equal_scores,
+        )
+        groups: list[TokenGroup] = []
+        for source in self.sources[role]:
+            split = {"val": "validation", "predict": "test"}.get(role, role)
+            checked = check_rows(read_rows(source, default_split=split))
+            tokens, report = tokenize(checked, source)
+            rank_zero_info(f"data.{role}: {report}")
+            self.reports.append(report)
+            groups += tokens
+        return GroupDataset(groups)
+
+    def _loader(self, role: Role) -> DataLoader[GroupBatch]:
+        if role not in self.datasets:
+            raise ValueError(f"data.{role} is not set: name a file of scored groups.")
+        assert self.trainer is not None
+        # The strategy knows which processes share data; a single process has no such arguments.
+        processes = self.trainer.distributed_sampler_kwargs or {"num_replicas": 1, "rank": 0}
+        dataset = self.datasets[role]
+        sampler = GroupSampler(
+            len(dataset),
+            self.groups_per_batch,
+            shuffle=role == "train",
+            seed=self.seed,
+            num_replicas=processes["num_replicas"],
+            rank=processes["rank"],
+        )
+        # Lightning starts worker processes before it sets the epoch of the first epoch after a
+        # resume (pytorch-lightning#21938): the sampler must know it from the start.
+        sampler.set_epoch(self.trainer.current_epoch)
+        return DataLoader(
+            dataset,
+            sampler=sampler,
+            batch_size=None,
+            num_workers=self.num_workers,
+            pin_memory=self.trainer.strategy.root_device.type == "cuda",
+        )
+
+    def train_dataloader(self) -> DataLoader[GroupBatch]:
+        """Training groups, in a new order each epoch."""
+        return self._loader("train")
+
+    def val_dataloader(self) -> DataLoader[GroupBatch] | list[DataLoader[GroupBatch]]:
+        """Validation groups in file order; nothing where fit has no validation data."""
+        assert self.trainer is not None
+        if self.trainer.state.fn == "fit" and "val" not in self.datasets:
+            return []
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[GroupBatch]:
+        """Test groups in file order."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader[GroupBatch]:
+        """Groups to predict for, in file order."""
+        return self._loader("predict")
+
+
+def _as_list(value: str | list[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or [])

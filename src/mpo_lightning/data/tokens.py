@@ -1,0 +1,378 @@
+"""Groups to token ids: template, prompt/response boundary, end of turn, length limit.
+
+The rules, and why they are rules:
+
+- A rendered chat template already holds its special tokens; it is tokenised without adding more.
+- The prompt's ids must begin the ids of prompt + response, for each response. Where they do not, a
+  sampler that was given the prompt could not have produced those ids: an error, never a slice.
+- What ends the turn is inside the response and is learned. What a template writes after it is not.
+- A response that was cut to the limit has no end of turn.
+- The limit is each response's own: the length of a sibling has no say.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from mpo_lightning.batch import TokenGroup
+from mpo_lightning.data.groups import DataError, Message, PreferenceGroup, collect_errors
+
+__all__ = ["Boundary", "DataReport", "GroupTokenizer", "OverLong", "PromptFormat", "load_tokenizer"]
+
+OverLong = Literal["drop_group", "drop_response", "cut", "error"]
+PromptFormat = Literal["auto", "chat", "text"]
+Boundary = Literal["strict", "separate"]
+
+_SENTINEL = "sentinel"
+
+
+def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
+    """A Hugging Face tokenizer from a folder or hub id.
+
+    Raises:
+        DataError: if there is none, or it has no end-of-sequence token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"data.tokenizer: {path}: no tokenizer to be had there ({error})."
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise DataError(
+            f"data.tokenizer: {path}: it has no end-of-sequence token, so a response's end cannot "
+            "be learned. Set eos_token in its tokenizer_config.json."
+        )
+    return tokenizer
+
+
+@dataclass
+class DataReport:
+    """What became of the rows of one source: nothing is dropped without being counted here.
+
+    Attributes:
+        data: the source.
+        groups: groups read.
+        kept: groups that remain.
+        responses: responses that remain.
+        dropped: groups dropped, by reason.
+        changed: responses dropped or cut, and oddities that were kept, by reason.
+        examples: the first rows of each reason.
+    """
+
+    data: str
+    groups: int = 0
+    kept: int = 0
+    responses: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    changed: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def drop(self, reason: str, source: str) -> None:
+        """Count a dropped group."""
+        self.dropped[reason] += 1
+        self._example(reason, source)
+
+    def note(self, reason: str, source: str, count: int = 1) -> None:
+        """Count responses that were dropped or cut, or that are odd."""
+        if count:
+            self.changed[reason] += count
+            self._example(reason, source)
+
+    def _example(self, reason: str, source: str) -> None:
+        examples = self.examples.setdefault(reason, [])
+        if len(examples) < 3:
+            examples.append(source)
+
+    def __str__(self) -> str:
+        """The report as text."""
+        mean = self.responses / self.kept if self.kept else 0.0
+        lines = [f"{self.data}: {self.kept} of {self.groups} groups, {mean:.1f} responses each"]
+        for what, counts in (("groups dropped", self.dropped), ("responses", self.changed)):
+            for reason, count in counts.items():
+                where = ", ".join(self.examples[reason])
+                lines.append(f"  {what}: {count} {reason} (first: {where})")
+        return "\n".join(lines)
+
+
+class GroupTokenizer:
+    """Turns checked groups into token ids.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer with an end-of-sequence token.
+        max_length: limit on prompt + response, in tokens.
+        over_long: what to do with a response beyond the limit: drop its group, drop the response
+            (the others are compared among themselves), cut it, or stop with an error. A prompt that
+            leaves no room drops its group, or is an error.
+        prompt_format: "chat" renders with the tokenizer's chat template (a text prompt is one user
+            message); "text" writes prompt and response one after the other; "auto" is chat where
+            the tokenizer has a template.
+        boundary: "strict" wants the prompt's ids to begin the ids of prompt + response; "separate"
+            tokenises the two apart, as a sampler saw them.
+        equal_scores: what to do with groups whose scores are all equal; "keep" is for prediction,
+            which contrasts nothing.
+
+    Raises:
+        DataError: if the format needs a chat template that the tokenizer lacks.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        max_length: int,
+        over_long: OverLong,
+        prompt_format: PromptFormat,
+        boundary: Boundary,
+        equal_scores: Literal["drop", "error", "keep"],
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.over_long = over_long
+        self.boundary = boundary
+        self.equal_scores = equal_scores
+        has_template = tokenizer.chat_template is not None
+        if prompt_format == "chat" and not has_template:
+            raise DataError(
+                "data.prompt_format is chat, but the tokenizer has no chat template. "
+                "Set its chat_template, or use data.prompt_format: text."
+            )
+        self.chat = prompt_format == "chat" or (prompt_format == "auto" and has_template)
+        if self.chat:
+            self._end, self._after_end = self._learn_end_of_turn()
+        else:
+            self._end, self._after_end = tokenizer.eos_token_id, None
+            bos = tokenizer.bos_token_id
+            adds_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
+            self._text_start = [bos] if adds_bos else []
+
+    def __call__(
+        self, groups: Sequence[PreferenceGroup], data: str
+    ) -> tuple[list[TokenGroup], DataReport]:
+        """Tokenise the groups of one source.
+
+        Raises:
+            DataError: for groups that cannot be tokenised, all of them together, or if none remain.
+        """
+        report = DataReport(data, groups=len(groups))
+        results = collect_errors(groups, lambda group: self._group(group, report))
+        kept = [group for group in results if group is not None]
+        report.kept, report.responses = len(kept), sum(len(group.responses) for group in kept)
+        if not kept:
+            raise DataError(f"No group of {data} can be used.\n{report}")
+        return kept, report
+
+    def _group(self, group: PreferenceGroup, report: DataReport) -> TokenGroup | None:
+        if self.equal_scores != "keep" and not group.has_contrast:
+            self._no_contrast(group, report)
+            return None
+        report.note(
+            "repeat another response of their group",
+            group.source,
+            len(group.responses) - len(set(group.responses)),
+        )
+        prompt, responses = self._encode(group)
+        budget = self.max_length - len(prompt)
+        if budget < 1:
+            self._long_prompt(group, len(prompt), report)
+            return None
+        kept: list[tuple[list[int], float]] = []
+        for index, (ids, score) in enumerate(zip(responses, group.scores, strict=True)):
+            if len(ids) > budget:
+                if self.over_long == "error":
+                    raise DataError.of_field(
+                        group.source,
+                        f"responses[{index}]",
+                        found=f"{len(prompt)} + {len(ids)} tokens",
+                        expected=f"at most {self.max_length} (data.max_length)",
+                        remedy="Raise the limit, or set data.over_long.",
+                    )
+                if self.over_long == "drop_group":
+                    report.drop("with a response beyond max_length", group.source)
+                    return None
+                if self.over_long == "drop_response":
+                    report.note("beyond max_length dropped", group.source)
+                    continue
+                report.note("cut to max_length", group.source)
+            kept.append((ids[:budget], score))
+        distinct = len({score for _, score in kept})
+        if distinct < (1 if self.equal_scores == "keep" else 2):
+            report.drop("without contrast after their long responses were dropped", group.source)
+            return None
+        return TokenGroup(
+            prompt=torch.tensor(prompt, dtype=torch.int32),
+            responses=tuple(torch.tensor(ids, dtype=torch.int32) for ids, _ in kept),
+            scores=tuple(score for _, score in kept),
+            source=group.source,
+            extra=group.extra,
+        )
+
+    def _no_contrast(self, group: PreferenceGroup, report: DataReport) -> None:
+        if self.equal_scores == "error":
+            raise DataError.of_field(
+                group.source,
+                "scores",
+                found=f"{len(group.scores)} times {group.scores[0]}",
+                expected="scores that differ",
+                remedy="Remove the row, or set data.equal_scores: drop.",
+            )
+        report.drop("with all scores equal", group.source)
+
+    def _long_prompt(self, group: PreferenceGroup, length: int, report: DataReport) -> None:
+        if self.over_long == "error":
+            raise DataError.of_field(
+                group.source,
+                "prompt",
+                found=f"{length} tokens",
+                expected=f"fewer than {self.max_length} (data.max_length)",
+                remedy="Raise the limit, or set data.over_long.",
+            )
+        report.drop("with a prompt beyond max_length", group.source)
+
+    # ------------------------------------------------------------------------------- encoding
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        return [list(ids) for ids in encoded]
+
+    def _encode(self, group: PreferenceGroup) -> tuple[list[int], list[list[int]]]:
+        if self.chat:
+            prompt_text, whole_texts = self._render(group)
+            start: list[int] = []
+        else:
+            if not isinstance(group.prompt, str):
+                raise DataError.of_field(
+                    group.source,
+                    "prompt",
+                    found="a conversation",
+                    expected="a text",
+                    remedy="The tokenizer has no chat template, or data.prompt_format is text.",
+                )
+            prompt_text, start = group.prompt, self._text_start
+            whole_texts = [prompt_text + response for response in group.responses]
+        encode = self._strict if self.boundary == "strict" else self._separate
+        prompt, responses = encode(prompt_text, whole_texts, group.source)
+        if start and prompt[:1] != start:
+            prompt = start + prompt
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and prompt[:2] == [bos, bos]:
+            raise DataError.of_field(
+                group.source,
+                "prompt",
+                found="two beginning-of-sequence tokens",
+                expected="one",
+                remedy="The prompt's text and the template both write it: remove it from the text.",
+            )
+        return prompt, [self._close(ids, group.source, i) for i, ids in enumerate(responses)]
+
+    def _strict(
+        self, prompt_text: str, whole_texts: list[str], source: str
+    ) -> tuple[list[int], list[list[int]]]:
+        prompt, *wholes = self._ids([prompt_text, *whole_texts])
+        for index, whole in enumerate(wholes):
+            if whole[: len(prompt)] != prompt:
+                at = next(
+                    (i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b),
+                    len(whole),
+                )
+                tokens = self.tokenizer.convert_ids_to_tokens
+                raise DataError.of_field(
+                    source,
+                    f"responses[{index}]",
+                    found=f"the prompt's tokens change once it follows: {tokens(prompt[at:])} "
+                    f"become {tokens(whole[at : len(prompt) + 1])}",
+                    expected="the prompt's tokens to begin the tokens of prompt + response",
+                    remedy="Move white space at the boundary from the prompt into the responses, "
+                    "or set data.boundary: separate.",
+                )
+        return prompt, [whole[len(prompt) :] for whole in wholes]
+
+    def _separate(
+        self, prompt_text: str, whole_texts: list[str], source: str
+    ) -> tuple[list[int], list[list[int]]]:
+        for index, whole in enumerate(whole_texts):
+            if not whole.startswith(prompt_text):
+                raise DataError.of_field(
+                    source,
+                    f"responses[{index}]",
+                    found=f"the template writes {whole[-len(prompt_text) :][:80]!r}",
+                    expected=f"it to begin with the rendered prompt, ending {prompt_text[-40:]!r}",
+                    remedy="The chat template's generation prompt is not part of an answer that it "
+                    "renders: use a template for training.",
+                )
+        tails = [whole[len(prompt_text) :] for whole in whole_texts]
+        prompt, *responses = self._ids([prompt_text, *tails])
+        return prompt, responses
+
+    def _render(self, group: PreferenceGroup) -> tuple[str, list[str]]:
+        messages = group.prompt
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        try:
+            prompt = self._template(messages, add_generation_prompt=True)
+            wholes = [
+                self._template([*messages, {"role": "assistant", "content": response}])
+                for response in group.responses
+            ]
+        # A template reports what it does not accept (a role, an order) as a TemplateError.
+        except _template_error() as error:
+            raise DataError.of_field(
+                group.source,
+                "prompt",
+                found=f"the chat template refuses it ({error})",
+                expected="a conversation that the template accepts",
+                remedy="Change the roles or their order, or the template.",
+            ) from error
+        return prompt, wholes
+
+    def _template(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
+        text: str = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+        return text
+
+    # ---------------------------------------------------------------------------- end of turn
+
+    def _learn_end_of_turn(self) -> tuple[int, int | None]:
+        """The token that the template ends an answer with, and how many tokens it writes after it.
+
+        None for the second means that the template writes no special token after an answer; the
+        end-of-sequence token is appended then.
+        """
+        messages = [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": _SENTINEL},
+        ]
+        suffix = self._template(messages).rpartition(_SENTINEL)[2]
+        (ids,) = self._ids([suffix])
+        special = set(self.tokenizer.all_special_ids)
+        special |= {i for i, t in self.tokenizer.added_tokens_decoder.items() if t.special}
+        position = next((i for i, token in enumerate(ids) if token in special), None)
+        if position is None:
+            return self.tokenizer.eos_token_id, None
+        return ids[position], len(ids) - position - 1
+
+    def _close(self, ids: list[int], source: str, index: int) -> list[int]:
+        if self._after_end is None:
+            return [*ids, self._end]
+        closed = ids[: len(ids) - self._after_end]
+        if closed[-1:] != [self._end]:
+            raise DataError.of_field(
+                source,
+                f"responses[{index}]",
+                found=f"tokens that end with {self.tokenizer.convert_ids_to_tokens(closed[-3:])}",
+                expected=f"the end-of-turn token {self.tokenizer.convert_ids_to_tokens(self._end)}",
+                remedy="The chat template ends this answer in another way than a plain one.",
+            )
+        return closed
+
+
+def _template_error() -> type[Exception]:
+    from jinja2 import TemplateError
+
+    return TemplateError

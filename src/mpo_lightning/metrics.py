@@ -1,0 +1,158 @@
+"""What a run measures over its groups: weighted sums and their weights, never means of means."""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from mpo_lightning.losses import chosen_set, ordered_pairs
+
+__all__ = ["METRIC_NAMES", "GroupMetrics", "group_statistics", "kendall_tau_b"]
+
+METRIC_NAMES = (
+    "loss",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margin",
+    "rewards/accuracy",
+    "rewards/top1",
+    "rewards/kendall_tau",
+    "chosen_mass",
+    "effective_chosen",
+    "logps/chosen",
+    "logps/rejected",
+    "kl",
+    "lengths/chosen",
+    "lengths/rejected",
+)
+
+
+def _set_mean(values: Tensor, members: Tensor) -> Tensor:
+    """Mean of each group's values over a set, (B,); zero where the set is empty."""
+    return torch.where(members, values, 0.0).sum(1) / members.sum(1).clamp(min=1)
+
+
+def kendall_tau_b(first: Tensor, second: Tensor, valid: Tensor) -> Tensor:
+    """Kendall's tau-b between two rankings of each group's responses, float64 (B,).
+
+    Ties are corrected for in both rankings (Kendall 1945). Where either ranking ties everything the
+    coefficient is undefined; it is zero here: a ranking that says nothing agrees with nothing.
+
+    Args:
+        first: values, (B, N).
+        second: values, (B, N).
+        valid: bool (B, N).
+    """
+    higher_first, higher_second = ordered_pairs(first, valid), ordered_pairs(second, valid)
+    concordant = (higher_first & higher_second).sum((1, 2))
+    discordant = (higher_first & higher_second.transpose(1, 2)).sum((1, 2))
+    untied_first = higher_first.sum((1, 2)).double()
+    untied_second = higher_second.sum((1, 2)).double()
+    scale = (untied_first * untied_second).sqrt()
+    return (concordant - discordant) / torch.where(scale > 0, scale, 1.0)
+
+
+def group_statistics(
+    *,
+    loss: Tensor,
+    policy_logps: Tensor,
+    reference_logps: Tensor,
+    scores: Tensor,
+    valid: Tensor,
+    lengths: Tensor,
+    beta: float,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Each metric's value and weight per group: ``{name: ((B,), (B,))}`` for METRIC_NAMES.
+
+    A metric is the sum of value times weight over the sum of weights. Definitions are in
+    docs/metrics.md. Rewards are ``beta * log_ratio``. The shares of the chosen set are
+    taken under rewards alone, without a loss's deviation weights, so that losses can be compared.
+
+    Args:
+        loss: loss of each group, (B,).
+        policy_logps: log-probability of each response under the policy, nats, (B, N).
+        reference_logps: the same under the reference.
+        scores: (B, N).
+        valid: bool (B, N).
+        lengths: tokens of each response, (B, N).
+        beta: pull towards the reference.
+    """
+    log_ratios = torch.where(valid, policy_logps - reference_logps, 0.0).detach().float()
+    rewards = beta * log_ratios
+    chosen = chosen_set(scores, valid)
+    rejected = valid & ~chosen
+    contrast = chosen.any(1).float()
+    group = torch.ones_like(contrast)
+
+    winners = ordered_pairs(scores, valid) & chosen[:, :, None] & rejected[:, None, :]
+    gap = rewards[:, :, None] - rewards[:, None, :]
+    in_order = torch.where(winners, (gap > 0).float() + 0.5 * (gap == 0), 0.0).sum((1, 2))
+    pairs = winners.sum((1, 2)).float()
+
+    # The best-scored responses may tie, and so may rewards: the share of the top-rewarded responses
+    # that are best-scored is the chance that a fair pick among the top is a hit.
+    values = scores.double().masked_fill(~valid, -torch.inf)
+    best = values == values.amax(1, keepdim=True)
+    masked_rewards = rewards.masked_fill(~valid, -torch.inf)
+    top = masked_rewards == masked_rewards.amax(1, keepdim=True)
+    hit = (best & top).sum(1) / top.sum(1)
+
+    shares = masked_rewards.softmax(1)
+    within = masked_rewards.masked_fill(~chosen, -torch.inf)
+    within = torch.where(contrast[:, None] > 0, within, 0.0).softmax(1)
+    entropy = -torch.xlogy(within, within).sum(1)
+    chosen_reward, rejected_reward = _set_mean(rewards, chosen), _set_mean(rewards, rejected)
+    return {
+        "loss": (loss.detach().float(), group),
+        "rewards/chosen": (chosen_reward, contrast),
+        "rewards/rejected": (rejected_reward, contrast),
+        "rewards/margin": (chosen_reward - rejected_reward, contrast),
+        "rewards/accuracy": (in_order / pairs.clamp(min=1), pairs),
+        "rewards/top1": (hit.float(), contrast),
+        "rewards/kendall_tau": (kendall_tau_b(rewards, scores, valid).float(), contrast),
+        "chosen_mass": (torch.where(chosen, shares, 0.0).sum(1), contrast),
+        "effective_chosen": (entropy.exp() / chosen.sum(1).clamp(min=1), contrast),
+        "logps/chosen": (_set_mean(policy_logps.detach().float(), chosen), contrast),
+        "logps/rejected": (_set_mean(policy_logps.detach().float(), rejected), contrast),
+        "kl": (_set_mean(-log_ratios, valid), group),
+        "lengths/chosen": (_set_mean(lengths.float(), chosen), contrast),
+        "lengths/rejected": (_set_mean(lengths.float(), rejected), contrast),
+    }
+
+
+class GroupMetrics(Metric):
+    """Weighted means over groups, exact on any number of processes and batches.
+
+    All metrics live in one state of sums and weights, so that a step costs one reduction, and
+    nothing can be merged by a metric collection that sees equal states (at step 0 every reward is
+    zero). ``compute`` gives ``{name: value}`` for METRIC_NAMES and ``groups``, the number counted.
+    """
+
+    full_state_update = False
+    totals: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Rows: sums of value * weight, sums of weight. The last column counts groups.
+        zeros = torch.zeros(2, len(METRIC_NAMES) + 1, dtype=torch.float64)
+        self.add_state("totals", default=zeros, dist_reduce_fx="sum")
+
+    def update(self, statistics: dict[str, tuple[Tensor, Tensor]], counted: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            statistics: value and weight per group of each metric, (B,) each.
+            counted: bool (B,), False for groups that must not count.
+        """
+        values = torch.stack([statistics[name][0] for name in METRIC_NAMES]).double()
+        weights = torch.stack([statistics[name][1] for name in METRIC_NAMES]).double() * counted
+        weighted = torch.where(weights > 0, values * weights, 0.0)
+        groups = counted.sum().expand(2)
+        sums = torch.stack([weighted.sum(1), weights.sum(1)])
+        self.totals += torch.cat([sums, groups[:, None]], dim=1)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The weighted means, NaN for a metric that no group carried, and ``groups``."""
+        sums, weights = self.totals
+        means = (sums / weights)[:-1].float()
+        result = dict(zip(METRIC_NAMES, means.unbind(), strict=True))
+        return {**result, "groups": sums[-1].float()}

@@ -1,0 +1,261 @@
+"""MPOModule: groups in, loss and metrics out. It wires the floors below and adds no arithmetic."""
+
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+
+from mpo_lightning.batch import GroupBatch
+from mpo_lightning.checkpoint import AdapterCheckpointIO
+from mpo_lightning.losses import MPO, SetLoss
+from mpo_lightning.metrics import GroupMetrics, group_statistics
+from mpo_lightning.optim import RunSchedule, WarmupCosine
+from mpo_lightning.policy import Policy, PolicyConfig, PolicyError, build_policy
+from mpo_lightning.predictions import prediction_rows
+
+__all__ = ["MPOModule"]
+
+ON_PROGRESS_BAR = {"loss", "rewards/margin", "rewards/accuracy"}
+ADAPTER_PREFIX = "policy.model."
+
+
+class MPOModule(LightningModule):
+    """Trains a policy on whole groups of scored responses.
+
+    The loss of an optimizer step is the mean over all its groups, on all processes and in all
+    accumulated batches, however unevenly they are spread.
+
+    Args:
+        policy: which model is trained, and its adapter.
+        loss: what is minimised; any `SetLoss`.
+        optimizer: makes the optimizer from the trainable parameters.
+        lr_scheduler: makes the learning-rate schedule: a `RunSchedule`, which is told the length of
+            the run, or any torch scheduler; stepped after each optimizer step. None keeps the rate.
+        layout: "shared" computes each prompt once for its group, "separate" once per response;
+            "auto" shares where the architecture allows it.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: PolicyConfig,
+        loss: SetLoss = MPO(),  # noqa: B008 (frozen)
+        optimizer: OptimizerCallable = lambda params: AdamW(params, lr=1e-5, weight_decay=0.0),
+        lr_scheduler: RunSchedule | LRSchedulerCallable | None = WarmupCosine(),  # noqa: B008
+        layout: Literal["auto", "shared", "separate"] = "auto",
+    ) -> None:
+        super().__init__()
+        self.policy_config = policy
+        self.loss = loss
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.layout: Literal["auto", "shared", "separate"] = layout
+        self.policy: Policy | None = None
+        self.train_metrics = GroupMetrics()
+        self.val_metrics = GroupMetrics()
+        self.test_metrics = GroupMetrics()
+        # A checkpoint holds the adapter alone; on_load_checkpoint is strict about that.
+        self.strict_loading = False
+        self._checked = False
+
+    @property
+    def _policy(self) -> Policy:
+        if self.policy is None:
+            raise RuntimeError("The model is not loaded yet: call configure_model() first.")
+        return self.policy
+
+    def configure_model(self) -> None:
+        """Load the base and add the adapter, once."""
+        if self.policy is None:
+            self.policy = build_policy(self.policy_config, self.layout)
+
+    def setup(self, stage: str) -> None:
+        """Have every checkpoint of this run leave an adapter folder beside it."""
+        strategy = self.trainer.strategy
+        if not isinstance(strategy.checkpoint_io, AdapterCheckpointIO):
+            strategy.checkpoint_io = AdapterCheckpointIO(
+                strategy.checkpoint_io, self._write_adapter
+            )
+
+    # ------------------------------------------------------------------------------- steps
+
+    def _step(self, batch: GroupBatch, metrics: GroupMetrics) -> tuple[Tensor, Tensor]:
+        """Loss of each group (B,) and the log-ratios (B, N); the metrics are updated."""
+        reference_logps = self._policy.reference(batch)
+        policy_logps = self._policy(batch)
+        log_ratios = policy_logps - reference_logps
+        loss = self.loss(log_ratios, batch.scores, batch.valid)
+        statistics = group_statistics(
+            loss=loss,
+            policy_logps=policy_logps,
+            reference_logps=reference_logps,
+            scores=batch.scores,
+            valid=batch.valid,
+            lengths=batch.lengths,
+            beta=self.loss.beta,
+        )
+        metrics.update(statistics, batch.counted)
+        return loss, log_ratios
+
+    def training_step(self, batch: GroupBatch, batch_idx: int) -> Tensor:
+        """Sum of the groups' losses; on_before_optimizer_step makes the gradient a mean."""
+        loss, log_ratios = self._step(batch, self.train_metrics)
+        if not self._checked:
+            self._check_first_batch(batch, log_ratios)
+        return torch.where(batch.counted, loss, 0.0).sum()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Turn the accumulated gradient into the mean over the step's groups, and log the step.
+
+        Only now is the number of groups known: a last window may hold fewer batches, a last batch
+        fewer groups, and processes may hold unequally many.
+        """
+        values = self.train_metrics.compute()
+        self.train_metrics.reset()
+        # What Lightning and the strategy have divided the sum by so far, undone.
+        divided = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        factor = divided / values.pop("groups")
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor.to(parameter.grad.dtype))
+        self._log("train", values)
+
+    def validation_step(self, batch: GroupBatch, batch_idx: int) -> None:
+        """Add a batch to the validation metrics."""
+        self._step(batch, self.val_metrics)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation metrics."""
+        self._log_epoch("val", self.val_metrics)
+
+    def test_step(self, batch: GroupBatch, batch_idx: int) -> None:
+        """Add a batch to the test metrics."""
+        self._step(batch, self.test_metrics)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test metrics."""
+        self._log_epoch("test", self.test_metrics)
+
+    def predict_step(self, batch: GroupBatch, batch_idx: int) -> list[dict[str, object]]:
+        """Log-probabilities, reward and rank of each response, one row a response."""
+        reference_logps = self._policy.reference(batch)
+        policy_logps = self._policy(batch)
+        if not batch.counted.all():
+            return []
+        return prediction_rows(batch, policy_logps, reference_logps, beta=self.loss.beta)
+
+    def _log_epoch(self, stage: str, metrics: GroupMetrics) -> None:
+        values = metrics.compute()
+        metrics.reset()
+        del values["groups"]
+        self._log(stage, values)
+
+    def _log(self, stage: str, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            # The values are those of all processes already: averaging would change nothing.
+            self.log(
+                f"{stage}/{name}",
+                value,
+                prog_bar=name in ON_PROGRESS_BAR,
+                batch_size=1,
+                sync_dist=False,
+            )
+
+    def _check_first_batch(self, batch: GroupBatch, log_ratios: Tensor) -> None:
+        """Stop a run that would compute something else than it says.
+
+        Raises:
+            PolicyError: if log-probabilities differ from those of the model's own logits, or if a
+                fresh adapter's policy differs from the reference.
+        """
+        self._policy.check(batch)
+        if self._policy.is_fresh():
+            furthest = log_ratios.detach().abs().max().item()
+            if not furthest <= 1e-3:
+                raise PolicyError(
+                    f"{type(self._policy.causal_lm).__name__}: the adapter is fresh, so policy and "
+                    f"reference must agree, but a log-ratio of the first batch is {furthest:.4f} "
+                    "nats. Something random or stateful is active in training only."
+                )
+        self._checked = True
+
+    # -------------------------------------------------------------------------- optimization
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The injected optimizer over the adapter, and the injected schedule over the run."""
+        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        if self.lr_scheduler is None:
+            return optimizer
+        if isinstance(self.lr_scheduler, RunSchedule):
+            scheduler = self.lr_scheduler(optimizer, self._optimizer_steps())
+        else:
+            scheduler = self.lr_scheduler(optimizer)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def _optimizer_steps(self) -> int:
+        """Optimizer steps of the whole run.
+
+        With a data module `trainer.estimated_stepping_batches` is avoided: it makes the training
+        loader before a checkpoint is restored, and a resumed run would start from that loader
+        (pytorch-lightning#20550).
+        """
+        trainer = self.trainer
+        datamodule = getattr(trainer, "datamodule", None)
+        if datamodule is None or trainer.max_epochs in (None, -1):
+            return int(trainer.estimated_stepping_batches)
+        batches = len(datamodule.train_dataloader())
+        limit = trainer.limit_train_batches
+        if isinstance(limit, int):
+            batches = min(batches, limit)
+        elif limit is not None:
+            batches = int(batches * limit)
+        steps = -(-batches // trainer.accumulate_grad_batches) * int(trainer.max_epochs or 1)
+        return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
+
+    # --------------------------------------------------------------------------- checkpoints
+
+    def _adapter_names(self) -> dict[str, torch.Size]:
+        return {n: p.shape for n, p in self.named_parameters() if p.requires_grad}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the adapter, leave the frozen base out."""
+        names = self._adapter_names()
+        checkpoint["state_dict"] = {
+            name: value for name, value in checkpoint["state_dict"].items() if name in names
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Accept exactly this adapter.
+
+        Raises:
+            PolicyError: if the checkpoint's adapter has other layers or shapes.
+        """
+        expected = self._adapter_names()
+        found = {name: value.shape for name, value in checkpoint["state_dict"].items()}
+        if found != expected:
+            differing = sorted(
+                name
+                for name in found.keys() | expected.keys()
+                if found.get(name) != expected.get(name)
+            )
+            name = differing[0]
+            raise PolicyError(
+                f"The checkpoint's adapter is not this run's: {len(differing)} weights differ. "
+                f"First {name}: {found.get(name, 'absent')} in the checkpoint, "
+                f"{expected.get(name, 'absent')} here. Use the model.policy settings that wrote it."
+            )
+
+    def _write_adapter(self, path: Any, state_dict: dict[str, Tensor]) -> None:
+        weights = {name.removeprefix(ADAPTER_PREFIX): value for name, value in state_dict.items()}
+        self._policy.save_adapter(path, weights)
+        tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(path)

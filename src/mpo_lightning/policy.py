@@ -1,0 +1,337 @@
+"""The policy: a base model with LoRA on it, and the reference that it contains.
+
+The reference is the same weights with the adapters off, never a second copy. That holds because
+nothing but LoRA weights is ever trained and because a run starts from fresh adapters: a base that
+is itself an adapter folder is refused.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+
+from mpo_lightning.batch import GroupBatch
+from mpo_lightning.logps import SHARED_PROMPT_MODELS, Layout, response_logps
+
+__all__ = ["LoRA", "Policy", "PolicyConfig", "PolicyError", "build_policy"]
+
+
+class PolicyError(ValueError):
+    """A base model or adapter that cannot be trained as asked; the message says what to do."""
+
+
+@dataclass(kw_only=True)
+class LoRA:
+    """Settings of the adapter, with PEFT's names and meaning. arXiv 2106.09685.
+
+    Args:
+        r: rank.
+        lora_alpha: scale; the update is ``lora_alpha / r`` times ``B A``.
+        lora_dropout: dropout on the adapters' input while training; the reference has none.
+        target_modules: names of the linear layers to adapt, or "all-linear" (all but the head).
+        exclude_modules: names to leave out.
+        use_rslora: scale by ``lora_alpha / sqrt(r)`` instead.
+        use_dora: weight-decomposed LoRA (arXiv 2402.09353).
+    """
+
+    r: int = 16
+    lora_alpha: float = 32
+    lora_dropout: float = 0.0
+    target_modules: str | list[str] = "all-linear"
+    exclude_modules: list[str] | None = None
+    use_rslora: bool = False
+    use_dora: bool = False
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise ValueError(f"LoRA: r must be at least 1, got {self.r}.")
+        if self.lora_alpha <= 0:
+            raise ValueError(f"LoRA: lora_alpha must be > 0, got {self.lora_alpha}.")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"LoRA: lora_dropout must be in [0, 1), got {self.lora_dropout}.")
+
+
+@dataclass(kw_only=True)
+class PolicyConfig:
+    """Which model is trained, and how it is loaded.
+
+    Args:
+        base: folder or hub id of any causal language model, in safetensors.
+        lora: the adapter.
+        dtype: dtype of the base weights; "auto" is the one they are stored in. Adapters of 16-bit
+            models are kept in float32.
+        gradient_checkpointing: compute activations again in the backward pass to save memory.
+        attn_implementation: transformers' attention implementation, where the shared layout's own
+            is not in use; its default if none.
+        revision: branch, tag or commit of a hub model.
+        trust_remote_code: let a hub model run its own code.
+        random_init: random weights from the base's configuration, for tests and benchmarks.
+    """
+
+    base: str
+    lora: LoRA = field(default_factory=LoRA)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    gradient_checkpointing: bool = False
+    attn_implementation: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    random_init: bool = False
+
+
+class Policy(nn.Module):
+    """Log-probabilities of responses under the policy and under its reference.
+
+    Args:
+        model: a PEFT model with fresh LoRA adapters.
+        layout: how batches are computed: "shared" or "separate".
+        chunk_size: tokens at a time that reach the output head.
+    """
+
+    def __init__(self, model: Any, *, layout: Layout, chunk_size: int = 1024) -> None:
+        super().__init__()
+        self.model = model
+        self.layout = layout
+        self.chunk_size = chunk_size
+        self.plain_attention: str = self.causal_lm.config._attn_implementation
+
+    @property
+    def causal_lm(self) -> Any:
+        """The transformers model, adapters in place."""
+        return self.model.get_base_model()
+
+    def forward(self, batch: GroupBatch) -> Tensor:
+        """Log-probability of each response under the policy, nats, fp32 (B, N)."""
+        return self._logps(batch, self.layout)
+
+    @torch.no_grad()
+    def reference(self, batch: GroupBatch) -> Tensor:
+        """The same under the reference: adapters off, no dropout, no gradients."""
+        with self.model.disable_adapter(), eval_mode(self.model):
+            return self._logps(batch, self.layout)
+
+    def _logps(self, batch: GroupBatch, layout: Layout) -> Tensor:
+        return response_logps(
+            self.causal_lm,
+            batch,
+            layout=layout,
+            plain_attention=self.plain_attention,
+            chunk_size=self.chunk_size,
+        )
+
+    def is_fresh(self) -> bool:
+        """Whether the adapter still computes nothing: every B of its products is zero."""
+        ups = [p for name, p in self.model.named_parameters() if "lora_B" in name]
+        return not any(bool(up.any()) for up in ups)
+
+    @torch.no_grad()
+    def check(self, batch: GroupBatch) -> None:
+        """Compare one small group of a batch against the model's own full logits.
+
+        Catches an architecture whose attention, positions or logits the package would get wrong.
+
+        Raises:
+            PolicyError: naming the model, the difference and the setting to use.
+        """
+        vocabulary = self.causal_lm.get_input_embeddings().weight.shape[0]
+        if int(batch.tokens.max()) >= vocabulary:
+            raise PolicyError(
+                f"A batch holds token {int(batch.tokens.max())}, but the model has only "
+                f"{vocabulary}: data.tokenizer belongs to another model."
+            )
+        sizes = [
+            p + sum(r) for p, r in zip(batch.prompt_lengths, batch.response_lengths, strict=True)
+        ]
+        group = batch.select(sizes.index(min(sizes)))
+        with eval_mode(self.model):
+            found = self._logps(group, self.layout)[0, -1].item()
+            expected = self._plain_logps(group)
+        length = group.response_lengths[0][-1]
+        gap = abs(found - expected)
+        device = group.tokens.device.type
+        low_precision = self.causal_lm.dtype.itemsize < 4 or torch.is_autocast_enabled(device)
+        # Kernels differ in rounding only: about 1e-6 nats a token in fp32, 1e-2 in 16 bits.
+        if gap > (0.1 if low_precision else 1e-4) * length:
+            raise PolicyError(
+                f"{type(self.causal_lm).__name__} ({self.causal_lm.config.model_type}): the last "
+                f"response of {group.sources[0]} has log-probability {found:.4f} in the "
+                f"{self.layout} layout, but {expected:.4f} by the model's own logits: a difference "
+                f"of {gap:.4f} nats over {length} tokens. "
+                + ("Set model.layout: separate." if self.layout == "shared" else "")
+            )
+
+    def _plain_logps(self, group: GroupBatch) -> float:
+        """The last response of a one-group batch by ``model(input_ids).logits``."""
+        prompt, length = group.prompt_lengths[0], group.response_lengths[0][-1]
+        ids = torch.cat([group.tokens[:prompt], group.tokens[-length:]])
+        self.causal_lm.config._attn_implementation = self.plain_attention
+        logits = self.causal_lm(ids[None], use_cache=False).logits[0, prompt - 1 : -1]
+        logps = logits.float().log_softmax(-1).gather(1, ids[prompt:, None])
+        return float(logps.sum())
+
+    def save_adapter(self, path: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write the adapter as a folder that ``PeftModel.from_pretrained`` loads.
+
+        Args:
+            path: the folder.
+            state_dict: adapter weights by their names in ``self.model``, where they must not be
+                taken from this process's own parameters.
+        """
+        self.model.save_pretrained(path, state_dict=state_dict, save_embedding_layers=False)
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside, each module's own mode afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+# ---------------------------------------------------------------------------------- building
+
+
+def build_policy(config: PolicyConfig, layout: Literal["auto", "shared", "separate"]) -> Policy:
+    """Load the base and put fresh adapters on it.
+
+    Raises:
+        PolicyError: if the base is not a model, the adapter fits nothing, or the layout is not
+            possible for this architecture.
+    """
+    base = _load_base(config)
+    chosen = _choose_layout(base.config.model_type, layout)
+    if config.gradient_checkpointing:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+    model = _add_lora(base, config.lora)
+    # transformers loads models in eval mode, and Lightning keeps the mode that it finds.
+    model.train()
+    return Policy(model, layout=chosen)
+
+
+def _choose_layout(model_type: str, layout: Literal["auto", "shared", "separate"]) -> Layout:
+    if layout == "separate":
+        return "separate"
+    if model_type in SHARED_PROMPT_MODELS:
+        return "shared"
+    if layout == "shared":
+        raise PolicyError(
+            f"model.layout is shared, but {model_type} is not among the architectures that can "
+            f"share a prompt ({', '.join(sorted(SHARED_PROMPT_MODELS))}). Set it to auto."
+        )
+    rank_zero_info(f"Layout: separate rows, since {model_type} models cannot share a prompt here.")
+    return "separate"
+
+
+def _load_base(config: PolicyConfig) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = Path(config.base)
+    if (folder / "adapter_config.json").is_file():
+        raise PolicyError(
+            f"model.policy.base: {folder} is an adapter, not a model. The reference of a trained "
+            "adapter is not its base: merge it (PeftModel.merge_and_unload), save the result, and "
+            "name that folder."
+        )
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise PolicyError(
+                f"model.policy.base: {folder} holds no config.json, so it is not a model's folder."
+            )
+        # What an exported adapter names as its base must not depend on the working directory.
+        name = str(folder.resolve())
+    else:
+        name = config.base
+    hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    try:
+        settings = AutoConfig.from_pretrained(name, **hub)
+        _switch_off_dropout(settings)
+        kwargs: dict[str, Any] = {
+            "dtype": config.dtype,
+            "attn_implementation": config.attn_implementation,
+            **hub,
+        }
+        if config.random_init:
+            del kwargs["revision"]
+            if config.dtype == "auto":
+                kwargs["dtype"] = settings.dtype or torch.float32
+            return AutoModelForCausalLM.from_config(settings, **kwargs)
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            name, config=settings, use_safetensors=True, output_loading_info=True, **kwargs
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise PolicyError(
+            f"model.policy.base: {config.base} cannot be loaded as a causal language model: {error}"
+        ) from error
+    absent = sorted([*loaded["missing_keys"], *(str(key) for key in loaded["mismatched_keys"])])
+    if absent:
+        raise PolicyError(
+            f"model.policy.base: {config.base} lacks {len(absent)} weights of "
+            f"{type(model).__name__} (first: {absent[:3]}); they would be random."
+        )
+    return model
+
+
+def _switch_off_dropout(settings: Any) -> None:
+    """Set the base's own dropout to zero: the reference has none, and log-ratios start at 0."""
+    names = [
+        name
+        for name, value in settings.to_dict().items()
+        if isinstance(value, float) and value > 0 and ("drop" in name or name.endswith("pdrop"))
+    ]
+    for name in names:
+        setattr(settings, name, 0.0)
+    if names:
+        rank_zero_info(f"The base model's own dropout is off: {', '.join(names)}.")
+
+
+def _add_lora(base: Any, lora: LoRA) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=lora.target_modules,
+        exclude_modules=lora.exclude_modules,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        bias="none",
+    )
+    linear = sorted(
+        {n.rpartition(".")[2] for n, m in base.named_modules() if isinstance(m, nn.Linear)}
+    )
+    try:
+        model = get_peft_model(base, settings)
+    except ValueError as error:
+        raise PolicyError(
+            f"model.policy.lora.target_modules {lora.target_modules} cannot be adapted: {error} "
+            f"Linear layers of this model: {', '.join(linear)}."
+        ) from error
+    if isinstance(lora.target_modules, list):
+        adapted = model.targeted_module_names
+        unmatched = [
+            target
+            for target in lora.target_modules
+            if not any(name == target or name.endswith(f".{target}") for name in adapted)
+        ]
+        if unmatched:
+            raise PolicyError(
+                f"model.policy.lora.target_modules: {unmatched} match no layer. "
+                f"Linear layers of this model: {', '.join(linear)}."
+            )
+    other = [n for n, p in model.named_parameters() if p.requires_grad and "lora_" not in n]
+    if other:
+        raise PolicyError(
+            f"{other[:3]} would be trained beside the adapters, and switching the adapters off "
+            "would not restore them."
+        )
+    return model

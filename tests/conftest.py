@@ -1,0 +1,189 @@
+"""Small real models, tokenizers and data, made here: nothing is downloaded."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+from mpo_lightning.batch import GroupBatch, TokenGroup
+
+# Two cores, several processes: more threads than cores only slow each other down.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message.role not in ['system', 'user', 'assistant'] %}"
+    "{{ raise_exception('unknown role ' + message.role) }}{% endif %}"
+    "<|{{ message.role }}|>\n{{ message.content }}{{ eos_token }}\n"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+CORPUS = [
+    "The quick brown fox jumps over the lazy dog, and the dog does not mind at all.",
+    "Name a fruit that grows on trees. An apple grows on a tree; so does a pear.",
+    "Count to five: one, two, three, four, five. Why is the sky blue? It scatters light.",
+    "Write a short poem about rain. Rain falls softly on the roof and sings me to sleep.",
+]
+
+
+def make_tokenizer(*, chat: bool = True, bos: bool = True, vocab_size: int = 384) -> Any:
+    """A byte-level BPE tokenizer trained on a few sentences; unpadded, with EOS."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<|bos|>", "<|eos|>", "<|system|>", "<|user|>", "<|assistant|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|bos|>" if bos else None,
+        eos_token="<|eos|>",
+    )
+    if chat:
+        wrapped.chat_template = CHAT_TEMPLATE
+    return wrapped
+
+
+def tiny_config(**changes: Any) -> LlamaConfig:
+    settings: dict[str, Any] = {
+        "vocab_size": 384,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": None,
+    }
+    return LlamaConfig(**{**settings, **changes})
+
+
+def tiny_model(config: Any = None) -> Any:
+    """A causal language model with random weights, large enough that log-probs differ clearly."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config or tiny_config())
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.1)
+    return model.float().eval()
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model folder with its tokenizer, as a user has one."""
+    folder = tmp_path_factory.mktemp("base")
+    tiny_model().save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def example_rows(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Ragged groups with chat and text prompts, ties among scores, and other columns."""
+    generator = torch.Generator().manual_seed(seed)
+    words = " ".join(CORPUS).split()
+
+    def draw(upper: int) -> int:
+        return int(torch.randint(upper, (1,), generator=generator))
+
+    def text(longest: int) -> str:
+        return " ".join(words[draw(len(words))] for _ in range(1 + draw(longest)))
+
+    rows = []
+    for number in range(count):
+        n = 2 + draw(4)
+        scores = [float(draw(10)) for _ in range(n)]
+        scores[0] = scores[1] + 1.5
+        prompt: Any = text(8)
+        if number % 2:
+            prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": prompt}]
+        responses = [f"{text(9)} {index}" for index in range(n)]
+        rows.append(
+            {"prompt": prompt, "responses": responses, "scores": scores, "prompt_id": f"p{number}"}
+        )
+    return rows
+
+
+@pytest.fixture
+def write_jsonl(tmp_path: Path) -> Callable[..., str]:
+    """Writes rows (or raw lines) to a JSON Lines file and gives its path."""
+
+    def write(rows: list[Any], name: str = "groups.jsonl") -> str:
+        path = tmp_path / name
+        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def random_groups(
+    shape: list[tuple[int, list[int]]], *, vocab_size: int = 384, seed: int = 0
+) -> list[TokenGroup]:
+    """Groups of random tokens: for each, the prompt's length and the responses' lengths."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(length: int) -> torch.Tensor:
+        return torch.randint(2, vocab_size, (length,), generator=generator)
+
+    return [
+        TokenGroup(
+            prompt=ids(prompt),
+            responses=tuple(ids(length) for length in lengths),
+            scores=tuple(torch.rand(len(lengths), generator=generator).tolist()),
+            source=f"random:{number}",
+            extra={},
+        )
+        for number, (prompt, lengths) in enumerate(shape, start=1)
+    ]
+
+
+@pytest.fixture
+def ragged_batch() -> GroupBatch:
+    """Three groups with unequal prompts, numbers of responses and response lengths."""
+    return GroupBatch.from_groups(random_groups([(11, [3, 1, 9]), (4, [20, 2, 7, 5]), (17, [6, 6])]))
+
+
+def plain_logps(model: Any, batch: GroupBatch) -> torch.Tensor:
+    """The oracle: each response alone behind its prompt, through ``model(input_ids).logits``."""
+    result = []
+    for number in range(len(batch)):
+        group = batch.select(number)
+        prompt, rest = group.tokens.split([group.prompt_lengths[0], sum(group.response_lengths[0])])
+        sums = []
+        for response in rest.split(group.response_lengths[0]):
+            ids = torch.cat([prompt, response])
+            logits = model(ids[None]).logits[0, len(prompt) - 1 : -1]
+            logps = logits.double().log_softmax(-1)
+            sums.append(logps.gather(1, response[:, None]).sum())
+        sums += [logps.new_zeros(())] * (batch.slots - len(sums))
+        result.append(torch.stack(sums))
+    return torch.stack(result)
+
+
+@pytest.fixture(scope="session")
+def toy_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The quick start's world, built once."""
+    from mpo_lightning.toy.world import build
+
+    folder = tmp_path_factory.mktemp("toy") / "quickstart"
+    build(folder, seed=0)
+    return folder
