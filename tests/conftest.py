@@ -1,7 +1,13 @@
 """Small real models, tokenizers and data, made here: nothing is downloaded."""
 
-import json
 import os
+
+# Before the libraries are imported: they read these once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +18,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from mpo_lightning.batch import GroupBatch, TokenGroup
-
-# Two cores, several processes: more threads than cores only slow each other down.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"

@@ -4,6 +4,10 @@ The row is ``prompt, y1, ..., yn`` of one group after another. A response attend
 prompt and to itself, causally, as it would alone behind the prompt; so the prompt is computed once,
 exactly. The attention is *split*: causal attention over each prompt, and for the n responses one
 batched call with keys ``[prompt | own]``. No mask of the whole row is ever built.
+
+The function is registered with transformers under `SHARED_PROMPT_ATTENTION`. A model that is set to
+it computes plain ``sdpa`` attention whenever it is called without a `PromptSharing`: it generates
+and evaluates as before.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 
-__all__ = ["SPLIT_ATTENTION", "PromptSharing"]
+__all__ = ["SHARED_PROMPT_ATTENTION", "PromptSharing"]
 
-SPLIT_ATTENTION = "mpo_split_prompt"
+SHARED_PROMPT_ATTENTION = "mpo_shared_prompt"
 
 
 @dataclass
@@ -91,20 +95,20 @@ def split_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    shared_prompt: PromptSharing,
+    shared_prompt: PromptSharing | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attention function for transformers: ``attention_mask`` must be None, ``shared_prompt`` set.
+    """Attention function for transformers: split where there is a `PromptSharing`, sdpa elsewhere.
 
     Args:
         module: the attention layer.
         query: (1, heads, T, D).
         key: (1, key-value heads, T, D).
         value: as key.
-        attention_mask: None; `PromptSharing` says who attends to whom.
+        attention_mask: of plain attention; with a `PromptSharing` that says who attends to whom.
         shared_prompt: where the groups lie.
         dropout: probability that an attention weight is dropped.
         scaling: factor of the attention logits.
@@ -117,15 +121,18 @@ def split_attention(
     Raises:
         NotImplementedError: for logit soft-caps and attention sinks.
     """
+    sdpa = AttentionInterface()["sdpa"]
+    if shared_prompt is None:
+        others |= {"dropout": dropout, "scaling": scaling, "sliding_window": sliding_window}
+        output: tuple[Tensor, None] = sdpa(module, query, key, value, attention_mask, **others)
+        return output
     for name in ("softcap", "s_aux"):
         if others.get(name) is not None:
             raise NotImplementedError(
                 f"{type(module).__name__} uses {name!r}, which the shared layout does not have. "
                 "Set model.layout: separate."
             )
-    assert attention_mask is None
     shared_prompt.calls += 1
-    sdpa = AttentionInterface()["sdpa"]
     outputs = []
     for start, prompt, lengths in shared_prompt.groups():
         own = slice(start + prompt, start + prompt + sum(lengths))
@@ -157,6 +164,5 @@ def split_attention(
     return torch.cat(outputs, dim=1), None
 
 
-# Without a mask function of the same name transformers builds no mask for it, which is what the
-# split wants: positions that restart would read as packed documents otherwise.
-AttentionInterface.register(SPLIT_ATTENTION, split_attention)
+AttentionInterface.register(SHARED_PROMPT_ATTENTION, split_attention)
+AttentionMaskInterface.register(SHARED_PROMPT_ATTENTION, AttentionMaskInterface()["sdpa"])

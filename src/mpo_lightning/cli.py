@@ -30,6 +30,13 @@ class MPOCLI(LightningCLI):
         parser.set_defaults({"checkpoint.save_last": True})
         parser.add_lightning_class_args(PredictionWriter, "predictions")
 
+    def instantiate_classes(self) -> None:
+        """Make model, data and trainer; a value that one of them refuses is a usage error."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            self.parser.error(str(error))
+
     def before_instantiate_classes(self) -> None:
         """Take the tokenizer from the base where none is named."""
         config = self.config[self.subcommand] if self.subcommand else self.config
@@ -49,6 +56,8 @@ def main(args: ArgsType = None) -> None:
             MPOModule,
             PreferenceDataModule,
             seed_everything_default=0,
+            # Long training lets one response of each chosen set take all the mass.
+            trainer_defaults={"max_epochs": 1},
             auto_configure_optimizers=False,
             # A repeated or resumed run, and validate after fit, write their configuration again.
             save_config_kwargs={"overwrite": True},

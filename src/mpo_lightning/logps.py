@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
-from mpo_lightning.attention import SPLIT_ATTENTION, PromptSharing
+from mpo_lightning.attention import SHARED_PROMPT_ATTENTION, PromptSharing
 from mpo_lightning.batch import GroupBatch
 
 __all__ = [
@@ -64,6 +64,9 @@ def shared_row(batch: GroupBatch) -> ModelRows:
     inputs = {
         "input_ids": batch.tokens[None],
         "position_ids": sharing.positions(device)[None],
+        # A mask of four dimensions is taken as it is: without one, positions that restart would
+        # read as packed documents, and a mask of the whole row would be built.
+        "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
         "shared_prompt": sharing,
     }
     return ModelRows(
@@ -155,7 +158,6 @@ def response_logps(
     batch: GroupBatch,
     *,
     layout: Layout,
-    plain_attention: str = "sdpa",
     chunk_size: int = 1024,
 ) -> Tensor:
     """Log-probability of each response given its prompt, summed over its tokens, (B, N) fp32.
@@ -167,16 +169,15 @@ def response_logps(
         model: a transformers causal language model (with PEFT layers in it, if any).
         batch: whole groups.
         layout: "shared" computes each prompt once, "separate" once per response.
-        plain_attention: the transformers attention implementation for separate rows.
         chunk_size: tokens at a time that reach the head.
 
     Raises:
         NotImplementedError: if the model's attention does not follow the shared layout.
     """
     rows = shared_row(batch) if layout == "shared" else separate_rows(batch)
-    # Set before each forward and left as it is: a checkpointed layer that is computed again in the
-    # backward pass reads the name again.
-    model.config._attn_implementation = SPLIT_ATTENTION if layout == "shared" else plain_attention
+    if layout == "shared":
+        # It stays set: a checkpointed layer reads it again in the backward pass.
+        model.config._attn_implementation = SHARED_PROMPT_ATTENTION
     hidden = model.base_model(**rows.inputs, use_cache=False).last_hidden_state
     if layout == "shared":
         layers, calls = model.config.num_hidden_layers, rows.inputs["shared_prompt"].calls

@@ -66,8 +66,8 @@ class PolicyConfig:
         dtype: dtype of the base weights; "auto" is the one they are stored in. Adapters of 16-bit
             models are kept in float32.
         gradient_checkpointing: compute activations again in the backward pass to save memory.
-        attn_implementation: transformers' attention implementation, where the shared layout's own
-            is not in use; its default if none.
+        attn_implementation: transformers' attention implementation for separate rows; its default
+            if none. The shared layout has its own.
         revision: branch, tag or commit of a hub model.
         trust_remote_code: let a hub model run its own code.
         random_init: random weights from the base's configuration, for tests and benchmarks.
@@ -97,7 +97,6 @@ class Policy(nn.Module):
         self.model = model
         self.layout = layout
         self.chunk_size = chunk_size
-        self.plain_attention: str = self.causal_lm.config._attn_implementation
 
     @property
     def causal_lm(self) -> Any:
@@ -106,22 +105,15 @@ class Policy(nn.Module):
 
     def forward(self, batch: GroupBatch) -> Tensor:
         """Log-probability of each response under the policy, nats, fp32 (B, N)."""
-        return self._logps(batch, self.layout)
+        return response_logps(
+            self.causal_lm, batch, layout=self.layout, chunk_size=self.chunk_size
+        )
 
     @torch.no_grad()
     def reference(self, batch: GroupBatch) -> Tensor:
         """The same under the reference: adapters off, no dropout, no gradients."""
         with self.model.disable_adapter(), eval_mode(self.model):
-            return self._logps(batch, self.layout)
-
-    def _logps(self, batch: GroupBatch, layout: Layout) -> Tensor:
-        return response_logps(
-            self.causal_lm,
-            batch,
-            layout=layout,
-            plain_attention=self.plain_attention,
-            chunk_size=self.chunk_size,
-        )
+            return self(batch)
 
     def is_fresh(self) -> bool:
         """Whether the adapter still computes nothing: every B of its products is zero."""
@@ -148,7 +140,7 @@ class Policy(nn.Module):
         ]
         group = batch.select(sizes.index(min(sizes)))
         with eval_mode(self.model):
-            found = self._logps(group, self.layout)[0, -1].item()
+            found = self(group)[0, -1].item()
             expected = self._plain_logps(group)
         length = group.response_lengths[0][-1]
         gap = abs(found - expected)
@@ -168,7 +160,6 @@ class Policy(nn.Module):
         """The last response of a one-group batch by ``model(input_ids).logits``."""
         prompt, length = group.prompt_lengths[0], group.response_lengths[0][-1]
         ids = torch.cat([group.tokens[:prompt], group.tokens[-length:]])
-        self.causal_lm.config._attn_implementation = self.plain_attention
         logits = self.causal_lm(ids[None], use_cache=False).logits[0, prompt - 1 : -1]
         logps = logits.float().log_softmax(-1).gather(1, ids[prompt:, None])
         return float(logps.sum())

@@ -1,14 +1,13 @@
 """What ``predict`` writes: log-probabilities, rewards and ranks of every response, as Parquet."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from mpo_lightning.batch import GroupBatch
@@ -69,7 +68,7 @@ def prediction_rows(
     return rows
 
 
-class PredictionWriter(BasePredictionWriter):
+class PredictionWriter(Callback):
     """Writes predictions as they come, one part per process, and joins the parts at the end.
 
     Args:
@@ -77,7 +76,6 @@ class PredictionWriter(BasePredictionWriter):
     """
 
     def __init__(self, path: str = "predictions.parquet") -> None:
-        super().__init__(write_interval="batch")
         self.path = Path(path)
         self._writer: pq.ParquetWriter | None = None
 
@@ -97,19 +95,18 @@ class PredictionWriter(BasePredictionWriter):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._writer = pq.ParquetWriter(self._part(trainer.global_rank), SCHEMA)
 
-    def write_on_batch_end(  # noqa: PLR0917 (the signature is Lightning's)
+    def on_predict_batch_end(  # noqa: PLR0917 (the signature is Lightning's)
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        prediction: Any,
-        batch_indices: Sequence[int] | None,
+        outputs: Any,
         batch: Any,
         batch_idx: int,
-        dataloader_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Write the rows of a batch."""
         assert self._writer is not None
-        self._writer.write_table(pa.Table.from_pylist(prediction, schema=SCHEMA))
+        self._writer.write_table(pa.Table.from_pylist(outputs, schema=SCHEMA))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Join the parts in the order of the files' rows."""

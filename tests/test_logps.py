@@ -1,0 +1,266 @@
+"""Both layouts against the model's own full logits, values and gradients."""
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import plain_logps, random_groups, tiny_config, tiny_model
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig
+
+from mpo_lightning.attention import PromptSharing
+from mpo_lightning.batch import GroupBatch
+from mpo_lightning.logps import (
+    SHARED_PROMPT_MODELS,
+    Layout,
+    response_logps,
+    separate_rows,
+    shared_row,
+    token_logps,
+)
+
+SHAPE = [(11, [3, 1, 9]), (4, [20, 2, 7, 5]), (17, [6, 6])]
+LAYOUTS: list[Layout] = ["shared", "separate"]
+# What of an architecture needs more than the common settings to be exercised.
+VARIANTS: dict[str, dict[str, Any]] = {
+    **{name: {} for name in SHARED_PROMPT_MODELS},
+    "granite": {"logits_scaling": 3.0, "attention_multiplier": 0.3},
+    "qwen3": {"head_dim": 8},
+    "mistral with a window": {"sliding_window": 8},
+    "qwen2 with windows on some layers": {
+        "sliding_window": 6,
+        "use_sliding_window": True,
+        "max_window_layers": 1,
+        "layer_types": ["full_attention", "sliding_attention"],
+    },
+}
+
+
+def variant_model(name: str, **changes: Any) -> Any:
+    settings = {**tiny_config().to_dict(), **VARIANTS.get(name, {}), **changes}
+    for key in ("model_type", "architectures", "rope_parameters", "transformers_version", "dtype"):
+        settings.pop(key, None)
+    if "head_dim" not in {**VARIANTS.get(name, {}), **changes}:
+        settings.pop("head_dim", None)
+    return tiny_model(AutoConfig.for_model(name.split()[0], **settings))
+
+
+def lora_gradients(model: Any) -> dict[str, torch.Tensor]:
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def with_trained_lora(model: Any, **settings: Any) -> Any:
+    """LoRA whose B is not zero, so that every gradient is alive."""
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, **settings)
+    return get_peft_model(model, config)
+
+
+@pytest.mark.parametrize("name", sorted(VARIANTS))
+def test_layouts_equal_full_logits_with_gradients(name: str) -> None:
+    model = with_trained_lora(variant_model(name).double())
+    causal_lm = model.get_base_model()
+    batch = GroupBatch.from_groups(random_groups(SHAPE))
+    weights = torch.randn(3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    results = {}
+    for layout in ("plain", *LAYOUTS):
+        model.zero_grad()
+        if layout == "plain":
+            logps = plain_logps(causal_lm, batch)
+        else:
+            logps = response_logps(causal_lm, batch, layout=layout, chunk_size=7)
+        (logps * weights * batch.valid).sum().backward()
+        results[layout] = (logps.detach(), lora_gradients(model))
+    expected, expected_gradients = results["plain"]
+    assert expected.abs().max() > 10
+    for layout in LAYOUTS:
+        logps, gradients = results[layout]
+        torch.testing.assert_close(logps, expected, rtol=0, atol=1e-5, msg=layout)
+        for key, gradient in gradients.items():
+            scale = expected_gradients[key].abs().max()
+            assert (gradient - expected_gradients[key]).abs().max() <= 1e-5 * scale, (layout, key)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "cohere", "bloom", "opt", "gpt_neox"])
+def test_separate_rows_equal_full_logits_for_other_architectures(name: str) -> None:
+    """Absolute positions, soft-caps, logit scales, ALiBi and head biases are the model's own."""
+    common = {"vocab_size": 384, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
+    sizes: dict[str, Any] = {
+        "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
+        "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
+        "opt": {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64},
+        "gemma2": {"head_dim": 8, "sliding_window": 8, "final_logit_softcapping": 2.0},
+        "cohere": {"logit_scale": 0.4},
+    }
+    settings = {
+        **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
+        **{"num_attention_heads": 4, "num_key_value_heads": 2},
+        **sizes.get(name, {}),
+        **common,
+    }
+    if name in ("gpt2", "bloom"):
+        settings = {**sizes[name], **common}
+    model = tiny_model(AutoConfig.for_model(name, **settings))
+    batch = GroupBatch.from_groups(random_groups(SHAPE))
+    with torch.no_grad():
+        expected = plain_logps(model, batch)
+        found = response_logps(model, batch, layout="separate", chunk_size=5)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4)
+
+
+def test_attention_that_the_shared_layout_does_not_have_is_refused() -> None:
+    model = tiny_model(
+        AutoConfig.for_model(
+            "gemma2",
+            **{"vocab_size": 384, "hidden_size": 32, "intermediate_size": 64, "head_dim": 8},
+            **{"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
+        )
+    )
+    batch = GroupBatch.from_groups(random_groups(SHAPE))
+    with pytest.raises(NotImplementedError, match="softcap.*layout: separate"):
+        response_logps(model, batch, layout="shared")
+
+
+def test_a_model_that_never_calls_the_attention_function_is_refused() -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 384}
+    model = tiny_model(AutoConfig.for_model("falcon", **sizes))
+    batch = GroupBatch.from_groups(random_groups(SHAPE))
+    with pytest.raises(NotImplementedError, match="0 of 2 attention layers"):
+        response_logps(model, batch, layout="shared")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_group_does_not_depend_on_its_neighbours(layout: Layout) -> None:
+    model = tiny_model()
+    batch = GroupBatch.from_groups(random_groups(SHAPE))
+    with torch.no_grad():
+        together = response_logps(model, batch, layout=layout)
+        for row, (_, lengths) in enumerate(SHAPE):
+            alone = response_logps(model, batch.select(row), layout=layout)
+            torch.testing.assert_close(together[row, : len(lengths)], alone[0], rtol=0, atol=1e-4)
+            assert together[row, len(lengths) :].eq(0).all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_permuting_responses_permutes_log_probabilities(layout: Layout) -> None:
+    model = tiny_model()
+    (group,) = random_groups([(9, [3, 8, 5, 1])])
+    order = [2, 0, 3, 1]
+    permuted = group._replace(responses=tuple(group.responses[i] for i in order))
+    with torch.no_grad():
+        straight = response_logps(model, GroupBatch.from_groups([group]), layout=layout)
+        turned = response_logps(model, GroupBatch.from_groups([permuted]), layout=layout)
+    torch.testing.assert_close(turned, straight[:, order], rtol=0, atol=1e-4)
+
+
+def test_each_row_scores_exactly_the_response_tokens() -> None:
+    """A four-token example by hand: prompt a b, responses c d and e."""
+    (group,) = random_groups([(2, [2, 1])])
+    a, b = group.prompt.tolist()
+    (c, d), (e,) = (response.tolist() for response in group.responses)
+    batch = GroupBatch.from_groups([group])
+    shared = shared_row(batch)
+    assert shared.inputs["input_ids"].tolist() == [[a, b, c, d, e]]
+    assert shared.inputs["position_ids"].tolist() == [[0, 1, 2, 3, 2]]
+    assert shared.predictors.tolist() == [1, 2, 1]
+    assert shared.targets.tolist() == [c, d, e]
+    separate = separate_rows(batch)
+    assert separate.inputs["input_ids"].tolist() == [[a, b, c, d], [a, b, e, 0]]
+    assert separate.inputs["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
+    assert separate.predictors.tolist() == [1, 2, 5]
+    assert separate.targets.tolist() == [c, d, e]
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, 64])
+def test_token_logps_equal_full_log_softmax(chunk_size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(33, 16, generator=generator, requires_grad=True)
+    head = torch.nn.Linear(16, 101)
+    targets = torch.randint(101, (33,), generator=generator)
+    weights = torch.randn(33, generator=generator)
+
+    def gradients(values: torch.Tensor) -> list[torch.Tensor]:
+        return list(torch.autograd.grad((values * weights).sum(), [hidden, *head.parameters()]))
+
+    found = token_logps(hidden, targets, head, chunk_size=chunk_size)
+    full = head(hidden).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    torch.testing.assert_close(found, full)
+    for got, want in zip(gradients(found), gradients(full), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_sums_of_a_thousand_bf16_tokens_keep_fp32_precision() -> None:
+    """The error left is that of the bf16 logits; summing in bf16 would be off by whole nats."""
+    generator = torch.Generator().manual_seed(0)
+    head = torch.nn.Linear(32, 500, bias=False).bfloat16()
+    hidden = torch.randn(1000, 32, generator=generator).bfloat16()
+    targets = torch.randint(500, (1000,), generator=generator)
+    with torch.no_grad():
+        found = token_logps(hidden, targets, head, chunk_size=128)
+        exact = head(hidden).double().log_softmax(-1).gather(1, targets[:, None]).sum()
+        in_bf16 = head(hidden).log_softmax(-1).gather(1, targets[:, None]).sum()
+    assert found.dtype == torch.float32
+    assert abs(found.sum().double() - exact) < 0.01
+    assert abs(in_bf16.double() - exact) > 1
+
+
+def test_a_lora_on_the_output_head_counts() -> None:
+    settings = LoraConfig(r=4, target_modules=["lm_head"], init_lora_weights=False)
+    model = get_peft_model(tiny_model(), settings)
+    batch = GroupBatch.from_groups(random_groups(SHAPE))
+    with torch.no_grad():
+        adapted = response_logps(model.get_base_model(), batch, layout="shared")
+        expected = plain_logps(model.get_base_model(), batch)
+        with model.disable_adapter():
+            base = response_logps(model.get_base_model(), batch, layout="shared")
+    torch.testing.assert_close(adapted.double(), expected, rtol=0, atol=1e-4)
+    assert (adapted - base).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradient_checkpointing_changes_nothing(layout: Layout) -> None:
+    batch = GroupBatch.from_groups(random_groups(SHAPE))
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = with_trained_lora(tiny_model())
+        causal_lm = model.get_base_model()
+        if checkpointing:
+            causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+        response_logps(causal_lm, batch, layout=layout).sum().backward()
+        gradients.append(lora_gradients(model))
+    assert len(gradients[0]) == 2 * 7 * 2
+    for key, gradient in gradients[0].items():
+        assert gradient.abs().max() > 0, key
+        torch.testing.assert_close(gradients[1][key], gradient, msg=key)
+
+
+def test_responses_never_see_each_other_in_the_shared_row() -> None:
+    """The mask says so by position; here a changed sibling leaves a response bit for bit."""
+    (group,) = random_groups([(6, [5, 5])])
+    changed = group._replace(responses=(group.responses[0], group.responses[1].flip(0)))
+    model = tiny_model()
+    with torch.no_grad():
+        first = response_logps(model, GroupBatch.from_groups([group]), layout="shared")
+        second = response_logps(model, GroupBatch.from_groups([changed]), layout="shared")
+    assert first[0, 0] == second[0, 0]
+    assert first[0, 1] != second[0, 1]
+
+
+def test_the_model_still_generates_and_masks_padding_after_a_shared_pass() -> None:
+    model = tiny_model()
+    ids = torch.tensor([[5, 6, 7, 8], [5, 6, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    with torch.no_grad():
+        logits = model(ids, attention_mask=mask).logits
+        tokens = model.generate(ids[:1], **options)
+        response_logps(model, GroupBatch.from_groups(random_groups(SHAPE)), layout="shared")
+        assert torch.equal(model(ids, attention_mask=mask).logits, logits)
+        assert torch.equal(model.generate(ids[:1], **options), tokens)
+
+
+def test_window_is_measured_in_positions() -> None:
+    sharing = PromptSharing([3], [[2]])
+    mask = sharing.mask(3, 2, 2, torch.device("cpu"))[0, 0]
+    assert mask.tolist() == [[False, False, True, True, False], [False, False, False, True, True]]
