@@ -6,6 +6,8 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Models this small gain nothing from threads, and two processes share two cores.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import json
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
@@ -115,7 +118,10 @@ def example_rows(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
         scores[0] = scores[1] + 1.5
         prompt: Any = text(8)
         if number % 2:
-            prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": prompt}]
+            prompt = [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": prompt},
+            ]
         responses = [f"{text(9)} {index}" for index in range(n)]
         rows.append(
             {"prompt": prompt, "responses": responses, "scores": scores, "prompt_id": f"p{number}"}
@@ -160,7 +166,9 @@ def random_groups(
 @pytest.fixture
 def ragged_batch() -> GroupBatch:
     """Three groups with unequal prompts, numbers of responses and response lengths."""
-    return GroupBatch.from_groups(random_groups([(11, [3, 1, 9]), (4, [20, 2, 7, 5]), (17, [6, 6])]))
+    return GroupBatch.from_groups(
+        random_groups([(11, [3, 1, 9]), (4, [20, 2, 7, 5]), (17, [6, 6])])
+    )
 
 
 def plain_logps(model: Any, batch: GroupBatch) -> torch.Tensor:
@@ -178,6 +186,13 @@ def plain_logps(model: Any, batch: GroupBatch) -> torch.Tensor:
         sums += [logps.new_zeros(())] * (batch.slots - len(sums))
         result.append(torch.stack(sums))
     return torch.stack(result)
+
+
+class StopAfterFirstEpoch(Callback):
+    """Ends a run after its first epoch as an interruption would, its schedule unchanged."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.should_stop = True
 
 
 @pytest.fixture(scope="session")

@@ -84,7 +84,8 @@ def deviation_log_weights(
         scores: scores, (B, N).
         valid: True where there is a response, (B, N).
         alpha: strength, >= 0. Its unit is 1 / score ** power for ``alpha_unit="score"``.
-        power: exponent of the deviation; 0 shifts all energies of a group alike, which is MPO.
+        power: exponent of the deviation; 0 shifts all energies of a group alike, which is MPO (with
+            absolute deviations).
         deviation: "absolute" lifts outliers on both sides; "signed" keeps the deviation's sign.
         alpha_unit: "std" divides deviations by the group's (population) standard deviation first.
     """
@@ -282,7 +283,9 @@ class MPO(SetLoss):
             deviation=self.deviation,
             alpha_unit=self.alpha_unit,
         )
-        log_weights = log_weights + math.log(self.gamma) * (valid & ~chosen)
+        # torch.where keeps float64; a number times a bool tensor takes the default dtype instead.
+        rejected = valid & ~chosen
+        log_weights = torch.where(rejected, log_weights + math.log(self.gamma), log_weights)
         return mpo_loss(log_ratios, chosen, valid, beta=self.beta, log_weights=log_weights)
 
 

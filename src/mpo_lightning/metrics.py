@@ -1,7 +1,10 @@
 """What a run measures over its groups: weighted sums and their weights, never means of means."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torchmetrics import Metric
 
 from mpo_lightning.losses import chosen_set, ordered_pairs
@@ -94,7 +97,7 @@ def group_statistics(
     best = values == values.amax(1, keepdim=True)
     masked_rewards = rewards.masked_fill(~valid, -torch.inf)
     top = masked_rewards == masked_rewards.amax(1, keepdim=True)
-    hit = (best & top).sum(1) / top.sum(1)
+    hit = (best & top).sum(1).float() / top.sum(1)
 
     shares = masked_rewards.softmax(1)
     within = masked_rewards.masked_fill(~chosen, -torch.inf)
@@ -107,7 +110,7 @@ def group_statistics(
         "rewards/rejected": (rejected_reward, contrast),
         "rewards/margin": (chosen_reward - rejected_reward, contrast),
         "rewards/accuracy": (in_order / pairs.clamp(min=1), pairs),
-        "rewards/top1": (hit.float(), contrast),
+        "rewards/top1": (hit, contrast),
         "rewards/kendall_tau": (kendall_tau_b(rewards, scores, valid).float(), contrast),
         "chosen_mass": (torch.where(chosen, shares, 0.0).sum(1), contrast),
         "effective_chosen": (entropy.exp() / chosen.sum(1).clamp(min=1), contrast),
@@ -148,7 +151,8 @@ class GroupMetrics(Metric):
         weighted = torch.where(weights > 0, values * weights, 0.0)
         groups = counted.sum().expand(2)
         sums = torch.stack([weighted.sum(1), weights.sum(1)])
-        self.totals += torch.cat([sums, groups[:, None]], dim=1)
+        # Not in place: a state that was reset in inference mode could not be changed outside it.
+        self.totals = self.totals + torch.cat([sums, groups[:, None]], dim=1)
 
     def compute(self) -> dict[str, Tensor]:
         """The weighted means, NaN for a metric that no group carried, and ``groups``."""
@@ -156,3 +160,10 @@ class GroupMetrics(Metric):
         means = (sums / weights)[:-1].float()
         result = dict(zip(METRIC_NAMES, means.unbind(), strict=True))
         return {**result, "groups": sums[-1].float()}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
+        """Follow a module to another device but not to another dtype.
+
+        Precision plugins cast whole modules, and counts in bf16 stop at 256.
+        """
+        return super()._apply(lambda tensor: tensor.to(fn(tensor).device), exclude_state)

@@ -44,7 +44,7 @@ class MPOModule(LightningModule):
         *,
         policy: PolicyConfig,
         loss: SetLoss = MPO(),  # noqa: B008 (frozen)
-        optimizer: OptimizerCallable = lambda params: AdamW(params, lr=1e-5, weight_decay=0.0),
+        optimizer: OptimizerCallable = lambda params: AdamW(params, lr=1e-5),
         lr_scheduler: RunSchedule | LRSchedulerCallable | None = WarmupCosine(),  # noqa: B008
         layout: Literal["auto", "shared", "separate"] = "auto",
     ) -> None:

@@ -1,10 +1,12 @@
 """PreferenceDataModule: files of scored groups to loaders of GroupBatch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mpo_lightning.batch import GroupBatch, TokenGroup
@@ -46,6 +48,14 @@ class GroupDataset(Dataset[GroupBatch]):
         """The batch of a step."""
         groups = [self.groups[index] for index in step.indices]
         return GroupBatch.from_groups(groups, counted=step.counted)
+
+    def __getstate__(self) -> list[TokenGroup]:
+        """The groups by value, for workers that are not forked: torch opens a file a tensor."""
+        return [_with_ids(group, Tensor.numpy) for group in self.groups]
+
+    def __setstate__(self, groups: list[TokenGroup]) -> None:
+        """The groups as tensors again."""
+        self.groups = [_with_ids(group, torch.from_numpy) for group in groups]
 
 
 class PreferenceDataModule(LightningDataModule):
@@ -160,6 +170,11 @@ class PreferenceDataModule(LightningDataModule):
         if role not in self.datasets:
             raise ValueError(f"data.{role} is not set: name a file of scored groups.")
         assert self.trainer is not None
+        if getattr(self.trainer, "overfit_batches", 0):
+            raise ValueError(
+                "trainer.overfit_batches puts its own sampler in the place of the one that deals "
+                f"whole groups. Name a small file as data.{role} instead."
+            )
         # The strategy knows which processes share data; a single process has no such arguments.
         processes = self.trainer.distributed_sampler_kwargs or {"num_replicas": 1, "rank": 0}
         dataset = self.datasets[role]
@@ -172,8 +187,9 @@ class PreferenceDataModule(LightningDataModule):
             rank=processes["rank"],
         )
         # Lightning starts worker processes before it sets the epoch of the first epoch after a
-        # resume (pytorch-lightning#21938): the sampler must know it from the start.
-        sampler.set_epoch(self.trainer.current_epoch)
+        # resume (pytorch-lightning#21938), and current_epoch lags behind then: the sampler must
+        # know from the start what Lightning will set.
+        sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
         return DataLoader(
             dataset,
             sampler=sampler,
@@ -200,6 +216,11 @@ class PreferenceDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[GroupBatch]:
         """Groups to predict for, in file order."""
         return self._loader("predict")
+
+
+def _with_ids(group: TokenGroup, change: Callable[[Any], Any]) -> TokenGroup:
+    responses = tuple(change(response) for response in group.responses)
+    return group._replace(prompt=change(group.prompt), responses=responses)
 
 
 def _as_list(value: str | list[str] | None) -> list[str]:

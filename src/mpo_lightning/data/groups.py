@@ -1,6 +1,6 @@
 """The canonical row and its check: ``prompt``, ``responses``, ``scores``."""
 
-import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -68,6 +68,20 @@ def _is_list(value: object) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
+def _check_characters(text: str, field: str, source: str) -> None:
+    """Refuse half a surrogate pair: JSON escapes can leave one, no tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError.of_field(
+            source,
+            field,
+            found=f"half a character, {text[error.start]!r}, at {error.start}",
+            expected="whole characters",
+            remedy="Something cut the text inside a character: repair or remove it.",
+        ) from error
+
+
 def _check_prompt(prompt: object, source: str) -> str | list[Message]:
     def fail(field: str, found: str, expected: str, remedy: str) -> DataError:
         return DataError.of_field(source, field, found=found, expected=expected, remedy=remedy)
@@ -75,6 +89,7 @@ def _check_prompt(prompt: object, source: str) -> str | list[Message]:
     if isinstance(prompt, str):
         if not prompt.strip():
             raise fail("prompt", _show(prompt), "a text", "Remove the row or restore its prompt.")
+        _check_characters(prompt, "prompt", source)
         return prompt
     if not _is_list(prompt):
         raise fail(
@@ -93,6 +108,7 @@ def _check_prompt(prompt: object, source: str) -> str | list[Message]:
             raise fail(f"{field}.role", _show(role), f"one of {', '.join(ROLES)}", "Rename it.")
         if not isinstance(content, str) or not content.strip():
             raise fail(f"{field}.content", _show(content), "a text", "Remove the empty message.")
+        _check_characters(content, f"{field}.content", source)
         messages.append({"role": role, "content": content})
     if not messages:
         raise fail("prompt", "no messages", "at least one", "Remove the row or restore its prompt.")
@@ -125,6 +141,7 @@ def _check_responses(responses: object, source: str) -> list[str]:
                 expected="a text that is not empty",
                 remedy="Remove the response and its score.",
             )
+        _check_characters(text, f"responses[{index}]", source)
         texts.append(text)
     if len(texts) < 2:
         raise DataError.of_field(
@@ -149,7 +166,8 @@ def _check_scores(scores: object, count: int, source: str) -> list[float]:
     values: list[float] = []
     for index, score in enumerate(scores):  # type: ignore[arg-type, var-annotated]
         is_number = isinstance(score, int | float) and not isinstance(score, bool)
-        if not is_number or not math.isfinite(score):
+        # Not isfinite, which fails on an integer too large for a float.
+        if not is_number or not abs(score) <= sys.float_info.max:
             raise DataError.of_field(
                 source,
                 f"scores[{index}]",

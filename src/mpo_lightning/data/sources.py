@@ -15,26 +15,29 @@ def read_rows(data: str, *, default_split: str = "train") -> Iterator[tuple[str,
     """Yield ``("file:row", row)`` of every row; rows count from 1, in JSON Lines they are lines.
 
     Args:
-        data: a ``.jsonl``, ``.json`` (an array of objects) or ``.parquet`` file, a folder written
-            by ``datasets.save_to_disk``, or a hub id, with a split after a colon if wanted
-            (``org/name:train_prefs``).
+        data: a ``.jsonl``, ``.json`` (an array of objects) or ``.parquet`` file, or a folder
+            written by ``datasets.save_to_disk`` or a hub id, these two with a split after a colon
+            if wanted (``org/name:train_prefs``).
         default_split: split of a hub id or saved DatasetDict that names none.
 
     Raises:
         DataError: if the source is missing, empty, or cannot be read as what it claims to be.
     """
     path = Path(data)
+    name, _, split = data.partition(":")
     if path.is_file():
         readers = {".jsonl": _json_lines, ".json": _json_array, ".parquet": _parquet}
         if path.suffix not in readers:
             raise DataError(f"{data}: found suffix {path.suffix!r}; expected one of {SUFFIXES}.")
         rows = readers[path.suffix](path)
+    elif path.is_dir():
+        rows = _saved_dataset(path, "", default_split)
     elif path.suffix in SUFFIXES:
         raise DataError(f"{data}: no such file (working directory: {Path.cwd()}).")
-    elif path.is_dir():
-        rows = _saved_dataset(path, default_split)
+    elif Path(name).is_dir():
+        rows = _saved_dataset(Path(name), split, default_split)
     else:
-        rows = _hub_dataset(data, default_split)
+        rows = _hub_dataset(name, split or default_split)
     empty = True
     for number, row in rows:
         empty = False
@@ -105,39 +108,45 @@ def _parquet(path: Path) -> Iterator[tuple[int, object]]:
             for row in batch.to_pylist():
                 number += 1
                 yield number, row
-    except pyarrow.ArrowException as error:
+    # Damaged pages are an OSError.
+    except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read as Parquet ({error}). Write it again.") from error
 
 
-def _saved_dataset(path: Path, default_split: str) -> Iterator[tuple[int, object]]:
+def _saved_dataset(path: Path, split: str, default_split: str) -> Iterator[tuple[int, object]]:
     from datasets import DatasetDict, load_from_disk
 
     try:
         dataset = load_from_disk(str(path))
-    except (FileNotFoundError, OSError) as error:
+    # A damaged state or Arrow file is a ValueError.
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{path}: not a folder that datasets' save_to_disk wrote ({error})."
         ) from error
     if isinstance(dataset, DatasetDict):
-        if default_split not in dataset:
+        split = split or default_split
+        if split not in dataset:
             raise DataError(
-                f"{path}: no split {default_split!r} among {sorted(dataset)}. "
-                f"Name the split's own folder, {path}/<split>."
+                f"{path}: no split {split!r} among {sorted(dataset)}. "
+                f"Name one of them after a colon, {path}:<split>."
             )
-        dataset = dataset[default_split]
+        dataset = dataset[split]
+    elif split:
+        raise DataError(f"{path}: holds one data set and no splits. Name it without {split!r}.")
     yield from enumerate(dataset, start=1)
 
 
-def _hub_dataset(data: str, default_split: str) -> Iterator[tuple[int, object]]:
+def _hub_dataset(name: str, split: str) -> Iterator[tuple[int, object]]:
     from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
-    name, _, split = data.partition(":")
     try:
-        dataset = load_dataset(name, split=split or default_split)
+        dataset = load_dataset(name, split=split)
     # What a hub lookup raises depends on what was missing: the server, the data set or the split.
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, DatasetsError) as error:
         raise DataError(
-            f"{data}: neither a file nor a folder here, and loading it from the hub failed "
+            f"{name}: neither a file nor a folder here, and loading its split {split!r} from the "
+            "hub failed "
             f"({type(error).__name__}: {error})."
         ) from error
     yield from enumerate(dataset, start=1)

@@ -255,8 +255,11 @@ class GroupTokenizer:
                 )
             prompt_text, start = group.prompt, self._text_start
             whole_texts = [prompt_text + response for response in group.responses]
-        encode = self._strict if self.boundary == "strict" else self._separate
-        prompt, responses = encode(prompt_text, whole_texts, group.source)
+        if self.boundary == "strict":
+            prompt, responses = self._strict(prompt_text, whole_texts, group.source)
+        else:
+            tails = [whole[len(prompt_text) :] for whole in whole_texts]
+            prompt, *responses = self._ids([prompt_text, *tails])
         if start and prompt[:1] != start:
             prompt = start + prompt
         bos = self.tokenizer.bos_token_id
@@ -276,10 +279,7 @@ class GroupTokenizer:
         prompt, *wholes = self._ids([prompt_text, *whole_texts])
         for index, whole in enumerate(wholes):
             if whole[: len(prompt)] != prompt:
-                at = next(
-                    (i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b),
-                    len(whole),
-                )
+                at = _first_difference(prompt, whole)
                 tokens = self.tokenizer.convert_ids_to_tokens
                 raise DataError.of_field(
                     source,
@@ -291,23 +291,6 @@ class GroupTokenizer:
                     "or set data.boundary: separate.",
                 )
         return prompt, [whole[len(prompt) :] for whole in wholes]
-
-    def _separate(
-        self, prompt_text: str, whole_texts: list[str], source: str
-    ) -> tuple[list[int], list[list[int]]]:
-        for index, whole in enumerate(whole_texts):
-            if not whole.startswith(prompt_text):
-                raise DataError.of_field(
-                    source,
-                    f"responses[{index}]",
-                    found=f"the template writes {whole[-len(prompt_text) :][:80]!r}",
-                    expected=f"it to begin with the rendered prompt, ending {prompt_text[-40:]!r}",
-                    remedy="The chat template's generation prompt is not part of an answer that it "
-                    "renders: use a template for training.",
-                )
-        tails = [whole[len(prompt_text) :] for whole in whole_texts]
-        prompt, *responses = self._ids([prompt_text, *tails])
-        return prompt, responses
 
     def _render(self, group: PreferenceGroup) -> tuple[str, list[str]]:
         messages = group.prompt
@@ -328,6 +311,18 @@ class GroupTokenizer:
                 expected="a conversation that the template accepts",
                 remedy="Change the roles or their order, or the template.",
             ) from error
+        for index, whole in enumerate(wholes):
+            if not whole.startswith(prompt):
+                same = _first_difference(prompt, whole)
+                raise DataError.of_field(
+                    group.source,
+                    f"responses[{index}]",
+                    found=f"{whole[same : same + 40]!r} in the rendered answer where the rendered "
+                    f"prompt has {prompt[same : same + 40]!r}",
+                    expected="an answer that begins with its prompt",
+                    remedy="The chat template's generation prompt is not part of an answer that it "
+                    "renders: use a template for training.",
+                )
         return prompt, wholes
 
     def _template(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
@@ -359,8 +354,9 @@ class GroupTokenizer:
 
     def _close(self, ids: list[int], source: str, index: int) -> list[int]:
         if self._after_end is None:
-            return [*ids, self._end]
-        closed = ids[: len(ids) - self._after_end]
+            closed = ids if ids[-1:] == [self._end] else [*ids, self._end]
+        else:
+            closed = ids[: len(ids) - self._after_end]
         if closed[-1:] != [self._end]:
             raise DataError.of_field(
                 source,
@@ -369,7 +365,21 @@ class GroupTokenizer:
                 expected=f"the end-of-turn token {self.tokenizer.convert_ids_to_tokens(self._end)}",
                 remedy="The chat template ends this answer in another way than a plain one.",
             )
+        if closed[-2:] == [self._end, self._end]:
+            raise DataError.of_field(
+                source,
+                f"responses[{index}]",
+                found="two end-of-turn tokens",
+                expected="one",
+                remedy="The response's text and the template both write it: remove it from the "
+                "text.",
+            )
         return closed
+
+
+def _first_difference(prompt: Sequence[object], whole: Sequence[object]) -> int:
+    pairs = enumerate(zip(prompt, whole, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(prompt), len(whole)))
 
 
 def _template_error() -> type[Exception]:

@@ -1,0 +1,301 @@
+"""The command line as users run it, in one process and in two."""
+
+import csv
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Trainer, seed_everything
+from safetensors.torch import load_file
+
+import mpo_lightning.module
+from conftest import example_rows
+from mpo_lightning import LoRA, MPOModule, PolicyConfig, PreferenceDataModule
+from mpo_lightning.cli import main
+from mpo_lightning.losses import MPO
+
+
+@pytest.fixture
+def config(base: str, write_jsonl: Callable[..., str], tmp_path: Path) -> Path:
+    """A recipe as a user writes one; 11 groups leave an uneven end."""
+    path = tmp_path / "recipe.yaml"
+    recipe = {
+        "trainer": {
+            "accelerator": "cpu",
+            "default_root_dir": str(tmp_path / "run"),
+            "max_epochs": 2,
+            "log_every_n_steps": 1,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "logger": {
+                "class_path": "lightning.pytorch.loggers.CSVLogger",
+                "init_args": {"save_dir": str(tmp_path / "run"), "name": "", "version": ""},
+            },
+        },
+        "model": {
+            "policy": {"base": base, "lora": {"r": 4}},
+            "loss": {"class_path": "MPO", "init_args": {"beta": 0.5, "alpha": 0.2}},
+            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}},
+        },
+        "data": {
+            "train": write_jsonl(example_rows(11), "train.jsonl"),
+            "val": write_jsonl(example_rows(5, seed=1), "val.jsonl"),
+            "test": write_jsonl(example_rows(3, seed=2), "test.jsonl"),
+            "predict": write_jsonl(example_rows(5, seed=3), "predict.jsonl"),
+            "groups_per_batch": 4,
+        },
+    }
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _plain_argv(monkeypatch: pytest.MonkeyPatch) -> None:
+    # LightningCLI warns where arguments are passed although the process has some of its own.
+    monkeypatch.setattr(sys, "argv", ["mpo-lightning"])
+
+
+def launch(*args: Any) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, which starts the second one itself."""
+    command = [sys.executable, "-m", "mpo_lightning", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    with (folder / "metrics.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return [{k: float(v) for k, v in row.items() if v} for row in rows]
+
+
+def fit(config: Path, root: Path, *more: Any) -> list[dict[str, float]]:
+    main(["fit", "--config", str(config), *map(str, more), *in_folder(root)])
+    return metrics(root)
+
+
+def in_folder(root: Path) -> list[str]:
+    return [
+        f"--trainer.default_root_dir={root}",
+        f"--trainer.logger.init_args.save_dir={root}",
+    ]
+
+
+# ------------------------------------------------------------------------------ the main job
+
+
+def test_fit_validate_test_and_predict(
+    config: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run = tmp_path / "run"
+    rows = fit(config, run)
+    assert [row["train/loss"] for row in rows if "train/loss" in row][-1] < 0.8
+    assert len([row for row in rows if "val/loss" in row]) == 2
+    assert (run / "config.yaml").is_file()
+    last = run / "checkpoints" / "last.ckpt"
+    assert (run / "checkpoints" / "last-adapter" / "adapter_model.safetensors").is_file()
+    assert "11 of 11 groups" in caplog.text
+
+    for stage in ("validate", "test"):
+        main([stage, "--config", str(config), f"--ckpt_path={last}", *in_folder(run)])
+    assert "test/rewards/kendall_tau" in capfd.readouterr().out
+
+    path = tmp_path / "predictions.parquet"
+    predict = ["predict", "--config", str(config), f"--ckpt_path={last}", *in_folder(run)]
+    main([*predict, f"--predictions.path={path}"])
+    table = pq.read_table(path).to_pylist()
+    expected = example_rows(5, seed=3)
+    assert [(r["row"], r["response"]) for r in table] == [
+        (line, index) for line, row in enumerate(expected, 1) for index in range(len(row["scores"]))
+    ]
+    assert any(abs(r["reward"]) > 1e-3 for r in table), "the checkpoint was not used"
+    with pytest.raises(SystemExit, match="exists already"):
+        main([*predict, f"--predictions.path={path}"])
+
+
+def test_two_processes_give_the_numbers_of_one(config: Path, tmp_path: Path) -> None:
+    """11 and 5 groups over two processes: the end is uneven in training and in validation."""
+    one = fit(config, tmp_path / "one")
+    two_processes = [
+        "--trainer.devices=2",
+        "--trainer.strategy=ddp",
+        "--data.groups_per_batch=2",
+        *in_folder(tmp_path / "two"),
+    ]
+    result = launch("fit", "--config", config, *two_processes)
+    assert result.returncode == 0, result.stderr[-3000:]
+    two = metrics(tmp_path / "two")
+    assert len(one) == len(two)
+    for first, second in zip(one, two, strict=True):
+        assert second == pytest.approx(first, rel=1e-4, abs=1e-5)
+    name = "checkpoints/last-adapter/adapter_model.safetensors"
+    expected, found = load_file(tmp_path / "one" / name), load_file(tmp_path / "two" / name)
+    for key, weight in expected.items():
+        torch.testing.assert_close(found[key], weight, rtol=1e-4, atol=1e-5, msg=key)
+
+    # The same checkpoint, predicted for by one process and by two: every response once.
+    last = tmp_path / "one" / "checkpoints" / "last.ckpt"
+    common = ["predict", "--config", str(config), f"--ckpt_path={last}"]
+    main([*common, *in_folder(tmp_path / "one"), f"--predictions.path={tmp_path / 'one.parquet'}"])
+    result = launch(*common, *two_processes, f"--predictions.path={tmp_path / 'two.parquet'}")
+    assert result.returncode == 0, result.stderr[-3000:]
+    expected_rows = pq.read_table(tmp_path / "one.parquet").to_pylist()
+    found_rows = pq.read_table(tmp_path / "two.parquet").to_pylist()
+    assert len(found_rows) == len(expected_rows)
+    for first, second in zip(expected_rows, found_rows, strict=True):
+        for name, value in first.items():
+            near = isinstance(value, float)
+            assert second[name] == (pytest.approx(value, rel=1e-4, abs=1e-4) if near else value)
+    assert sorted(p.name for p in tmp_path.glob(".*parquet*")) == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resume_from_last_continues_the_same_losses(
+    config: Path, tmp_path: Path, workers: int
+) -> None:
+    more = [f"--data.num_workers={workers}"]
+    whole = fit(config, tmp_path / "whole", *more)
+    # The first epoch of the same two-epoch run, and then the rest of it.
+    root = tmp_path / "parts"
+    first = tmp_path / "first.yaml"
+    first.write_text(
+        yaml.safe_dump(
+            {"trainer": {"callbacks": [{"class_path": "conftest.StopAfterFirstEpoch"}]}}
+        ),
+        encoding="utf-8",
+    )
+    fit(config, root, *more, "--config", first)
+    rest = fit(config, root, *more, "--ckpt_path", "last")
+    steps = [row for row in whole if "train/loss" in row and row["epoch"] == 1]
+    resumed = [row for row in rest if "train/loss" in row]
+    assert len(steps) == 3
+    assert resumed == steps
+    name = "checkpoints/last-adapter/adapter_model.safetensors"
+    expected = load_file(tmp_path / "whole" / name)
+    last = sorted((root / "checkpoints").glob("last*-adapter"))[-1]
+    found = load_file(last / "adapter_model.safetensors")
+    for key, weight in expected.items():
+        assert torch.equal(found[key], weight), key
+
+
+def test_user_code_and_command_line_train_the_same_adapter(config: Path, tmp_path: Path) -> None:
+    fit(config, tmp_path / "cli")
+    recipe = yaml.safe_load(config.read_text(encoding="utf-8"))
+    seed_everything(0, workers=True)
+    module = MPOModule(
+        policy=PolicyConfig(base=recipe["model"]["policy"]["base"], lora=LoRA(r=4)),
+        loss=MPO(beta=0.5, alpha=0.2),
+        optimizer=lambda params: torch.optim.AdamW(params, lr=0.01),
+    )
+    data = PreferenceDataModule(
+        tokenizer=recipe["model"]["policy"]["base"],
+        train=recipe["data"]["train"],
+        val=recipe["data"]["val"],
+        groups_per_batch=4,
+    )
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, data)
+    assert module.policy is not None
+    module.policy.save_adapter(tmp_path / "own")
+    name = "adapter_model.safetensors"
+    expected = load_file(tmp_path / "cli" / "checkpoints" / "last-adapter" / name)
+    for key, weight in load_file(tmp_path / "own" / name).items():
+        assert torch.equal(weight, expected[key]), key
+
+
+# ------------------------------------------------------------------------------- configuration
+
+
+def test_printed_configuration_is_complete_and_stacks(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("model: {policy: {lora: {r: 2}}, layout: separate}\n", encoding="utf-8")
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--config", str(config), "--config", str(overlay), "--print_config"])
+    assert stopped.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["model"]["policy"]["lora"]["r"] == 2
+    assert printed["model"]["layout"] == "separate"
+    assert printed["model"]["loss"]["init_args"]["alpha"] == 0.2
+    assert printed["model"]["lr_scheduler"]["class_path"] == "mpo_lightning.optim.WarmupCosine"
+    again = tmp_path / "again.yaml"
+    again.write_text(yaml.safe_dump(printed), encoding="utf-8")
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(again), "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out) == printed
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--data.trian=x.jsonl"], "data.trian"),
+        (["--model.policy.lora.rank=4"], "rank"),
+        (["--model.loss.init_args.bta=4"], "bta"),
+        (["--model.loss.init_args.beta=0"], "MPO: beta must be a number > 0, got 0"),
+        (["--model.loss.init_args.beta=-1"], "MPO: beta must be a number > 0, got -1"),
+        (["--model.loss.init_args.alpha=many"], "alpha"),
+        (["--model.loss=NoSuchLoss"], "NoSuchLoss"),
+        (["--data.groups_per_batch=0"], "data.groups_per_batch must be at least 1, got 0"),
+        (["--data.over_long=keep"], "over_long"),
+        (["--model.layout=both"], "layout"),
+        (["--model.policy.lora.r=0"], "LoRA: r must be at least 1"),
+        (["--model.lr_scheduler.init_args.warmup=2"], "warmup must be in"),
+    ],
+    ids=str,
+)
+def test_bad_settings_fail_before_anything_is_loaded(
+    config: Path,
+    args: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def never(*_: Any) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(mpo_lightning.module, "build_policy", never)
+    monkeypatch.setattr(PreferenceDataModule, "setup", never)
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--config", str(config), *args])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--data.train=nope.jsonl"], "nope.jsonl: no such file"),
+        (["--model.policy.base=.", "--data.tokenizer={base}"], "holds no config.json"),
+        (["--model.policy.lora.target_modules=[nothing]"], "nothing"),
+        (["--data.max_length=2"], "No group of .* can be used"),
+        (["--model.policy.base=."], "data.tokenizer: .: no tokenizer"),
+    ],
+    ids=str,
+)
+def test_bad_input_ends_with_one_clear_message(
+    config: Path, base: str, args: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit, match=rf"(?s)^error: .*{message}"):
+        main(["fit", "--config", str(config), *(arg.format(base=base) for arg in args)])
+
+
+def test_help_of_the_module_and_of_a_subcommand() -> None:
+    result = launch("fit", "--help")
+    assert result.returncode == 0
+    assert "--data.groups_per_batch" in result.stdout
+    assert "groups (prompts) of a step on one process" in result.stdout
