@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import plain_logps, random_groups, tiny_config, tiny_model
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig
 
+from conftest import plain_logps, random_groups, tiny_config, tiny_model
 from mpo_lightning.attention import PromptSharing
 from mpo_lightning.batch import GroupBatch
 from mpo_lightning.logps import (
@@ -42,7 +42,7 @@ def variant_model(name: str, **changes: Any) -> Any:
         settings.pop(key, None)
     if "head_dim" not in {**VARIANTS.get(name, {}), **changes}:
         settings.pop("head_dim", None)
-    return tiny_model(AutoConfig.for_model(name.split()[0], **settings))
+    return tiny_model(AutoConfig.for_model(name.split(maxsplit=1)[0], **settings))
 
 
 def lora_gradients(model: Any) -> dict[str, torch.Tensor]:

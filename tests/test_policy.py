@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import plain_logps, tiny_config, tiny_model
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config
 
+from conftest import plain_logps, tiny_config, tiny_model
 from mpo_lightning.attention import PromptSharing
 from mpo_lightning.batch import GroupBatch, TokenGroup
 from mpo_lightning.policy import LoRA, Policy, PolicyConfig, PolicyError, build_policy
@@ -171,7 +171,9 @@ def test_check_stops_wrong_positions(
     monkeypatch.setattr(
         PromptSharing,
         "positions",
-        lambda self, device: torch.arange(sum(self.prompt_lengths) + sum(map(sum, self.response_lengths))),
+        lambda self, device: torch.arange(
+            sum(self.prompt_lengths) + sum(map(sum, self.response_lengths))
+        ),
     )
     with pytest.raises(PolicyError, match=r"LlamaForCausalLM.*nats over.*layout: separate"):
         policy.check(ragged_batch)

@@ -1,0 +1,49 @@
+# Every target does its own set-up: Python >= 3.11, make and git are all that a machine needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+WORLD := quickstart
+SEED ?= 0
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test check format clean
+
+help: ## Show what can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+# The environment is current while these two files are older than it.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python >= 3.11 is needed; set PYTHON to one: make PYTHON=python3.12"; exit 1; }
+	@echo "Setting up $(VENV) with the tested versions (once, several minutes) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+quickstart: $(READY) ## Train on a small world that is made here, on CPU, and show before and after
+	@echo "1/3  Making the world: a small language, a model that speaks it, scored responses"
+	@$(BIN)/python -m mpo_lightning.toy build --out $(WORLD) --seed $(SEED)
+	@echo "2/3  mpo-lightning fit --config configs/quickstart.yaml"
+	@rm -rf $(WORLD)/run
+	@$(BIN)/mpo-lightning fit --config configs/quickstart.yaml --seed_everything $(SEED)
+	@echo "3/3  Sampling before and after"
+	@$(BIN)/python -m mpo_lightning.toy report --world $(WORLD) --seed $(SEED) \
+		--adapter $(WORLD)/run/checkpoints/last-adapter \
+		--metrics $(WORLD)/run/metrics.csv --out $(WORLD)/run
+
+test: $(READY) ## Run all tests
+	@$(BIN)/python -m pytest
+
+check: $(READY) ## Lint, check formatting and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(READY) ## Format the code and mend what can be mended
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean: ## Remove the environment, caches and what the quick start made
+	rm -rf $(VENV) $(WORLD) .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,83 @@
+"""Imports point down, and every module stands on its own."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "src" / "mpo_lightning"
+# From the ground up; a file imports from floors below its own only.
+FLOORS = [
+    {"losses", "batch"},
+    {"metrics", "attention", "data.groups", "data.sampler", "optim", "checkpoint"},
+    {"logps", "data.sources", "data.tokens", "predictions"},
+    {"policy", "data.datamodule"},
+    {"module"},
+    {"cli"},
+    {"__main__", "__init__", "data.__init__"},
+]
+FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in floor}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def project_imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+    return {
+        name.removeprefix("mpo_lightning").removeprefix(".")
+        for name in names
+        if "mpo_lightning" in name
+    }
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_imports_point_down(path: Path) -> None:
+    name = module_name(path)
+    if name.startswith("toy."):
+        # The quick start's world knows nothing of the package: it is a user of it.
+        assert all(i.startswith("toy.") for i in project_imports(path))
+        return
+    for imported in project_imports(path):
+        assert imported in FLOOR_OF, (
+            f"{name} imports {imported or 'the package'} through an __init__"
+        )
+        assert FLOOR_OF[imported] < FLOOR_OF[name], f"{name} imports {imported}, not below it"
+
+
+def test_every_file_has_its_floor() -> None:
+    assert {module_name(p) for p in FILES if "toy" not in p.parts} == set(FLOOR_OF)
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_every_module_can_be_imported(path: Path) -> None:
+    name = module_name(path)
+    if name != "__main__":
+        importlib.import_module(f"mpo_lightning.{name}".removesuffix(".__init__"))
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, mpo_lightning; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_public_names() -> None:
+    import mpo_lightning
+
+    for name in mpo_lightning.__all__:
+        assert getattr(mpo_lightning, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        mpo_lightning.Nothing  # noqa: B018
