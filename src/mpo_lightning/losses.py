@@ -15,7 +15,7 @@ and their sources are in docs/mathematics.md.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -36,6 +36,10 @@ __all__ = [
     "nca_loss",
     "ordered_pairs",
 ]
+
+Deviation = Literal["absolute", "signed"]
+AlphaUnit = Literal["score", "std"]
+Pairs = Literal["best-worst", "all"]
 
 # ------------------------------------------------------------------------------- scores and sets
 
@@ -75,8 +79,8 @@ def deviation_log_weights(
     *,
     alpha: float,
     power: float = 1.0,
-    deviation: Literal["absolute", "signed"] = "absolute",
-    alpha_unit: Literal["score", "std"] = "score",
+    deviation: Deviation = "absolute",
+    alpha_unit: AlphaUnit = "score",
 ) -> Tensor:
     """Log-weights of W-MPO: ``alpha * |S_i - mean S| ** power``, float64 (B, N), zero on padding.
 
@@ -134,6 +138,8 @@ def mpo_loss(
     energy = beta * _working(log_ratios, valid)
     if log_weights is not None:
         energy = energy + log_weights.to(energy.dtype)
+    # The loss does not see a shift of its group; without it two large numbers are not subtracted.
+    energy = energy - energy.detach().masked_fill(~valid, -torch.inf).amax(1, keepdim=True)
     chosen = chosen & valid
     # A group without contrast: "all of the group against all of it" is exactly zero.
     chosen = torch.where(chosen.any(1, keepdim=True), chosen, valid)
@@ -148,7 +154,7 @@ def dpo_loss(
     valid: Tensor,
     *,
     beta: float,
-    pairs: Literal["best-worst", "all"] = "best-worst",
+    pairs: Pairs = "best-worst",
 ) -> Tensor:
     """DPO on pairs drawn from the group: ``-log sigmoid(beta * (r_winner - r_loser))``, (B,).
 
@@ -220,6 +226,12 @@ def _require(name: str, value: float, condition: bool, expected: str) -> None:
         raise ValueError(f"{name} must be {expected}, got {value}.")
 
 
+def _require_choice(name: str, value: str, annotation: object) -> None:
+    choices = get_args(annotation)
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SetLoss(ABC):
     """A loss over whole groups, ready to call: ``loss(log_ratios, scores, valid)`` gives (B,).
@@ -262,15 +274,18 @@ class MPO(SetLoss):
 
     alpha: float = 0.0
     power: float = 1.0
-    deviation: Literal["absolute", "signed"] = "absolute"
+    deviation: Deviation = "absolute"
     gamma: float = 1.0
-    alpha_unit: Literal["score", "std"] = "score"
+    alpha_unit: AlphaUnit = "score"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require("MPO: alpha", self.alpha, self.alpha >= 0, "a number >= 0")
-        _require("MPO: power", self.power, self.power >= 0, "a number >= 0")
-        _require("MPO: gamma", self.gamma, self.gamma > 0, "a number > 0")
+        name = type(self).__name__
+        _require(f"{name}: alpha", self.alpha, self.alpha >= 0, "a number >= 0")
+        _require(f"{name}: power", self.power, self.power >= 0, "a number >= 0")
+        _require(f"{name}: gamma", self.gamma, self.gamma > 0, "a number > 0")
+        _require_choice(f"{name}: deviation", self.deviation, Deviation)
+        _require_choice(f"{name}: alpha_unit", self.alpha_unit, AlphaUnit)
 
     def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
         """The loss of each group, (B,)."""
@@ -298,7 +313,11 @@ class DPO(SetLoss):
         pairs: "best-worst" (one pair a group) or "all" (mean over all pairs of unequal scores).
     """
 
-    pairs: Literal["best-worst", "all"] = "best-worst"
+    pairs: Pairs = "best-worst"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_choice(f"{type(self).__name__}: pairs", self.pairs, Pairs)
 
     def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
         """The loss of each group, (B,)."""

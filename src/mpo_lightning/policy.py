@@ -105,15 +105,13 @@ class Policy(nn.Module):
 
     def forward(self, batch: GroupBatch) -> Tensor:
         """Log-probability of each response under the policy, nats, fp32 (B, N)."""
-        return response_logps(
-            self.causal_lm, batch, layout=self.layout, chunk_size=self.chunk_size
-        )
+        return response_logps(self.causal_lm, batch, layout=self.layout, chunk_size=self.chunk_size)
 
     @torch.no_grad()
     def reference(self, batch: GroupBatch) -> Tensor:
         """The same under the reference: adapters off, no dropout, no gradients."""
         with self.model.disable_adapter(), eval_mode(self.model):
-            return self(batch)
+            return self.forward(batch)
 
     def is_fresh(self) -> bool:
         """Whether the adapter still computes nothing: every B of its products is zero."""

@@ -189,7 +189,8 @@ class PreferenceDataModule(LightningDataModule):
         # Lightning starts worker processes before it sets the epoch of the first epoch after a
         # resume (pytorch-lightning#21938), and current_epoch lags behind then: the sampler must
         # know from the start what Lightning will set.
-        sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
+        progress: Any = self.trainer.fit_loop.epoch_progress.current
+        sampler.set_epoch(progress.processed)
         return DataLoader(
             dataset,
             sampler=sampler,

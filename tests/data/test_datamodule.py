@@ -1,0 +1,424 @@
+"""From files to batches, through a real Trainer."""
+
+import os
+import pickle
+from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from conftest import example_rows, make_tokenizer, random_groups
+from mpo_lightning.batch import GroupBatch
+from mpo_lightning.data.datamodule import GroupDataset, PreferenceDataModule
+from mpo_lightning.data.groups import DataError
+
+Write = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    make_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+class Recorder(LightningModule):
+    """Keeps the batches that it is given, by epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.trained: dict[int, list[GroupBatch]] = {}
+        self.validated: list[GroupBatch] = []
+        self.tested: list[GroupBatch] = []
+
+    def training_step(self, batch: GroupBatch, batch_idx: int) -> Tensor:
+        self.trained.setdefault(self.current_epoch, []).append(batch)
+        return self.weight * 0
+
+    def validation_step(self, batch: GroupBatch, batch_idx: int) -> None:
+        self.validated.append(batch)
+
+    def test_step(self, batch: GroupBatch, batch_idx: int) -> None:
+        self.tested.append(batch)
+
+    def predict_step(self, batch: GroupBatch, batch_idx: int) -> GroupBatch:
+        return batch
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def orders(self) -> dict[int, list[str]]:
+        """The sources of each epoch, one text a batch."""
+        return {epoch: rows_of(batches) for epoch, batches in self.trained.items()}
+
+
+def rows_of(batches: list[GroupBatch]) -> list[str]:
+    """The row numbers of each batch's groups, as "3 1"."""
+    return [" ".join(source.rpartition(":")[2] for source in b.sources) for b in batches]
+
+
+def make_trainer(**settings: Any) -> Trainer:
+    defaults = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_epochs": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+    }
+    return Trainer(**{**defaults, **settings})
+
+
+def fit(data: PreferenceDataModule, **settings: Any) -> Recorder:
+    module = Recorder()
+    make_trainer(**settings).fit(module, datamodule=data)
+    return module
+
+
+def text_of(row: dict[str, Any]) -> str:
+    """What a group's tokens say one after another, rendered by hand."""
+    prompt = row["prompt"]
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    turns = "".join(f"<|{turn['role']}|>\n{turn['content']}<|eos|>\n" for turn in prompt)
+    answers = "".join(f"{text}<|eos|>" for text in row["responses"])
+    return f"<|bos|>{turns}<|assistant|>\n{answers}"
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_hold_the_groups_of_the_file(
+    num_workers: int, tokenizer_folder: str, write_jsonl: Write
+) -> None:
+    rows = example_rows(9)
+    path = write_jsonl(rows)
+    module = fit(
+        PreferenceDataModule(
+            tokenizer=tokenizer_folder, train=path, groups_per_batch=4, num_workers=num_workers
+        )
+    )
+    tokenizer = make_tokenizer()
+    assert [len(batch) for batch in module.trained[0]] == [4, 4, 1]
+    seen = []
+    for batch in module.trained[0]:
+        assert isinstance(batch, GroupBatch)
+        assert batch.tokens.dtype == torch.int64
+        assert batch.counted.all()
+        for number in range(len(batch)):
+            group = batch.select(number)
+            row = rows[int(group.sources[0].removeprefix(f"{path}:")) - 1]
+            assert tokenizer.decode(group.tokens) == text_of(row)
+            assert group.scores.tolist() == [row["scores"]]
+            assert group.extras == [{"prompt_id": row["prompt_id"]}]
+            seen.append(row["prompt_id"])
+    assert sorted(seen) == sorted(row["prompt_id"] for row in rows)
+
+
+def test_order_is_of_seed_and_epoch_and_not_of_workers(
+    tokenizer_folder: str, write_jsonl: Write
+) -> None:
+    path = write_jsonl(example_rows(12))
+
+    def orders(seed: int, num_workers: int = 0) -> dict[int, list[str]]:
+        # What else draws random numbers has no say.
+        torch.manual_seed(seed + 100 * num_workers)
+        data = PreferenceDataModule(
+            tokenizer=tokenizer_folder,
+            train=path,
+            groups_per_batch=5,
+            seed=seed,
+            num_workers=num_workers,
+        )
+        return fit(data, max_epochs=3).orders()
+
+    first = orders(1)
+    assert sorted(first) == [0, 1, 2]
+    assert len({tuple(order) for order in first.values()}) == 3
+    assert orders(1) == first
+    assert orders(1, num_workers=2) == first
+    assert orders(2)[0] != first[0]
+
+
+# Workers start before Lightning sets the first epoch after a resume (pytorch-lightning#21938), and
+# what a checkpoint written at an epoch's end says of the epoch is not what one written later says.
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("when", ["at the epoch's end", "after the run"])
+def test_order_after_a_resume_is_that_of_an_uninterrupted_run(
+    when: str, num_workers: int, tokenizer_folder: str, write_jsonl: Write, tmp_path: Path
+) -> None:
+    path = write_jsonl(example_rows(12))
+
+    def data() -> PreferenceDataModule:
+        return PreferenceDataModule(
+            tokenizer=tokenizer_folder, train=path, groups_per_batch=5, num_workers=num_workers
+        )
+
+    whole = fit(data(), max_epochs=3).orders()
+    checkpoint = tmp_path / "end.ckpt"
+    if when == "after the run":
+        trainer = make_trainer(max_epochs=1)
+        trainer.fit(Recorder(), datamodule=data())
+        trainer.save_checkpoint(checkpoint)
+    else:
+        saver = ModelCheckpoint(dirpath=tmp_path, filename="end", save_on_train_epoch_end=True)
+        fit(data(), max_epochs=1, enable_checkpointing=True, callbacks=[saver])
+    resumed = Recorder()
+    make_trainer(max_epochs=3).fit(resumed, datamodule=data(), ckpt_path=str(checkpoint))
+    assert resumed.orders() == {1: whole[1], 2: whole[2]}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_validation_test_and_prediction_are_in_file_order(
+    num_workers: int, tokenizer_folder: str, write_jsonl: Write
+) -> None:
+    path = write_jsonl(example_rows(7))
+    data = PreferenceDataModule(
+        tokenizer=tokenizer_folder,
+        train=path,
+        val=path,
+        test=path,
+        predict=path,
+        groups_per_batch=3,
+        num_workers=num_workers,
+    )
+    expected = ["1 2 3", "4 5 6", "7"]
+    module = fit(data, max_epochs=2)
+    assert rows_of(module.validated) == expected * 2
+    trainer = make_trainer()
+    trainer.validate(module, datamodule=data, verbose=False)
+    assert rows_of(module.validated) == expected * 3
+    trainer.test(module, datamodule=data, verbose=False)
+    assert rows_of(module.tested) == expected
+    predicted = trainer.predict(module, datamodule=data)
+    assert rows_of(predicted) == expected  # type: ignore[arg-type]
+
+
+def test_fit_without_validation(tokenizer_folder: str, write_jsonl: Write) -> None:
+    data = PreferenceDataModule(tokenizer=tokenizer_folder, train=write_jsonl(example_rows(3)))
+    module = fit(data, num_sanity_val_steps=2)
+    assert len(module.trained[0]) == 1
+    assert not module.validated
+
+
+def test_several_sources_follow_one_another(tokenizer_folder: str, write_jsonl: Write) -> None:
+    paths = [write_jsonl(example_rows(2), "b.jsonl"), write_jsonl(example_rows(3), "a.jsonl")]
+    data = PreferenceDataModule(tokenizer=tokenizer_folder, val=paths, groups_per_batch=8)
+    module = Recorder()
+    make_trainer().validate(module, datamodule=data, verbose=False)
+    expected = [f"{paths[0]}:{n}" for n in (1, 2)] + [f"{paths[1]}:{n}" for n in (1, 2, 3)]
+    assert module.validated[0].sources == expected
+    assert [(report.data, report.kept) for report in data.reports] == [(paths[0], 2), (paths[1], 3)]
+
+
+def test_each_role_reads_its_own_split(tokenizer_folder: str, tmp_path: Path) -> None:
+    rows = [row for row in example_rows(20) if isinstance(row["prompt"], str)]
+    splits = {
+        "train": datasets.Dataset.from_list(rows[:2]),
+        "validation": datasets.Dataset.from_list(rows[2:5]),
+        "test": datasets.Dataset.from_list(rows[5:9]),
+    }
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "data")
+    folder = str(tmp_path / "data")
+    data = PreferenceDataModule(
+        tokenizer=tokenizer_folder, train=folder, val=folder, test=folder, predict=folder
+    )
+    for stage in ("fit", "test", "predict"):
+        data.setup(stage)
+    ids = {
+        role: [group.extra["prompt_id"] for group in dataset.groups]
+        for role, dataset in data.datasets.items()
+    }
+    expected = [row["prompt_id"] for row in rows[:9]]
+    assert ids == {
+        "train": expected[:2],
+        "val": expected[2:5],
+        "test": expected[5:],
+        "predict": expected[5:],
+    }
+
+
+def test_reports_are_logged_and_files_read_once(
+    tokenizer_folder: str, write_jsonl: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[str] = []
+    monkeypatch.setattr("mpo_lightning.data.datamodule.rank_zero_info", logged.append)
+    rows = example_rows(4)
+    train = write_jsonl([{**rows[0], "scores": [1.0] * len(rows[0]["scores"])}, *rows[1:]])
+    val = write_jsonl(rows, "val.jsonl")
+    data = PreferenceDataModule(tokenizer=tokenizer_folder, train=train, val=val)
+    module = fit(data)
+    make_trainer().validate(module, datamodule=data, verbose=False)
+    assert len(logged) == 2
+    assert logged[0].startswith(f"data.train: {train}: 3 of 4 groups")
+    assert f"1 with all scores equal (first: {train}:1)" in logged[0]
+    assert logged[1].startswith(f"data.val: {val}: 4 of 4 groups")
+    assert [report.dropped.total() for report in data.reports] == [1, 0]
+
+
+def test_settings_reach_the_tokenizer(tokenizer_folder: str, write_jsonl: Write) -> None:
+    path = write_jsonl(
+        [{"prompt": "Name a dog: ", "responses": ["dog", "cat " * 40], "scores": [1, 2]}]
+    )
+    data = PreferenceDataModule(
+        tokenizer=tokenizer_folder,
+        train=path,
+        max_length=30,
+        over_long="cut",
+        prompt_format="text",
+        boundary="separate",
+    )
+    data.setup("fit")
+    (group,) = data.datasets["train"].groups
+    tokenizer = make_tokenizer()
+    assert tokenizer.decode(group.prompt) == "Name a dog: "
+    assert tokenizer.decode(group.responses[0]) == "dog<|eos|>"
+    assert len(group.prompt) + len(group.responses[1]) == 30
+
+
+def test_equal_scores_are_for_prediction_only(tokenizer_folder: str, write_jsonl: Write) -> None:
+    rows = example_rows(3)
+    rows[1]["scores"] = [2.0] * len(rows[1]["scores"])
+    path = write_jsonl(rows)
+    data = PreferenceDataModule(
+        tokenizer=tokenizer_folder, train=path, predict=path, equal_scores="error"
+    )
+    with pytest.raises(DataError, match=r"groups\.jsonl:2: scores"):
+        data.setup("fit")
+    data.setup("predict")
+    assert len(data.datasets["predict"]) == 3
+
+
+def test_bad_rows_stop_the_run(tokenizer_folder: str, write_jsonl: Write) -> None:
+    path = write_jsonl([*example_rows(2), {"prompt": "Why?", "responses": ["a", "b"]}])
+    data = PreferenceDataModule(tokenizer=tokenizer_folder, train=path)
+    with pytest.raises(DataError, match=r"groups\.jsonl:3: scores: found no such field"):
+        fit(data)
+
+
+# ---------------------------------------------------------------------------------- what is missing
+
+
+@pytest.mark.parametrize(
+    ("run", "role"),
+    [("fit", "train"), ("validate", "val"), ("test", "test"), ("predict", "predict")],
+)
+def test_missing_source(run: str, role: str, tokenizer_folder: str, write_jsonl: Write) -> None:
+    path = write_jsonl(example_rows(2))
+    others: Any = {name: path for name in ("train", "val", "test", "predict") if name != role}
+    data = PreferenceDataModule(tokenizer=tokenizer_folder, **others)
+    with pytest.raises(ValueError, match=rf"^data\.{role} is not set"):
+        getattr(make_trainer(), run)(Recorder(), datamodule=data)
+
+
+def test_missing_tokenizer(write_jsonl: Write) -> None:
+    data = PreferenceDataModule(train=write_jsonl(example_rows(2)))
+    with pytest.raises(ValueError, match=r"^data\.tokenizer is not set"):
+        fit(data)
+
+
+def test_missing_file(tokenizer_folder: str) -> None:
+    with pytest.raises(DataError, match=r"gone\.jsonl: no such file"):
+        fit(PreferenceDataModule(tokenizer=tokenizer_folder, train="gone.jsonl"))
+
+
+@pytest.mark.parametrize("name", ["groups_per_batch", "max_length"])
+def test_settings_below_one(name: str) -> None:
+    wrong: Any = {name: 0}
+    with pytest.raises(ValueError, match=rf"data\.{name} must be at least 1, got 0"):
+        PreferenceDataModule(**wrong)
+
+
+# Lightning would put a sampler of single indices in the place of ours.
+def test_overfit_batches_is_refused(tokenizer_folder: str, write_jsonl: Write) -> None:
+    data = PreferenceDataModule(tokenizer=tokenizer_folder, train=write_jsonl(example_rows(4)))
+    with pytest.raises(ValueError, match=r"overfit_batches.*data\.train"):
+        fit(data, overfit_batches=1)
+
+
+# --------------------------------------------------------------------------- precision, processes
+
+
+def test_scores_stay_as_they_were_given_in_bf16(tokenizer_folder: str, write_jsonl: Write) -> None:
+    scores = [7.123456789012345, 1000.001]
+    path = write_jsonl([{"prompt": "Why?", "responses": ["a", "b"], "scores": scores}])
+    data = PreferenceDataModule(tokenizer=tokenizer_folder, train=path)
+    module = Recorder()
+    trainer = make_trainer(precision="bf16-true")
+    trainer.fit(module, datamodule=data)
+    (batch,) = module.trained[0]
+    assert batch.scores.dtype == torch.float64
+    assert batch.scores.tolist() == [scores]
+    # The precision is on: the weights have it, and a batch of another kind would get it.
+    assert module.weight.dtype == torch.bfloat16
+    other = trainer.strategy.precision_plugin.convert_input({"scores": batch.scores})
+    assert other["scores"].dtype == torch.bfloat16
+
+
+class Writer(Recorder):
+    """Leaves what each process saw in a file: a spawned process shares no memory with the test."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def on_train_end(self) -> None:
+        seen = {
+            epoch: [
+                (row, bool(batch.counted.all())) for batch, row in zip(b, rows_of(b), strict=True)
+            ]
+            for epoch, b in self.trained.items()
+        }
+        (self.folder / f"{self.global_rank}.pkl").write_bytes(pickle.dumps(seen))
+
+
+def test_two_processes_share_the_groups(
+    tokenizer_folder: str, write_jsonl: Write, tmp_path: Path
+) -> None:
+    path = write_jsonl(example_rows(9))
+
+    def data(groups_per_batch: int) -> PreferenceDataModule:
+        return PreferenceDataModule(
+            tokenizer=tokenizer_folder, train=path, groups_per_batch=groups_per_batch
+        )
+
+    make_trainer(devices=2, strategy="ddp_spawn", max_epochs=2).fit(
+        Writer(tmp_path), datamodule=data(2)
+    )
+    ranks = [pickle.loads((tmp_path / f"{rank}.pkl").read_bytes()) for rank in (0, 1)]
+    alone = fit(data(4), max_epochs=2).orders()
+    for epoch in (0, 1):
+        # Each step, both processes together, is the step of one process; at the end one borrows.
+        assert [counted for _, counted in ranks[0][epoch]] == [True, True, True]
+        assert [counted for _, counted in ranks[1][epoch]] == [True, True, False]
+        steps = zip(*(rank[epoch] for rank in ranks), strict=True)
+        together = [
+            sorted(int(number) for rows, counted in step if counted for number in rows.split())
+            for step in steps
+        ]
+        assert together == [sorted(map(int, rows.split())) for rows in alone[epoch]]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files in /proc")
+def test_sending_the_groups_to_a_worker_opens_no_files() -> None:
+    groups = random_groups([(3, [1, 2])] * 50)
+    dataset = GroupDataset(groups)
+    before = len(os.listdir("/proc/self/fd"))
+    # A tensor by itself is sent as an open file: a worker of thousands of groups runs out of them.
+    sent = ForkingPickler.dumps(dataset)
+    assert len(os.listdir("/proc/self/fd")) == before
+    received = pickle.loads(sent)
+    assert len(received) == 50
+    for given, got in zip(groups, received.groups, strict=True):
+        assert torch.equal(got.prompt, given.prompt)
+        assert all(map(torch.equal, got.responses, given.responses))
+        assert got.prompt.dtype == given.prompt.dtype
+        assert (got.scores, got.source, got.extra) == (given.scores, given.source, given.extra)

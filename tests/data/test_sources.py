@@ -1,0 +1,282 @@
+"""Rows from every kind of source, and what is said of one that cannot be read."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from mpo_lightning.data.groups import DataError
+from mpo_lightning.data.sources import read_rows
+
+ROWS: list[dict[str, Any]] = [
+    {
+        "prompt": [{"role": "user", "content": f"Frage {number}: größer?\u2028\U0001f600"}],
+        # Ragged, and in one row a column that is null.
+        "responses": [f"Antwort {index}\nja" for index in range(2 + number)],
+        "scores": [index / 3 for index in range(2 + number)],
+        "prompt_id": f"p{number}" if number else None,
+    }
+    for number in range(3)
+]
+
+
+def one_a_line(rows: list[Any]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def write_jsonl_file(folder: Path) -> Path:
+    path = folder / "rows.jsonl"
+    path.write_text(one_a_line(ROWS), encoding="utf-8")
+    return path
+
+
+def write_json(folder: Path) -> Path:
+    path = folder / "rows.json"
+    path.write_text(json.dumps(ROWS, indent=2), encoding="utf-8")
+    return path
+
+
+def write_parquet(folder: Path) -> Path:
+    path = folder / "rows.parquet"
+    # Several row groups: the numbers go on from one to the next.
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path, row_group_size=2)
+    return path
+
+
+def write_dataset(folder: Path) -> Path:
+    datasets.Dataset.from_list(ROWS).save_to_disk(folder / "saved")
+    return folder / "saved"
+
+
+def write_dataset_dict(folder: Path) -> Path:
+    splits = {
+        "train": datasets.Dataset.from_list(ROWS),
+        "validation": datasets.Dataset.from_list(ROWS[1:]),
+    }
+    datasets.DatasetDict(splits).save_to_disk(folder / "splits")
+    return folder / "splits"
+
+
+WRITERS = [write_jsonl_file, write_json, write_parquet, write_dataset, write_dataset_dict]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_every_kind_of_source_gives_the_same_rows(
+    write: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    path = write(tmp_path)
+    assert list(read_rows(str(path))) == [
+        (f"{path}:{number}", row) for number, row in enumerate(ROWS, start=1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "default", "rows"),
+    [
+        ("", "train", ROWS),
+        ("", "validation", ROWS[1:]),
+        (":validation", "train", ROWS[1:]),
+        (":train", "validation", ROWS),
+        ("/validation", "train", ROWS[1:]),
+    ],
+)
+def test_split_of_a_saved_folder(
+    suffix: str, default: str, rows: list[Any], tmp_path: Path
+) -> None:
+    folder = write_dataset_dict(tmp_path)
+    # What `datasets` leaves behind in a folder is not part of the data.
+    datasets.Dataset.from_list(ROWS).map(
+        lambda row: row, cache_file_name=str(folder / "train" / "cache-1.arrow")
+    )
+    read = list(read_rows(f"{folder}{suffix}", default_split=default))
+    assert [row for _, row in read] == rows
+    assert read[0][0] == f"{folder}{suffix}:1"
+
+
+def test_json_lines_count_lines_as_an_editor_does(tmp_path: Path) -> None:
+    first, second, third = (json.dumps(row).encode() for row in ROWS)
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf\n" + first + b"\r\n  \r\n\n" + second + b"\n\n\n" + third)
+    assert list(read_rows(str(path))) == [
+        (f"{path}:{line}", row) for line, row in zip((2, 5, 8), ROWS, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_byte_order_mark_directly_before_the_data(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    text = json.dumps(ROWS[0])
+    path.write_text(text if name == "rows.jsonl" else f"[{text}]", encoding="utf-8-sig")
+    assert [row for _, row in read_rows(str(path))] == ROWS[:1]
+
+
+def test_rows_need_not_be_objects_here(tmp_path: Path) -> None:
+    # The check of the rows reports them together with all other bad rows.
+    path = tmp_path / "rows.json"
+    path.write_text('[{"a": 1}, 2, null]', encoding="utf-8")
+    assert [row for _, row in read_rows(str(path))] == [{"a": 1}, 2, None]
+
+
+GOOD = json.dumps(ROWS[0]).encode()
+# File name, its bytes, and what the message must hold.
+UNREADABLE: dict[str, tuple[str, bytes, list[str]]] = {
+    "empty": ("x.jsonl", b"", ["x.jsonl", "no rows"]),
+    "blank": ("x.jsonl", b"\xef\xbb\xbf\n \n", ["x.jsonl", "no rows"]),
+    "empty .json": ("x.json", b" \n", ["x.json", "no rows"]),
+    "empty array": ("x.json", b"[]", ["x.json", "no rows"]),
+    "Latin-1 line": (
+        "x.jsonl",
+        GOOD + b'\n{"prompt": "gr\xf6\xdfer"}\n',
+        ["x.jsonl:2", "not UTF-8", "0xf6", "at 14", "Save the file as UTF-8"],
+    ),
+    "UTF-16": ("x.jsonl", GOOD.decode().encode("utf-16"), ["x.jsonl:1", "not UTF-8", "0xff at 0"]),
+    "Latin-1 .json": ("x.json", b'["\xf6"]', ["x.json", "not UTF-8", "0xf6 at 2"]),
+    "cut line": (
+        "x.jsonl",
+        GOOD + b"\n\n" + GOOD[:-9],
+        ["x.jsonl:3", "not valid JSON", "column", "line may be cut"],
+    ),
+    "object over several lines": (
+        "x.jsonl",
+        json.dumps(ROWS[0], indent=2).encode(),
+        ["x.jsonl:1", "not valid JSON", "one whole object"],
+    ),
+    "array on one line": (
+        "x.jsonl",
+        json.dumps(ROWS).encode(),
+        ["x.jsonl:1", "found a JSON array", "one object a line", "Rename the file to .json"],
+    ),
+    "array over several lines": (
+        "x.jsonl",
+        json.dumps(ROWS, indent=2).encode(),
+        ["x.jsonl:1", "not valid JSON", "may be a JSON array", "named .json"],
+    ),
+    "array with an object a line": (
+        "x.jsonl",
+        b"[" + GOOD + b",\n" + GOOD + b"]",
+        ["x.jsonl:1", "not valid JSON", "may be a JSON array", "named .json"],
+    ),
+    "object in .json": (
+        "x.json",
+        GOOD,
+        ["x.json", "found dict", "an array of objects", ".jsonl"],
+    ),
+    "lines in .json": ("x.json", GOOD + b"\n" + GOOD, ["x.json", "line 2, column 1", ".jsonl"]),
+    "cut .json": ("x.json", b'[{"a":', ["x.json", "not valid JSON", "line 1, column"]),
+    "no Parquet": ("x.parquet", GOOD, ["x.parquet", "cannot be read as Parquet", "Write it again"]),
+    "empty Parquet": ("x.parquet", b"", ["x.parquet", "cannot be read as Parquet"]),
+    "unknown suffix": ("x.csv", b"a,b\n", ["x.csv", "'.csv'", ".jsonl", ".json", ".parquet"]),
+    "no suffix": ("x", GOOD, ["x: found suffix ''", ".jsonl"]),
+}
+
+
+@pytest.mark.parametrize("what", UNREADABLE)
+def test_unreadable_file_is_explained(what: str, tmp_path: Path) -> None:
+    name, content, words = UNREADABLE[what]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        list(read_rows(str(tmp_path / name)))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def damage(path: Path, start: int, stop: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[start:stop] = bytes(byte ^ 0xFF for byte in content[start:stop])
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+# A file cut in a download, and one whose footer is whole but not what it points to.
+@pytest.mark.parametrize("spoil", [cut, lambda path: damage(path, 20, 60)], ids=["cut", "damaged"])
+def test_broken_parquet(spoil: Callable[[Path], None], tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path, compression="none")
+    spoil(path)
+    with pytest.raises(DataError, match=r"rows\.parquet: cannot be read as Parquet"):
+        list(read_rows(str(path)))
+
+
+def test_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError) as caught:
+        list(read_rows("data/gone.jsonl"))
+    assert "data/gone.jsonl: no such file" in str(caught.value)
+    # A relative path is read from where the command runs.
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["folder", "folder.parquet"])
+def test_folder_that_is_no_dataset(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "rows.jsonl").write_text(one_a_line(ROWS), encoding="utf-8")
+    with pytest.raises(DataError, match=rf"{name}: not a folder that datasets' save_to_disk wrote"):
+        list(read_rows(str(tmp_path / name)))
+    # Nor is it guessed at when a split is named.
+    with pytest.raises(DataError, match=r"not a folder that datasets' save_to_disk wrote"):
+        list(read_rows(f"{tmp_path / name}:train"))
+
+
+@pytest.mark.parametrize("part", ["*.arrow", "state.json"])
+def test_damaged_saved_dataset(part: str, tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path)
+    cut(next(folder.glob(part)))
+    with pytest.raises(DataError, match=r"saved: not a folder that datasets' save_to_disk wrote"):
+        list(read_rows(str(folder)))
+
+
+@pytest.mark.parametrize(("suffix", "default"), [(":test", "train"), ("", "test")])
+def test_missing_split(suffix: str, default: str, tmp_path: Path) -> None:
+    folder = write_dataset_dict(tmp_path)
+    with pytest.raises(DataError) as caught:
+        list(read_rows(f"{folder}{suffix}", default_split=default))
+    assert "no split 'test' among ['train', 'validation']" in str(caught.value)
+    assert f"{folder}:<split>" in str(caught.value)
+
+
+def test_split_of_a_saved_dataset_without_splits(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path)
+    with pytest.raises(DataError, match="no splits"):
+        list(read_rows(f"{folder}:train"))
+
+
+@pytest.mark.parametrize(
+    ("data", "split"), [("org/name:train_prefs", "train_prefs"), ("org/n", "s")]
+)
+def test_hub_that_cannot_be_reached(data: str, split: str) -> None:
+    with pytest.raises(DataError) as caught:
+        list(read_rows(data, default_split="s"))
+    message = str(caught.value)
+    assert message.startswith(f"{data.partition(':')[0]}: neither a file nor a folder here")
+    assert f"split {split!r}" in message
+    assert "hub failed (ConnectionError" in message
+
+
+def test_hub_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load(name: str, split: str) -> Any:
+        asked.append((name, split))
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    read = list(read_rows("org/name:train_prefs")) + list(read_rows("org/name"))
+    assert asked == [("org/name", "train_prefs"), ("org/name", "train")]
+    assert read[:3] == [(f"org/name:train_prefs:{n}", row) for n, row in enumerate(ROWS, start=1)]
+
+
+def test_broken_hub_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(name: str, split: str) -> Any:
+        raise datasets.exceptions.DatasetGenerationError("An error occurred")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(DataError, match=r"org/name: .*DatasetGenerationError"):
+        list(read_rows("org/name"))
