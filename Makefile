@@ -27,7 +27,8 @@ quickstart: $(READY) ## Train on a small world that is made here, on CPU, and sh
 	@$(BIN)/python -m mpo_lightning.toy build --out $(WORLD) --seed $(SEED)
 	@echo "2/3  mpo-lightning fit --config configs/quickstart.yaml"
 	@rm -rf $(WORLD)/run
-	@$(BIN)/mpo-lightning fit --config configs/quickstart.yaml --seed_everything $(SEED)
+	@$(BIN)/mpo-lightning fit --config configs/quickstart.yaml --seed_everything $(SEED) \
+		--data.seed $(SEED)
 	@echo "3/3  Sampling before and after"
 	@$(BIN)/python -m mpo_lightning.toy report --world $(WORLD) --seed $(SEED) \
 		--adapter $(WORLD)/run/checkpoints/last-adapter \

@@ -149,7 +149,7 @@ def test_order_is_of_seed_and_epoch_and_not_of_workers(
 
 
 # Workers start before Lightning sets the first epoch after a resume (pytorch-lightning#21938), and
-# what a checkpoint written at an epoch's end says of the epoch is not what one written later says.
+# what a checkpoint says of the epoch depends on when it was written.
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("when", ["at the epoch's end", "after the run"])
 def test_order_after_a_resume_is_that_of_an_uninterrupted_run(
@@ -174,6 +174,40 @@ def test_order_after_a_resume_is_that_of_an_uninterrupted_run(
     resumed = Recorder()
     make_trainer(max_epochs=3).fit(resumed, datamodule=data(), ckpt_path=str(checkpoint))
     assert resumed.orders() == {1: whole[1], 2: whole[2]}
+
+
+# Seven steps of two epochs of four, or of three where a limit leaves the last one out.
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("limit", [None, 3])
+@pytest.mark.parametrize("duration", [{"max_epochs": 3}, {"max_epochs": -1, "max_steps": 9}])
+def test_resume_from_every_step_goes_on_with_the_next(
+    duration: dict[str, int],
+    limit: int | None,
+    num_workers: int,
+    tokenizer_folder: str,
+    write_jsonl: Write,
+) -> None:
+    path = write_jsonl(example_rows(7))
+    folder = Path(path).parent
+    settings = {**duration, "limit_train_batches": limit}
+
+    def data() -> PreferenceDataModule:
+        return PreferenceDataModule(
+            tokenizer=tokenizer_folder, train=path, groups_per_batch=2, num_workers=num_workers
+        )
+
+    def steps(module: Recorder) -> list[tuple[int, str]]:
+        return [(epoch, rows) for epoch, order in module.orders().items() for rows in order]
+
+    saver = ModelCheckpoint(dirpath=folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    whole = steps(fit(data(), enable_checkpointing=True, callbacks=[saver], **settings))
+    assert len(whole) >= 9
+    for step in range(1, 8):
+        resumed = Recorder()
+        make_trainer(**settings).fit(
+            resumed, datamodule=data(), ckpt_path=str(folder / f"step={step}.ckpt")
+        )
+        assert steps(resumed) == whole[step:]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -335,6 +369,26 @@ def test_settings_below_one(name: str) -> None:
     wrong: Any = {name: 0}
     with pytest.raises(ValueError, match=rf"data\.{name} must be at least 1, got 0"):
         PreferenceDataModule(**wrong)
+
+
+# An interrupted run leaves a trainer in the middle of an epoch, which a new one begins afresh.
+def test_fit_again_after_an_interruption_sees_the_whole_epoch(
+    tokenizer_folder: str, write_jsonl: Write
+) -> None:
+    data = PreferenceDataModule(
+        tokenizer=tokenizer_folder, train=write_jsonl(example_rows(6)), groups_per_batch=2
+    )
+
+    class Interrupted(Recorder):
+        def on_train_batch_end(self, outputs: Any, batch: GroupBatch, batch_idx: int) -> None:
+            raise RuntimeError("interrupted")
+
+    trainer = make_trainer()
+    with pytest.raises(RuntimeError, match="interrupted"):
+        trainer.fit(Interrupted(), datamodule=data)
+    module = Recorder()
+    trainer.fit(module, datamodule=data)
+    assert module.orders() == fit(data).orders()
 
 
 # Lightning would put a sampler of single indices in the place of ours.

@@ -189,8 +189,18 @@ class PreferenceDataModule(LightningDataModule):
         # Lightning starts worker processes before it sets the epoch of the first epoch after a
         # resume (pytorch-lightning#21938), and current_epoch lags behind then: the sampler must
         # know from the start what Lightning will set.
-        progress: Any = self.trainer.fit_loop.epoch_progress.current
-        sampler.set_epoch(progress.processed)
+        loop = self.trainer.fit_loop
+        progress: Any = loop.epoch_progress.current
+        epoch = progress.processed
+        if role == "train" and loop.restarting and progress.started > progress.processed:
+            # Resumed inside an epoch: Lightning counts on from its batch, but walks the loader from
+            # the start. After the epoch's last batch it goes on with the next epoch.
+            batches: Any = loop.epoch_loop.batch_progress
+            if batches.is_last_batch:
+                epoch += 1
+            else:
+                sampler.skip = batches.current.processed
+        sampler.set_epoch(epoch)
         return DataLoader(
             dataset,
             sampler=sampler,

@@ -60,6 +60,8 @@ class GroupSampler(DistributedSampler[StepGroups]):
         self.num_replicas = num_replicas
         self.rank = rank
         self.epoch = 0
+        # Steps that the next walk leaves out: those a resumed epoch has behind it.
+        self.skip = 0
 
     def __len__(self) -> int:
         """Steps in an epoch, the same on every process."""
@@ -67,13 +69,14 @@ class GroupSampler(DistributedSampler[StepGroups]):
 
     def __iter__(self) -> Iterator[StepGroups]:
         """The steps of the epoch."""
+        skip, self.skip = self.skip, 0
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed + self.epoch)
             order = torch.randperm(self.num_groups, generator=generator).tolist()
         else:
             order = list(range(self.num_groups))
         stride = self.groups_per_batch * self.num_replicas
-        for start in range(0, self.num_groups, stride):
+        for start in range(skip * stride, self.num_groups, stride):
             step = order[start : start + stride]
             own = step[self.rank :: self.num_replicas]
             yield StepGroups(own or step[:1], counted=bool(own))

@@ -1,0 +1,107 @@
+"""What the README says runs as it stands."""
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Trainer
+
+from conftest import example_rows
+from mpo_lightning.cli import main
+from mpo_lightning.losses import SetLoss
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture
+def workplace(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that the README names, its model being a small real one."""
+    for name, seed in (("train", 0), ("val", 1), ("test", 2)):
+        lines = "\n".join(json.dumps(row) for row in example_rows(6, seed=seed))
+        (tmp_path / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    (recipe,) = blocks("yaml")
+    (tmp_path / "recipe.yaml").write_text(recipe.replace("path/or/hub-id", base), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["mpo-lightning"])
+    return tmp_path
+
+
+def commands() -> list[list[str]]:
+    text = next(block for block in blocks("sh") if "--config recipe.yaml" in block)
+    return [shlex.split(line, comments=True) for line in text.replace("\\\n", "").splitlines()]
+
+
+def test_commands_run_in_their_order(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = commands()
+    assert [command[1] for command in found] == ["fit", "fit", "validate", "predict", "fit"]
+    for command in found:
+        assert command[0] == "mpo-lightning"
+        arguments = [*command[1:], "--trainer.accelerator=cpu"]
+        if "--print_config" in arguments:
+            with pytest.raises(SystemExit) as stopped:
+                main(arguments)
+            assert stopped.value.code == 0
+        else:
+            main(arguments)
+    assert (workplace / "predictions.parquet").is_file()
+    assert (workplace / "runs/first/checkpoints/last-adapter/adapter_config.json").is_file()
+    assert "beta: 0.1" in capsys.readouterr().out
+
+
+def test_python_example_trains(workplace: Path, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = next(block for block in blocks("python") if "Trainer(" in block)
+    quiet: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False, "logger": False}
+
+    def cpu_trainer(**settings: Any) -> Trainer:
+        return Trainer(**settings, **quiet)
+
+    monkeypatch.setattr("lightning.pytorch.Trainer", cpu_trainer)
+    names: dict[str, Any] = {}
+    exec(code.replace("path/or/hub-id", base), names)
+    assert names["module"].trainer.global_step == 1
+    assert not names["module"].policy.is_fresh()
+
+
+def test_own_loss_example_is_a_loss() -> None:
+    code = next(block for block in blocks("python") if "MeanMargin" in block)
+    assert len(code.splitlines()) < 20
+    names: dict[str, Any] = {}
+    exec(code, names)
+    loss: SetLoss = names["MeanMargin"](beta=2.0)
+    ratios = torch.tensor([[0.5, 0.1, -0.3, torch.nan]])
+    scores = torch.tensor([[3.0, 1.0, 1.0, torch.nan]])
+    valid = torch.tensor([[True, True, True, False]])
+    # 2 * (0.5 - (0.1 - 0.3) / 2) = 1.2
+    assert loss(ratios, scores, valid).item() == pytest.approx(
+        torch.nn.functional.softplus(torch.tensor(-1.2)).item()
+    )
+
+
+def test_data_example_is_a_good_row() -> None:
+    from mpo_lightning.data.groups import check_row
+
+    (row,) = blocks("json")
+    assert len(check_row(json.loads(row), "README.md:1").responses) == 3
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in set(re.findall(r"^make (\w+)", README, flags=re.MULTILINE)):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+    assert yaml.safe_load(blocks("yaml")[0])["trainer"]["max_epochs"] == 1
+
+
+def test_documented_pages_exist() -> None:
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / link).is_file(), link
