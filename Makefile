@@ -7,7 +7,7 @@ WORLD := quickstart
 SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check format clean
+.PHONY: help quickstart test check notebooks format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -23,10 +23,10 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 quickstart: $(READY) ## Train on a small world that is made here, on CPU, and show before and after
+	@rm -rf $(WORLD)/run
 	@echo "1/3  Making the world: a small language, a model that speaks it, scored responses"
 	@$(BIN)/python -m mpo_lightning.toy build --out $(WORLD) --seed $(SEED)
 	@echo "2/3  mpo-lightning fit --config configs/quickstart.yaml"
-	@rm -rf $(WORLD)/run
 	@$(BIN)/mpo-lightning fit --config configs/quickstart.yaml --seed_everything $(SEED) \
 		--data.seed $(SEED)
 	@echo "3/3  Sampling before and after"
@@ -42,9 +42,12 @@ check: $(READY) ## Lint, check formatting and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+notebooks: $(READY) ## Run the notebooks and keep their outputs
+	@cd notebooks && ../$(BIN)/jupyter-execute --inplace *.ipynb
+
 format: $(READY) ## Format the code and mend what can be mended
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
 clean: ## Remove the environment, caches and what the quick start made
-	rm -rf $(VENV) $(WORLD) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(WORLD) notebooks/$(WORLD) notebooks/notebook-run .mypy_cache .pytest_cache .ruff_cache

@@ -607,3 +607,10 @@ def test_folder_without_tokenizer_is_an_error(content: dict[str, str], tmp_path:
 def test_tokenizer_that_cannot_be_reached_is_an_error() -> None:
     with pytest.raises(DataError, match=r"data\.tokenizer: no/such: no tokenizer"):
         load_tokenizer("no/such")
+
+
+def test_template_that_refuses_a_plain_chat_is_refused() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('only tools here') }}"
+    with pytest.raises(DataError, match=r"data\.tokenizer: .*only tools here.*prompt_format: text"):
+        tokenize(tokenizer)

@@ -343,7 +343,13 @@ class GroupTokenizer:
             {"role": "user", "content": "a"},
             {"role": "assistant", "content": _SENTINEL},
         ]
-        suffix = self._template(messages).rpartition(_SENTINEL)[2]
+        try:
+            suffix = self._template(messages).rpartition(_SENTINEL)[2]
+        except _template_error() as error:
+            raise DataError(
+                "data.tokenizer: its chat template refuses a user's message with an assistant's "
+                f"answer ({error}). Use a template for chats, or data.prompt_format: text."
+            ) from error
         (ids,) = self._ids([suffix])
         special = set(self.tokenizer.all_special_ids)
         special |= {i for i, t in self.tokenizer.added_tokens_decoder.items() if t.special}

@@ -174,7 +174,7 @@ def build(out: str | Path, seed: int = 0, settings: Settings | None = None) -> W
     path = Path(out).resolve()
     world = find_world(path, mark)
     if world is not None:
-        print(f"Reusing the world in {path} (fingerprint {mark})")
+        print(f"Reusing the world in {out} (fingerprint {mark})")
         return world
     _refuse_foreign_files(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -191,7 +191,7 @@ def build(out: str | Path, seed: int = 0, settings: Settings | None = None) -> W
         # Gone already after the rename; still there after an error, or if another process was
         # faster to finish the same world.
         shutil.rmtree(unfinished, ignore_errors=True)
-    print(f"Built the world in {path} (fingerprint {mark})")
+    print(f"Built the world in {out} (fingerprint {mark})")
     return World(path, mark, reused=False)
 
 
