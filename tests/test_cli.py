@@ -282,6 +282,7 @@ def test_bad_settings_fail_before_anything_is_loaded(
         (["--data.train=nope.jsonl"], "nope.jsonl: no such file"),
         (["--model.policy.base=.", "--data.tokenizer={base}"], "holds no config.json"),
         (["--model.policy.lora.target_modules=[nothing]"], "nothing"),
+        (["--data.train=null"], "data.train is not set"),
         (["--data.max_length=2"], "No group of .* can be used"),
         (["--model.policy.base=."], "data.tokenizer: .: no tokenizer"),
     ],
@@ -292,6 +293,11 @@ def test_bad_input_ends_with_one_clear_message(
 ) -> None:
     with pytest.raises(SystemExit, match=rf"(?s)^error: .*{message}"):
         main(["fit", "--config", str(config), *(arg.format(base=base) for arg in args)])
+
+
+def test_checkpointing_can_be_switched_off(config: Path, tmp_path: Path) -> None:
+    fit(config, tmp_path / "none", "--trainer.enable_checkpointing=false", "--trainer.max_steps=1")
+    assert not (tmp_path / "none" / "checkpoints").exists()
 
 
 def test_help_of_the_module_and_of_a_subcommand() -> None:

@@ -174,6 +174,20 @@ def test_step_zero_metrics_have_their_closed_form(base: str) -> None:
     assert values["train/kl"] == 0
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("layout", ["shared", "separate"])
+def test_precisions_train_close_to_each_other(base: str, precision: Any, layout: str) -> None:
+    """Also the first-batch checks run in each: a fresh adapter stays at exactly zero."""
+    record, batch = Recorder(), GroupBatch.from_groups(random_groups(RAGGED))
+    module = make_module(base, layout=layout)
+    trainer = make_trainer(precision=precision, max_epochs=4, callbacks=[record])
+    trainer.fit(module, loader(random_groups(RAGGED), [8]))
+    first, last = record.steps[0], record.steps[-1]
+    at_zero = module.loss(torch.zeros_like(batch.scores), batch.scores, batch.valid)
+    assert first["train/loss"] == pytest.approx(at_zero.mean().item(), rel=1e-5)
+    assert last["train/loss"] < first["train/loss"] - 0.1
+
+
 # ----------------------------------------------------------------------------------- the checks
 
 

@@ -124,6 +124,7 @@ class MPOModule(LightningModule):
                 if parameter.grad is not None:
                     parameter.grad.mul_(factor.to(parameter.grad.dtype))
         self._log("train", values)
+        self.log("lr", optimizer.param_groups[0]["lr"], batch_size=1)
 
     def validation_step(self, batch: GroupBatch, batch_idx: int) -> None:
         """Add a batch to the validation metrics."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mpo_lightning.batch import GroupBatch, TokenGroup
-from mpo_lightning.data.groups import check_rows
+from mpo_lightning.data.groups import DataError, check_rows
 from mpo_lightning.data.sampler import GroupSampler, StepGroups
 from mpo_lightning.data.sources import read_rows
 from mpo_lightning.data.tokens import (
@@ -25,7 +25,7 @@ from mpo_lightning.data.tokens import (
 __all__ = ["GroupDataset", "PreferenceDataModule"]
 
 Role = Literal["train", "val", "test", "predict"]
-# Which files a Trainer function reads.
+# Which files a Trainer function reads; it cannot do without the first.
 ROLES_OF_STAGE: dict[str, tuple[Role, ...]] = {
     "fit": ("train", "val"),
     "validate": ("val",),
@@ -137,6 +137,9 @@ class PreferenceDataModule(LightningDataModule):
         Raises:
             DataError: naming file, row and field of what cannot be used.
         """
+        needed = ROLES_OF_STAGE[stage][0]
+        if not self.sources[needed]:
+            raise DataError(f"data.{needed} is not set: name a file of scored groups.")
         for role in ROLES_OF_STAGE[stage]:
             if role not in self.datasets and self.sources[role]:
                 self.datasets[role] = self._load(role)
@@ -144,7 +147,7 @@ class PreferenceDataModule(LightningDataModule):
     def _load(self, role: Role) -> GroupDataset:
         if self.tokenizer is None:
             if self.tokenizer_path is None:
-                raise ValueError("data.tokenizer is not set: the folder or hub id of a tokenizer.")
+                raise DataError("data.tokenizer is not set: the folder or hub id of a tokenizer.")
             self.tokenizer = load_tokenizer(
                 self.tokenizer_path, trust_remote_code=self.trust_remote_code
             )
@@ -167,11 +170,9 @@ class PreferenceDataModule(LightningDataModule):
         return GroupDataset(groups)
 
     def _loader(self, role: Role) -> DataLoader[GroupBatch]:
-        if role not in self.datasets:
-            raise ValueError(f"data.{role} is not set: name a file of scored groups.")
         assert self.trainer is not None
         if getattr(self.trainer, "overfit_batches", 0):
-            raise ValueError(
+            raise DataError(
                 "trainer.overfit_batches puts its own sampler in the place of the one that deals "
                 f"whole groups. Name a small file as data.{role} instead."
             )
