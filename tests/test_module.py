@@ -446,3 +446,16 @@ def test_predict_gives_log_probabilities_rewards_and_ranks(
     for line in (1, 2, 3):
         group = sorted((r for r in found if r["row"] == line), key=lambda r: -r["reward"])
         assert [r["rank"] for r in group] == list(range(1, len(group) + 1))
+
+
+def test_predictions_name_the_place_in_the_row_when_responses_were_dropped(
+    base: str, write_jsonl: Callable[..., str]
+) -> None:
+    row = {"prompt": "hi", "responses": ["a " * 90, "short", "brief"], "scores": [3, 2, 1]}
+    data = PreferenceDataModule(
+        tokenizer=base, predict=write_jsonl([row]), max_length=60, over_long="drop_response"
+    )
+    batches = make_trainer().predict(make_module(base), data)
+    assert batches is not None
+    found = [(r["response"], r["score"]) for r in batches[0]]  # type: ignore[index, union-attr]
+    assert found == [(1, 2.0), (2, 1.0)]

@@ -21,6 +21,8 @@ class TokenGroup(NamedTuple):
         scores: one score a response.
         source: where the row came from, as "file:row".
         extra: the row's other columns, untouched.
+        indices: the place of each response in its row, where some of the row were dropped; none
+            given means all of them, in order.
     """
 
     prompt: Tensor
@@ -28,6 +30,7 @@ class TokenGroup(NamedTuple):
     scores: tuple[float, ...]
     source: str
     extra: dict[str, object]
+    indices: tuple[int, ...] = ()
 
 
 class GroupBatch:
@@ -46,6 +49,7 @@ class GroupBatch:
             carries no loss and enters no metric.
         sources: "file:row" of each group.
         extras: other columns of each group's row.
+        indices: the place of each response in its row, B lists.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class GroupBatch:
         counted: Tensor,
         sources: list[str],
         extras: list[dict[str, object]],
+        indices: list[list[int]],
     ) -> None:
         self.tokens = tokens
         self.prompt_lengths = prompt_lengths
@@ -68,6 +73,7 @@ class GroupBatch:
         self.counted = counted
         self.sources = sources
         self.extras = extras
+        self.indices = indices
 
     @classmethod
     def from_groups(cls, groups: Sequence[TokenGroup], *, counted: bool = True) -> Self:
@@ -101,6 +107,7 @@ class GroupBatch:
             counted=torch.full((len(groups),), counted),
             sources=[group.source for group in groups],
             extras=[group.extra for group in groups],
+            indices=[list(group.indices or range(len(group.responses))) for group in groups],
         )
 
     def __len__(self) -> int:
@@ -133,6 +140,7 @@ class GroupBatch:
             counted=self.counted[one],
             sources=self.sources[one],
             extras=self.extras[one],
+            indices=self.indices[one],
         )
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Self:

@@ -60,8 +60,8 @@ def prediction_rows(
     rows: list[dict[str, object]] = []
     for group, (source, extra) in enumerate(zip(batch.sources, batch.extras, strict=True)):
         file, _, row = source.rpartition(":")
-        for response in range(len(batch.response_lengths[group])):
-            values = {name: column[group][response] for name, column in columns.items()}
+        for slot, response in enumerate(batch.indices[group]):
+            values = {name: column[group][slot] for name, column in columns.items()}
             identity = {"file": file, "row": int(row), "response": response}
             # Parquet and datasets rows may hold dates and the like, which JSON has no form for.
             rows.append({**identity, **values, "extra": json.dumps(extra, default=str)})

@@ -181,7 +181,7 @@ class GroupTokenizer:
         if budget < 1:
             self._long_prompt(group, len(prompt), report)
             return None
-        kept: list[tuple[list[int], float]] = []
+        kept: list[tuple[int, list[int], float]] = []
         for index, (ids, score) in enumerate(zip(responses, group.scores, strict=True)):
             if len(ids) > budget:
                 if self.over_long == "error":
@@ -199,17 +199,18 @@ class GroupTokenizer:
                     report.note("beyond max_length dropped", group.source)
                     continue
                 report.note("cut to max_length", group.source)
-            kept.append((ids[:budget], score))
-        distinct = len({score for _, score in kept})
+            kept.append((index, ids[:budget], score))
+        distinct = len({score for _, _, score in kept})
         if distinct < (1 if self.equal_scores == "keep" else 2):
             report.drop("without contrast after their long responses were dropped", group.source)
             return None
         return TokenGroup(
             prompt=torch.tensor(prompt, dtype=torch.int32),
-            responses=tuple(torch.tensor(ids, dtype=torch.int32) for ids, _ in kept),
-            scores=tuple(score for _, score in kept),
+            responses=tuple(torch.tensor(ids, dtype=torch.int32) for _, ids, _ in kept),
+            scores=tuple(score for _, _, score in kept),
             source=group.source,
             extra=group.extra,
+            indices=tuple(index for index, _, _ in kept),
         )
 
     def _no_contrast(self, group: PreferenceGroup, report: DataReport) -> None:
