@@ -3,6 +3,7 @@
 import sys
 from typing import Any
 
+import torch.distributed
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -73,3 +74,6 @@ def main(args: ArgsType = None) -> None:
         )
     except (DataError, PolicyError, FileExistsError) as error:
         sys.exit(f"error: {error}")
+    # Lightning leaves gloo's threads running; a process that ends with them may abort.
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

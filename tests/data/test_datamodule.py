@@ -1,5 +1,6 @@
 """From files to batches, through a real Trainer."""
 
+import atexit
 import os
 import pickle
 from collections.abc import Callable
@@ -432,6 +433,8 @@ class Writer(Recorder):
             for epoch, b in self.trained.items()
         }
         (self.folder / f"{self.global_rank}.pkl").write_bytes(pickle.dumps(seen))
+        # Lightning leaves gloo's threads running; a process that ends with them may abort.
+        atexit.register(torch.distributed.destroy_process_group)
 
 
 def test_two_processes_share_the_groups(
