@@ -7,8 +7,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig
 
-from conftest import plain_logps, random_groups, tiny_config, tiny_model
-from mpo_lightning.attention import PromptSharing
+from conftest import plain_logps, random_groups, tiny_model
+from mpo_lightning.attention import SHARED_PROMPT_ATTENTION, PromptSharing
 from mpo_lightning.batch import GroupBatch
 from mpo_lightning.logps import (
     SHARED_PROMPT_MODELS,
@@ -21,28 +21,51 @@ from mpo_lightning.logps import (
 
 SHAPE = [(11, [3, 1, 9]), (4, [20, 2, 7, 5]), (17, [6, 6])]
 LAYOUTS: list[Layout] = ["shared", "separate"]
-# What of an architecture needs more than the common settings to be exercised.
+# What an architecture calls its sizes, and what of it needs more than them to be exercised.
+EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "num_local_experts": 4, "num_experts": 4}
+WINDOW: dict[str, Any] = {
+    "sliding_window": 6,
+    "layer_types": ["full_attention", "sliding_attention"],
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     **{name: {} for name in SHARED_PROMPT_MODELS},
+    "cohere": {"logit_scale": 0.4},
+    "cohere2": {"logit_scale": 0.4, **WINDOW},
+    "gemma2": {"head_dim": 8, "final_logit_softcapping": 2.0, **WINDOW},
+    "gemma3_text": {"head_dim": 8, **WINDOW},
+    "glm": {"head_dim": 8},
+    "glm4": {"head_dim": 8},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
+    "gpt_oss": {"head_dim": 8, **EXPERTS, **WINDOW},
     "granite": {"logits_scaling": 3.0, "attention_multiplier": 0.3},
-    "qwen3": {"head_dim": 8},
     "mistral with a window": {"sliding_window": 8},
+    "mixtral": EXPERTS,
+    "olmo3": WINDOW,
+    "opt": {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64},
     "qwen2 with windows on some layers": {
-        "sliding_window": 6,
         "use_sliding_window": True,
         "max_window_layers": 1,
-        "layer_types": ["full_attention", "sliding_attention"],
+        **WINDOW,
     },
+    "qwen2_moe": {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, **EXPERTS},
+    "qwen3": {"head_dim": 8},
+    "starcoder2 with a window": {"sliding_window": 8},
 }
+# Their kernels for experts have no float64.
+IN_FLOAT32 = {"gpt_oss", "mixtral", "qwen2_moe"}
 
 
 def variant_model(name: str, **changes: Any) -> Any:
-    settings = {**tiny_config().to_dict(), **VARIANTS.get(name, {}), **changes}
-    for key in ("model_type", "architectures", "rope_parameters", "transformers_version", "dtype"):
-        settings.pop(key, None)
-    if "head_dim" not in {**VARIANTS.get(name, {}), **changes}:
-        settings.pop("head_dim", None)
-    return tiny_model(AutoConfig.for_model(name.split(maxsplit=1)[0], **settings))
+    sizes = {
+        **{"vocab_size": 384, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0},
+        **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
+        **{"num_attention_heads": 4, "num_key_value_heads": 2},
+    }
+    architecture = name.split(maxsplit=1)[0]
+    if architecture == "gpt2":
+        sizes = {key: sizes[key] for key in list(sizes)[:4]}
+    settings = {**sizes, **VARIANTS.get(name, {}), **changes}
+    return tiny_model(AutoConfig.for_model(architecture, **settings))
 
 
 def lora_gradients(model: Any) -> dict[str, torch.Tensor]:
@@ -57,7 +80,10 @@ def with_trained_lora(model: Any, **settings: Any) -> Any:
 
 @pytest.mark.parametrize("name", sorted(VARIANTS))
 def test_layouts_equal_full_logits_with_gradients(name: str) -> None:
-    model = with_trained_lora(variant_model(name).double())
+    model = with_trained_lora(variant_model(name))
+    value_error, gradient_error = 1e-4, 1e-3
+    if name not in IN_FLOAT32:
+        model, value_error, gradient_error = model.double(), 1e-5, 1e-5
     causal_lm = model.get_base_model()
     batch = GroupBatch.from_groups(random_groups(SHAPE))
     weights = torch.randn(3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -74,32 +100,18 @@ def test_layouts_equal_full_logits_with_gradients(name: str) -> None:
     assert expected.abs().max() > 10
     for layout in LAYOUTS:
         logps, gradients = results[layout]
-        torch.testing.assert_close(logps, expected, rtol=0, atol=1e-5, msg=layout)
+        assert (logps.double() - expected).abs().max() <= value_error, layout
         for key, gradient in gradients.items():
             scale = expected_gradients[key].abs().max()
-            assert (gradient - expected_gradients[key]).abs().max() <= 1e-5 * scale, (layout, key)
+            error = (gradient - expected_gradients[key]).abs().max()
+            assert error <= gradient_error * scale, (layout, key)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gemma2", "cohere", "bloom", "opt", "gpt_neox"])
-def test_separate_rows_equal_full_logits_for_other_architectures(name: str) -> None:
-    """Absolute positions, soft-caps, logit scales, ALiBi and head biases are the model's own."""
-    common = {"vocab_size": 384, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
-    sizes: dict[str, Any] = {
-        "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
-        "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
-        "opt": {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64},
-        "gemma2": {"head_dim": 8, "sliding_window": 8, "final_logit_softcapping": 2.0},
-        "cohere": {"logit_scale": 0.4},
-    }
-    settings = {
-        **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
-        **{"num_attention_heads": 4, "num_key_value_heads": 2},
-        **sizes.get(name, {}),
-        **common,
-    }
-    if name in ("gpt2", "bloom"):
-        settings = {**sizes[name], **common}
-    model = tiny_model(AutoConfig.for_model(name, **settings))
+@pytest.mark.parametrize("name", ["bloom", "falcon", "stablelm"])
+def test_separate_rows_serve_architectures_that_cannot_share(name: str) -> None:
+    """ALiBi positions, fused projections, attention that does not pass on what it is given."""
+    sizes = {"bloom": {"n_layer": 2, "n_head": 4}}.get(name, {})
+    model = variant_model(name, **sizes)
     batch = GroupBatch.from_groups(random_groups(SHAPE))
     with torch.no_grad():
         expected = plain_logps(model, batch)
@@ -107,25 +119,11 @@ def test_separate_rows_equal_full_logits_for_other_architectures(name: str) -> N
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4)
 
 
-def test_attention_that_the_shared_layout_does_not_have_is_refused() -> None:
-    model = tiny_model(
-        AutoConfig.for_model(
-            "gemma2",
-            **{"vocab_size": 384, "hidden_size": 32, "intermediate_size": 64, "head_dim": 8},
-            **{"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
-        )
-    )
-    batch = GroupBatch.from_groups(random_groups(SHAPE))
-    with pytest.raises(NotImplementedError, match="softcap.*layout: separate"):
-        response_logps(model, batch, layout="shared")
-
-
-def test_a_model_that_never_calls_the_attention_function_is_refused() -> None:
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 384}
-    model = tiny_model(AutoConfig.for_model("falcon", **sizes))
+@pytest.mark.parametrize("name", ["falcon", "stablelm"])
+def test_a_model_that_never_follows_the_layout_is_refused(name: str) -> None:
     batch = GroupBatch.from_groups(random_groups(SHAPE))
     with pytest.raises(NotImplementedError, match="0 of 2 attention layers"):
-        response_logps(model, batch, layout="shared")
+        response_logps(variant_model(name), batch, layout="shared")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -247,17 +245,28 @@ def test_responses_never_see_each_other_in_the_shared_row() -> None:
     assert first[0, 1] != second[0, 1]
 
 
-def test_the_model_still_generates_and_masks_padding_after_a_shared_pass() -> None:
-    model = tiny_model()
-    ids = torch.tensor([[5, 6, 7, 8], [5, 6, 0, 0]])
-    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
-    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
-    with torch.no_grad():
+@pytest.mark.parametrize(
+    "name", ["llama", "gemma2", "gemma3_text", "gpt_oss", "mistral with a window"]
+)
+def test_the_model_still_generates_and_masks_padding_after_a_shared_pass(name: str) -> None:
+    """What the model computes by itself is as it was under its own attention."""
+    model = variant_model(name)
+    ids = torch.arange(5, 25)[None].repeat(2, 1)
+    mask = torch.ones_like(ids)
+    mask[1, 12:] = 0
+    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+
+    def compute() -> tuple[torch.Tensor, torch.Tensor]:
         logits = model(ids, attention_mask=mask).logits
-        tokens = model.generate(ids[:1], **options)
+        return logits[mask.bool()], model.generate(ids[:1], **options)
+
+    with torch.no_grad():
+        logits, tokens = compute()
         response_logps(model, GroupBatch.from_groups(random_groups(SHAPE)), layout="shared")
-        assert torch.equal(model(ids, attention_mask=mask).logits, logits)
-        assert torch.equal(model.generate(ids[:1], **options), tokens)
+        assert model.config._attn_implementation == SHARED_PROMPT_ATTENTION
+        logits_after, tokens_after = compute()
+    torch.testing.assert_close(logits_after, logits, rtol=1e-4, atol=1e-5)
+    assert torch.equal(tokens_after, tokens)
 
 
 def test_window_is_measured_in_positions() -> None:

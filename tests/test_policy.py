@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config
+from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config
 
 from conftest import plain_logps, tiny_config, tiny_model
 from mpo_lightning.attention import PromptSharing
@@ -129,10 +129,10 @@ def test_only_adapters_are_trained_and_in_float32(base: str, ragged_batch: Group
 def test_layout_is_chosen_by_architecture(base: str, tmp_path: Path) -> None:
     assert make(base).layout == "shared"
     assert make(base, "separate").layout == "separate"
-    config = GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=384)
+    config = BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=384)
     tiny_model(config).save_pretrained(tmp_path)
     assert make(str(tmp_path)).layout == "separate"
-    with pytest.raises(PolicyError, match="gpt2 is not among.*llama"):
+    with pytest.raises(PolicyError, match="bloom is not among.*llama"):
         make(str(tmp_path), "shared")
 
 

@@ -6,8 +6,8 @@ exactly. The attention is *split*: causal attention over each prompt, and for th
 batched call with keys ``[prompt | own]``. No mask of the whole row is ever built.
 
 The function is registered with transformers under `SHARED_PROMPT_ATTENTION`. A model that is set to
-it computes plain ``sdpa`` attention whenever it is called without a `PromptSharing`: it generates
-and evaluates as before.
+it computes plain attention whenever it is called without a `PromptSharing`: it generates and
+evaluates as before. Sliding windows, logit soft-caps and attention sinks are the model's own.
 """
 
 from collections.abc import Iterator, Sequence
@@ -88,6 +88,48 @@ def _from_rows(rows: Tensor, lengths: Sequence[int]) -> Tensor:
     return torch.cat([row[:length] for row, length in zip(rows, lengths, strict=True)])[None]
 
 
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    causal: bool,
+    dropout: float,
+    scaling: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Attention of one block, (n, heads, queries, D) to (n, queries, heads, D).
+
+    Stock kernels where they know all that the layer asks for; plain arithmetic for soft-caps
+    (Gemma-2) and sinks (GPT-OSS), which add a logit per head that takes mass and gives no value.
+    """
+    if softcap is None and sinks is None:
+        sdpa = AttentionInterface()["sdpa"]
+        output: Tensor = sdpa(
+            module, query, key, value, mask, dropout=dropout, scaling=scaling, is_causal=causal
+        )[0]
+        return output
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    logits = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    if mask is None and causal:
+        mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
+    if mask is not None:
+        logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
+    if sinks is not None:
+        column = sinks.to(logits.dtype).view(1, -1, 1, 1).expand(*logits.shape[:3], 1)
+        logits = torch.cat([logits, column], dim=-1)
+    weights = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    weights = weights[..., : key.shape[2]].to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2)
+
+
 def split_attention(
     module: nn.Module,
     query: Tensor,
@@ -99,9 +141,12 @@ def split_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    **others: Any,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    is_causal: bool | None = None,
+    **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention function for transformers: split where there is a `PromptSharing`, sdpa elsewhere.
+    """Attention function for transformers: split where there is a `PromptSharing`, plain elsewhere.
 
     Args:
         module: the attention layer.
@@ -113,52 +158,49 @@ def split_attention(
         dropout: probability that an attention weight is dropped.
         scaling: factor of the attention logits.
         sliding_window: how many positions back a token attends, itself included.
-        others: what the model passes besides; what would change the result is refused.
+        softcap: bound of the attention logits, approached by tanh.
+        s_aux: attention sinks, a logit for each head, (heads,).
+        is_causal: of plain attention without a mask; what the layer says if none.
 
     Returns:
         (1, T, heads, D) and None, as transformers wants it.
-
-    Raises:
-        NotImplementedError: for logit soft-caps and attention sinks.
     """
-    sdpa = AttentionInterface()["sdpa"]
+    how: dict[str, Any] = {
+        "dropout": dropout,
+        "scaling": scaling,
+        "softcap": softcap,
+        "sinks": s_aux,
+    }
     if shared_prompt is None:
-        others |= {"dropout": dropout, "scaling": scaling, "sliding_window": sliding_window}
-        output: tuple[Tensor, None] = sdpa(module, query, key, value, attention_mask, **others)
-        return output
-    for name in ("softcap", "s_aux"):
-        if others.get(name) is not None:
-            raise NotImplementedError(
-                f"{type(module).__name__} uses {name!r}, which the shared layout does not have. "
-                "Set model.layout: separate."
-            )
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        # A single query, as in generation, sees all keys that there are.
+        causal = causal and attention_mask is None and query.shape[2] > 1
+        return _attend(module, query, key, value, attention_mask, causal=causal, **how), None
     shared_prompt.calls += 1
     outputs = []
     for start, prompt, lengths in shared_prompt.groups():
         own = slice(start + prompt, start + prompt + sum(lengths))
         prompt_key, prompt_value = (x[:, :, start : start + prompt] for x in (key, value))
         window = None if sliding_window is None or prompt <= sliding_window else sliding_window
-        of_prompt, _ = sdpa(
+        of_prompt = _attend(
             module,
             query[:, :, start : start + prompt],
             prompt_key,
             prompt_value,
             None if window is None else shared_prompt.mask(0, prompt, window, query.device),
-            dropout=dropout,
-            scaling=scaling,
-            is_causal=window is None,
+            causal=window is None,
+            **how,
         )
         own_key, own_value = (_to_rows(x[:, :, own], lengths) for x in (key, value))
         expand = (len(lengths), -1, -1, -1)
-        of_responses, _ = sdpa(
+        of_responses = _attend(
             module,
             _to_rows(query[:, :, own], lengths),
             torch.cat([prompt_key.expand(expand), own_key], dim=2),
             torch.cat([prompt_value.expand(expand), own_value], dim=2),
             shared_prompt.mask(prompt, max(lengths), sliding_window, query.device),
-            dropout=dropout,
-            scaling=scaling,
-            is_causal=False,
+            causal=False,
+            **how,
         )
         outputs += [of_prompt, _from_rows(of_responses, lengths)]
     return torch.cat(outputs, dim=1), None

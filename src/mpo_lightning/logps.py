@@ -30,7 +30,11 @@ Layout = Literal["shared", "separate"]
 # Model types whose attention is computed by the registered function alone and that take positions
 # as given; tests hold each of them to separate rows. Others use separate rows.
 SHARED_PROMPT_MODELS = frozenset(
-    {"granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"}
+    {
+        *{"cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "gpt2", "gpt_neox"},
+        *{"gpt_oss", "granite", "llama", "mistral", "mixtral", "olmo", "olmo2", "olmo3", "opt"},
+        *{"phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "smollm3", "starcoder2"},
+    }
 )
 
 

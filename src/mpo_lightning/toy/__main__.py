@@ -47,11 +47,14 @@ def main(args: Sequence[str] | None = None) -> None:
     # What can be told at once is told before minutes of sampling.
     if find_spec("matplotlib") is None:
         parser.exit(2, "the picture needs matplotlib: pip install 'mpo-lightning[plots]'\n")
-    try:
-        if options.metrics is not None:
+    if options.metrics is not None:
+        try:
             read_curves(options.metrics)
+        except (FileNotFoundError, ValueError) as error:
+            parser.exit(2, f"{error}\n")
+    try:
         report = evaluate(options.world, options.adapter, seed=options.seed)
-    except (FileNotFoundError, ValueError) as error:
+    except FileNotFoundError as error:
         parser.exit(2, f"{error}\n")
     write_report(report, options.out, options.metrics)
 

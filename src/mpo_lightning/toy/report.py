@@ -26,7 +26,8 @@ CURVES: Final = (
     ("Loss", ("train/loss", "val/loss")),
     ("Reward margin (nats)", ("train/rewards/margin", "val/rewards/margin")),
     ("Reward accuracy", ("train/rewards/accuracy", "val/rewards/accuracy")),
-    ("KL(policy || reference) estimate (nats)", ("train/kl", "val/kl")),
+    # The logged estimate is over the responses in the data, which the reference wrote.
+    ("KL(reference || policy) on the data (nats)", ("train/kl", "val/kl")),
 )
 """Panels of the picture and the columns of a CSVLogger's metrics.csv that they show."""
 
@@ -349,9 +350,14 @@ def draw_picture(
 
     panels = [(title, columns) for title, columns in CURVES if any(c in curves for c in columns)]
     # A figure of its own on the Agg canvas: pyplot's global backend is not touched.
-    figure = Figure(figsize=(4.2 * (len(panels) + 1), 3.6), layout="constrained")
+    columns_of_grid = min(3, len(panels) + 1)
+    rows_of_grid = -(-(len(panels) + 1) // columns_of_grid)
+    size = (4.5 * columns_of_grid, 3.4 * rows_of_grid)
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(panels) + 1, squeeze=False)[0]
+    axes = [
+        figure.add_subplot(rows_of_grid, columns_of_grid, i + 1) for i in range(len(panels) + 1)
+    ]
     for axis, (title, columns) in zip(axes, panels, strict=False):
         for column in columns:
             if column in curves:
