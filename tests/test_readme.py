@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,17 @@ def test_own_loss_example_is_a_loss() -> None:
     assert loss(ratios, scores, valid).item() == pytest.approx(
         torch.nn.functional.softplus(torch.tensor(-1.2)).item()
     )
+
+
+def test_own_loss_example_trains_from_a_file(workplace: Path) -> None:
+    code = next(block for block in blocks("python") if "MeanMargin" in block)
+    (workplace / "my_loss.py").write_text(code, encoding="utf-8")
+    command = [str(Path(sys.executable).with_name("mpo-lightning")), "fit", "--config=recipe.yaml"]
+    options = ["--model.loss=my_loss.MeanMargin", "--trainer.accelerator=cpu"]
+    result = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    config = next(workplace.glob("runs/first/lightning_logs/*/config.yaml"))
+    assert "class_path: my_loss.MeanMargin" in config.read_text(encoding="utf-8")
 
 
 def test_data_example_is_a_good_row() -> None:

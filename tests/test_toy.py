@@ -417,21 +417,34 @@ def test_response_logps_equal_one_at_a_time(toy_world: Path, toy_tokenizer: Any)
             assert logp.item() == pytest.approx(expected.item(), abs=1e-4)
 
 
-def test_samples_follow_the_model(toy_world: Path, toy_tokenizer: Any) -> None:
+def test_samples_follow_the_model(toy_tokenizer: Any) -> None:
     """The first sampled token has the model's own distribution, with left padding in the batch."""
-    model = AutoModelForCausalLM.from_pretrained(toy_world / "base").eval()
+    # Large random weights, unlike taught ones, let everything that is attended to show.
+    settings = world.Settings(hidden_size=64, intermediate_size=128, initializer_range=0.1)
+    model = world.make_model(toy_tokenizer, 0, settings).eval()
+    embedding = model.get_input_embeddings().weight
+    with torch.no_grad():
+        embedding[toy_tokenizer.pad_token_id] = embedding[toy_tokenizer.eos_token_id]
     prompts = [
         "How is the price of the boat?",
         "I want to know more about the tea. How is its look?",
     ]
     count = 1500
-    drawn = world.sample_responses(model, toy_tokenizer, prompts, count, seed=1, max_new_tokens=1)
+    drawn = world.sample_responses(
+        model, toy_tokenizer, prompts, count, seed=1, max_new_tokens=1, rows=2 * count
+    )
     for prompt, group in zip(prompts, drawn, strict=True):
         ids = torch.tensor([world.prompt_ids(toy_tokenizer, prompt)])
         expected = model(ids).logits[0, -1].softmax(-1)
         counts = torch.bincount(torch.tensor([s.ids[0] for s in group]), minlength=len(expected))
         error = (expected * (1 - expected) / count).sqrt()
         assert ((counts / count - expected).abs() < 5 * error + 2 / count).all()
+        # Rare tokens are not cut off.
+        rare = expected.argsort()[:-50]
+        tail = expected[rare].sum().item()
+        assert tail > 0.3
+        error_of_tail = (tail * (1 - tail) / count) ** 0.5
+        assert counts[rare].sum().item() / count == pytest.approx(tail, abs=5 * error_of_tail)
 
 
 def test_report_of_an_adapter_that_changes_nothing(toy_world: Path, tmp_path: Path) -> None:

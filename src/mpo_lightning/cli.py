@@ -1,6 +1,7 @@
 """The command line: ``mpo-lightning fit|validate|test|predict --config FILE``."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch.distributed
@@ -60,6 +61,10 @@ def main(args: ArgsType = None) -> None:
     Args:
         args: arguments, those of the process if none.
     """
+    # A class_path may name a file of the user's, beside the configuration; an installed command
+    # does not look there by itself.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
     try:
         MPOCLI(
             MPOModule,
