@@ -103,15 +103,27 @@ class Policy(nn.Module):
         """The transformers model, adapters in place."""
         return self.model.get_base_model()
 
-    def forward(self, batch: GroupBatch) -> Tensor:
-        """Log-probability of each response under the policy, nats, fp32 (B, N)."""
+    def forward(self, batch: GroupBatch, *, by_full_logits: bool = False) -> Tensor:
+        """Log-probability of each response under the policy, nats, fp32 (B, N).
+
+        Everything that computes goes through here, since sharded parameters are gathered when this
+        module is called, and only then.
+
+        Args:
+            batch: whole groups.
+            by_full_logits: compute the last response of a one-group batch alone, from the model's
+                own ``model(input_ids).logits``; that slot only is filled.
+        """
+        if by_full_logits:
+            return self._by_full_logits(batch)
         return response_logps(self.causal_lm, batch, layout=self.layout, chunk_size=self.chunk_size)
 
     @torch.no_grad()
     def reference(self, batch: GroupBatch) -> Tensor:
         """The same under the reference: adapters off, no dropout, no gradients."""
         with self.model.disable_adapter(), eval_mode(self.model):
-            return self.forward(batch)
+            logps: Tensor = self(batch)
+        return logps
 
     def is_fresh(self) -> bool:
         """Whether the adapter still computes nothing: every B of its products is zero."""
@@ -139,7 +151,7 @@ class Policy(nn.Module):
         group = batch.select(sizes.index(min(sizes)))
         with eval_mode(self.model):
             found = self(group)[0, -1].item()
-            expected = self._plain_logps(group)
+            expected = self(group, by_full_logits=True)[0, -1].item()
         length = group.response_lengths[0][-1]
         gap = abs(found - expected)
         device = group.tokens.device.type
@@ -154,13 +166,14 @@ class Policy(nn.Module):
                 + ("Set model.layout: separate." if self.layout == "shared" else "")
             )
 
-    def _plain_logps(self, group: GroupBatch) -> float:
-        """The last response of a one-group batch by ``model(input_ids).logits``."""
+    def _by_full_logits(self, group: GroupBatch) -> Tensor:
         prompt, length = group.prompt_lengths[0], group.response_lengths[0][-1]
         ids = torch.cat([group.tokens[:prompt], group.tokens[-length:]])
         logits = self.causal_lm(ids[None], use_cache=False).logits[0, prompt - 1 : -1]
         logps = logits.float().log_softmax(-1).gather(1, ids[prompt:, None])
-        return float(logps.sum())
+        result = torch.zeros(group.valid.shape, device=ids.device)
+        result[0, -1] = logps.sum()
+        return result
 
     def save_adapter(self, path: Path, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write the adapter as a folder that ``PeftModel.from_pretrained`` loads.
