@@ -1,11 +1,12 @@
 """A run with the policy sharded over two processes, as a script that Lightning starts again.
 
-Usage: python sharded_run.py BASE DATA OUT PROCESSES
+Usage: python sharded_run.py BASE DATA OUT PROCESSES DTYPE
 """
 
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -13,30 +14,16 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch.distributed.fsdp import fully_shard
 
 from mpo_lightning import LoRA, MPOModule, PolicyConfig, PreferenceDataModule
 from mpo_lightning.data.sampler import StepGroups
 from mpo_lightning.losses import MPO
 
 
-class ShardedModule(MPOModule):
-    """Shards each decoder layer, and the policy around them."""
-
-    def configure_model(self) -> None:
-        if self.policy is None:
-            super().configure_model()
-            assert self.policy is not None
-            mesh = self.device_mesh["data_parallel"]  # type: ignore[index]
-            for layer in self.policy.causal_lm.model.layers:
-                fully_shard(layer, mesh=mesh)
-            fully_shard(self.policy, mesh=mesh)
-
-
-def run(base: str, data: str, out: Path, processes: int) -> None:
+def run(base: str, data: str, out: Path, processes: int, dtype: Any) -> None:
     torch.manual_seed(0)
-    module = (ShardedModule if processes > 1 else MPOModule)(
-        policy=PolicyConfig(base=base, lora=LoRA(r=4)),
+    module = MPOModule(
+        policy=PolicyConfig(base=base, dtype=dtype, lora=LoRA(r=4)),
         loss=MPO(beta=0.5, alpha=1.0),
         optimizer=lambda params: torch.optim.AdamW(params, lr=1e-2),
     )
@@ -73,4 +60,4 @@ def run(base: str, data: str, out: Path, processes: int) -> None:
 
 
 if __name__ == "__main__":
-    run(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))
+    run(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), sys.argv[5])

@@ -69,9 +69,22 @@ class MPOModule(LightningModule):
         return self.policy
 
     def configure_model(self) -> None:
-        """Load the base and add the adapter, once."""
-        if self.policy is None:
-            self.policy = build_policy(self.policy_config, self.layout)
+        """Load the base and add the adapter, once; under ModelParallelStrategy shard it (FSDP2).
+
+        Raises:
+            PolicyError: if the strategy would split layers between processes.
+        """
+        if self.policy is not None:
+            return
+        if self.device_mesh is not None and self.device_mesh["tensor_parallel"].size() > 1:
+            raise PolicyError(
+                "ModelParallelStrategy splits layers between processes, each of which would see "
+                "the same data. Set data_parallel_size to the number of processes and "
+                "tensor_parallel_size to 1."
+            )
+        self.policy = build_policy(self.policy_config, self.layout)
+        if self.device_mesh is not None:
+            self.policy.shard(self.device_mesh["data_parallel"])
 
     def setup(self, stage: str) -> None:
         """Have every checkpoint of this run leave an adapter folder beside it."""

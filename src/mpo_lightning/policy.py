@@ -175,6 +175,20 @@ class Policy(nn.Module):
         result[0, -1] = logps.sum()
         return result
 
+    def shard(self, mesh: Any) -> None:
+        """Shard the parameters over a mesh (FSDP2): each decoder layer, and what is around them.
+
+        Args:
+            mesh: the one-dimensional device mesh of the processes that share data.
+        """
+        from torch.distributed.fsdp import fully_shard
+
+        layers = set(self.causal_lm._no_split_modules or ())
+        for module in list(self.causal_lm.modules()):
+            if type(module).__name__ in layers:
+                fully_shard(module, mesh=mesh)
+        fully_shard(self, mesh=mesh)
+
     def save_adapter(self, path: Path, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write the adapter as a folder that ``PeftModel.from_pretrained`` loads.
 
