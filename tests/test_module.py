@@ -104,6 +104,24 @@ def test_accumulated_groups_give_the_gradient_of_one_batch(
         assert step > 1e-4 or "lora_A" in name, f"{name} did not move"
 
 
+def test_clipping_sees_the_mean_gradient(base: str) -> None:
+    """Clipped before the division, eight batches would be cut eight times as hard."""
+    groups = random_groups(RAGGED)
+    steps = {}
+    for sizes in ([8], [3, 1, 4]):
+        start = make_module(base)
+        start.configure_model()
+        module = make_module(base)
+        trainer = make_trainer(accumulate_grad_batches=len(sizes), gradient_clip_val=0.1)
+        trainer.fit(module, loader(groups, sizes))
+        before = adapter(start)
+        steps[len(sizes)] = {n: before[n] - w for n, w in adapter(module).items()}
+    for name, step in steps[1].items():
+        torch.testing.assert_close(steps[3][name], step, rtol=0, atol=1e-7)
+    norm = sum(step.square().sum() for step in steps[3].values()) ** 0.5
+    assert float(norm) == pytest.approx(0.05 * 0.1, rel=1e-3)
+
+
 def test_last_partial_window_is_a_mean_over_its_own_groups(base: str) -> None:
     groups = random_groups(RAGGED)
     module = make_module(base)
@@ -336,6 +354,20 @@ def test_checkpoint_files_are_small_plain_and_complete(
         torch.testing.assert_close(loaded(ids).logits, module.policy.causal_lm(ids).logits)
     chat = [{"role": "user", "content": "hi"}]
     assert AutoTokenizer.from_pretrained(folder).apply_chat_template(chat, tokenize=False)
+
+
+def test_a_trainer_writes_the_adapter_of_the_module_that_it_fits_now(
+    base: str, tmp_path: Path
+) -> None:
+    data = loader(random_groups(RAGGED), [8])
+    trainer = make_trainer()
+    trainer.fit(make_module(base), data)
+    second = make_module(base, lora=LoRA(r=2, target_modules=["q_proj"]))
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(second, data)
+    trainer.save_checkpoint(tmp_path / "second.ckpt")
+    settings = json.loads((tmp_path / "second-adapter" / "adapter_config.json").read_text())
+    assert (settings["r"], settings["target_modules"]) == (2, ["q_proj"])
 
 
 def test_removed_checkpoints_take_their_adapter_folder_along(base: str, tmp_path: Path) -> None:

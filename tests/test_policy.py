@@ -179,6 +179,14 @@ def test_check_stops_wrong_positions(
         policy.check(ragged_batch)
 
 
+def test_check_stops_a_model_that_gives_nan(base: str, ragged_batch: GroupBatch) -> None:
+    policy = make(base)
+    with torch.no_grad():
+        policy.causal_lm.model.norm.weight.fill_(torch.nan)
+    with pytest.raises(PolicyError, match="log-probability nan"):
+        policy.check(ragged_batch)
+
+
 def test_check_stops_a_tokenizer_of_another_model(base: str) -> None:
     policy = make(base)
     ids = torch.tensor([1, 400])

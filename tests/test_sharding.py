@@ -79,3 +79,41 @@ def test_a_strategy_that_would_split_layers_is_refused(
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode != 0
     assert "tensor_parallel_size to 1" in result.stderr
+
+
+def test_sharded_run_resumes_as_if_it_had_not_stopped(
+    base: str, write_jsonl: Callable[..., str], tmp_path: Path
+) -> None:
+    """The strategy's settings are those that the README names."""
+    strategy = {"data_parallel_size": 2, "tensor_parallel_size": 1}
+    recipe = tmp_path / "recipe.yaml"
+    settings = {
+        "trainer": {
+            **{"accelerator": "cpu", "devices": 2, "enable_progress_bar": False},
+            "strategy": {
+                "class_path": "lightning.pytorch.strategies.ModelParallelStrategy",
+                "init_args": {**strategy, "save_distributed_checkpoint": False},
+            },
+        },
+        "model": {"policy": {"base": base}, "lr_scheduler": None},
+        "data": {"train": write_jsonl(example_rows(5)), "groups_per_batch": 2},
+    }
+    recipe.write_text(yaml.safe_dump(settings), encoding="utf-8")
+
+    def fit(folder: str, epochs: int, *more: str) -> dict[str, torch.Tensor]:
+        root = tmp_path / folder
+        command = [sys.executable, "-m", "mpo_lightning", "fit", "--config", str(recipe)]
+        options = [f"--trainer.default_root_dir={root}", f"--trainer.max_epochs={epochs}", *more]
+        options += ["--model.optimizer.lr=0.01"]
+        result = subprocess.run(
+            [*command, *options], capture_output=True, text=True, timeout=300, check=False
+        )
+        assert result.returncode == 0, result.stderr[-3000:]
+        return load_file(root / "checkpoints" / "last-adapter" / "adapter_model.safetensors")
+
+    expected = fit("whole", 2)
+    half = fit("parts", 1)
+    found = fit("parts", 2, "--ckpt_path=last")
+    assert any(not torch.equal(half[key], weight) for key, weight in expected.items())
+    for key, weight in expected.items():
+        assert torch.equal(found[key], weight), key

@@ -1,5 +1,6 @@
 """MPOModule: groups in, loss and metrics out. It wires the floors below and adds no arithmetic."""
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -89,10 +90,10 @@ class MPOModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Have every checkpoint of this run leave an adapter folder beside it."""
         strategy = self.trainer.strategy
-        if not isinstance(strategy.checkpoint_io, AdapterCheckpointIO):
-            strategy.checkpoint_io = AdapterCheckpointIO(
-                strategy.checkpoint_io, self._write_adapter
-            )
+        io = strategy.checkpoint_io
+        # A trainer that fitted another module before still writes that one's adapters.
+        inner = io.inner if isinstance(io, AdapterCheckpointIO) else io
+        strategy.checkpoint_io = AdapterCheckpointIO(inner, self._write_adapter)
 
     # ------------------------------------------------------------------------------- steps
 
@@ -171,14 +172,8 @@ class MPOModule(LightningModule):
 
     def _log(self, stage: str, values: dict[str, Tensor]) -> None:
         for name, value in values.items():
-            # The values are those of all processes already: averaging would change nothing.
-            self.log(
-                f"{stage}/{name}",
-                value,
-                prog_bar=name in ON_PROGRESS_BAR,
-                batch_size=1,
-                sync_dist=False,
-            )
+            # The values are those of all processes already: there is nothing left to average.
+            self.log(f"{stage}/{name}", value, prog_bar=name in ON_PROGRESS_BAR, batch_size=1)
 
     def _check_first_batch(self, batch: GroupBatch, log_ratios: Tensor) -> None:
         """Stop a run that would compute something else than it says.
@@ -231,20 +226,22 @@ class MPOModule(LightningModule):
             batches = min(batches, limit)
         elif limit is not None:
             batches = int(batches * limit)
-        steps = -(-batches // trainer.accumulate_grad_batches) * int(trainer.max_epochs or 1)
+        steps = math.ceil(batches / trainer.accumulate_grad_batches) * int(trainer.max_epochs or 1)
         return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
 
     # --------------------------------------------------------------------------- checkpoints
 
-    def _adapter_names(self) -> dict[str, torch.Size]:
-        return {n: p.shape for n, p in self.named_parameters() if p.requires_grad}
+    def _adapter_shapes(self) -> dict[str, list[int]]:
+        return {n: list(p.shape) for n, p in self.named_parameters() if p.requires_grad}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the adapter, leave the frozen base out."""
-        names = self._adapter_names()
+        shapes = self._adapter_shapes()
         checkpoint["state_dict"] = {
-            name: value for name, value in checkpoint["state_dict"].items() if name in names
+            name: value for name, value in checkpoint["state_dict"].items() if name in shapes
         }
+        # By itself, since some strategies have taken the weights out when a checkpoint is checked.
+        checkpoint["adapter_shapes"] = shapes
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Accept exactly this adapter.
@@ -252,8 +249,8 @@ class MPOModule(LightningModule):
         Raises:
             PolicyError: if the checkpoint's adapter has other layers or shapes.
         """
-        expected = self._adapter_names()
-        found = {name: value.shape for name, value in checkpoint["state_dict"].items()}
+        expected = self._adapter_shapes()
+        found = checkpoint.get("adapter_shapes", {})
         if found != expected:
             differing = sorted(
                 name

@@ -157,7 +157,8 @@ class Policy(nn.Module):
         device = group.tokens.device.type
         low_precision = self.causal_lm.dtype.itemsize < 4 or torch.is_autocast_enabled(device)
         # Kernels differ in rounding only: about 1e-6 nats a token in fp32, 1e-2 in 16 bits.
-        if gap > (0.1 if low_precision else 1e-4) * length:
+        # Written so that NaN, too, is a difference.
+        if not gap <= (0.1 if low_precision else 1e-4) * length:
             raise PolicyError(
                 f"{type(self.causal_lm).__name__} ({self.causal_lm.config.model_type}): the last "
                 f"response of {group.sources[0]} has log-probability {found:.4f} in the "
@@ -300,7 +301,7 @@ def _switch_off_dropout(settings: Any) -> None:
     names = [
         name
         for name, value in settings.to_dict().items()
-        if isinstance(value, float) and value > 0 and ("drop" in name or name.endswith("pdrop"))
+        if isinstance(value, float) and value > 0 and "drop" in name
     ]
     for name in names:
         setattr(settings, name, 0.0)
