@@ -77,6 +77,8 @@ def test_reference_has_no_dropout_and_restores_modes(base: str, ragged_batch: Gr
     policy = make(base, lora_dropout=0.5)
     shake(policy)
     policy.causal_lm.model.layers[0].eval()
+    # Randomness of the base itself that only training mode has, whatever its name.
+    policy.causal_lm.model.layers[1].self_attn.attention_dropout = 0.5
     modes = [module.training for module in policy.modules()]
     trainable = [parameter.requires_grad for parameter in policy.parameters()]
     first, second = policy.reference(ragged_batch), policy.reference(ragged_batch)
@@ -108,7 +110,10 @@ def test_every_adapter_weight_learns_under_gradient_checkpointing(
         torch.manual_seed(0)
         policy = make(base, layout, gradient_checkpointing=checkpointing)
         shake(policy)
+        calls = []
+        policy.causal_lm.model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))  # noqa: B023
         policy(ragged_batch).sum().backward()
+        assert len(calls) == (2 if checkpointing else 1), "the backward pass computes again, or not"
         gradients.append({n: p.grad for n, p in policy.named_parameters() if p.requires_grad})
     for name, gradient in gradients[0].items():
         assert gradient is not None
@@ -118,6 +123,7 @@ def test_every_adapter_weight_learns_under_gradient_checkpointing(
 
 def test_only_adapters_are_trained_and_in_float32(base: str, ragged_batch: GroupBatch) -> None:
     policy = make(base, dtype="bfloat16")
+    assert all(module.training for module in policy.modules())
     trained = {n: p for n, p in policy.named_parameters() if p.requires_grad}
     assert all("lora_" in name for name in trained)
     assert {p.dtype for p in trained.values()} == {torch.float32}
