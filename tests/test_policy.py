@@ -111,7 +111,7 @@ def test_every_adapter_weight_learns_under_gradient_checkpointing(
         policy = make(base, layout, gradient_checkpointing=checkpointing)
         shake(policy)
         calls = []
-        policy.causal_lm.model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))  # noqa: B023
+        policy.causal_lm.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))  # noqa: B023
         policy(ragged_batch).sum().backward()
         assert len(calls) == (2 if checkpointing else 1), "the backward pass computes again, or not"
         gradients.append({n: p.grad for n, p in policy.named_parameters() if p.requires_grad})
