@@ -13,6 +13,8 @@ from mpo_lightning.batch import GroupBatch
 from mpo_lightning.logps import (
     SHARED_PROMPT_MODELS,
     Layout,
+    can_share_prompts,
+    cheaper_layout,
     response_logps,
     separate_rows,
     shared_row,
@@ -29,18 +31,29 @@ WINDOW: dict[str, Any] = {
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     **{name: {} for name in SHARED_PROMPT_MODELS},
+    "arcee": {"head_dim": 8},
     "cohere": {"logit_scale": 0.4},
     "cohere2": {"logit_scale": 0.4, **WINDOW},
+    "ernie4_5": {"head_dim": 8},
+    "exaone4": WINDOW,
+    "falcon": {},
+    "falcon with grouped queries": {"new_decoder_architecture": True, "num_kv_heads": 2},
     "gemma2": {"head_dim": 8, "final_logit_softcapping": 2.0, **WINDOW},
     "gemma3_text": {"head_dim": 8, **WINDOW},
     "glm": {"head_dim": 8},
     "glm4": {"head_dim": 8},
+    "glm4_moe": {"head_dim": 8, "moe_intermediate_size": 32, "n_routed_experts": 4, **EXPERTS},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
+    "gpt_bigcode": {"n_embd": 32, "n_layer": 2, "n_head": 4},
     "gpt_oss": {"head_dim": 8, **EXPERTS, **WINDOW},
     "granite": {"logits_scaling": 3.0, "attention_multiplier": 0.3},
+    "granitemoe": EXPERTS,
+    "helium": {"head_dim": 8},
+    "hunyuan_v1_dense": {"head_dim": 8},
     "mistral with a window": {"sliding_window": 8},
     "mixtral": EXPERTS,
     "olmo3": WINDOW,
+    "olmoe": EXPERTS,
     "opt": {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64},
     "qwen2 with windows on some layers": {
         "use_sliding_window": True,
@@ -49,10 +62,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "qwen2_moe": {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, **EXPERTS},
     "qwen3": {"head_dim": 8},
+    "qwen3_moe": {"head_dim": 8, "moe_intermediate_size": 32, **EXPERTS},
+    "seed_oss": {"head_dim": 8},
     "starcoder2 with a window": {"sliding_window": 8},
 }
 # Their kernels for experts have no float64.
-IN_FLOAT32 = {"gpt_oss", "mixtral", "qwen2_moe"}
+IN_FLOAT32 = {"glm4_moe", "gpt_oss", "granitemoe", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"}
 
 
 def variant_model(name: str, **changes: Any) -> Any:
@@ -62,7 +77,7 @@ def variant_model(name: str, **changes: Any) -> Any:
         **{"num_attention_heads": 4, "num_key_value_heads": 2},
     }
     architecture = name.split(maxsplit=1)[0]
-    if architecture == "gpt2":
+    if architecture in {"gpt2", "gpt_bigcode"}:
         sizes = {key: sizes[key] for key in list(sizes)[:4]}
     settings = {**sizes, **VARIANTS.get(name, {}), **changes}
     return tiny_model(AutoConfig.for_model(architecture, **settings))
@@ -107,11 +122,19 @@ def test_layouts_equal_full_logits_with_gradients(name: str) -> None:
             assert error <= gradient_error * scale, (layout, key)
 
 
-@pytest.mark.parametrize("name", ["bloom", "falcon", "stablelm"])
+CANNOT_SHARE: dict[str, dict[str, Any]] = {
+    "bloom": {"n_layer": 2, "n_head": 4},
+    "falcon with ALiBi": {"alibi": True},
+    "mamba": {"state_size": 4, "expand": 2},
+    "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2},
+}
+
+
+@pytest.mark.parametrize("name", CANNOT_SHARE)
 def test_separate_rows_serve_architectures_that_cannot_share(name: str) -> None:
-    """ALiBi positions, fused projections, attention that does not pass on what it is given."""
-    sizes = {"bloom": {"n_layer": 2, "n_head": 4}}.get(name, {})
-    model = variant_model(name, **sizes)
+    """Positions as a bias on the attention, and states instead of attention."""
+    model = variant_model(name, **CANNOT_SHARE[name])
+    assert not can_share_prompts(model.config)
     batch = GroupBatch.from_groups(random_groups(SHAPE))
     with torch.no_grad():
         expected = plain_logps(model, batch)
@@ -119,11 +142,11 @@ def test_separate_rows_serve_architectures_that_cannot_share(name: str) -> None:
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["falcon", "stablelm"])
+@pytest.mark.parametrize("name", ["mpt"])
 def test_a_model_that_never_follows_the_layout_is_refused(name: str) -> None:
     batch = GroupBatch.from_groups(random_groups(SHAPE))
     with pytest.raises(NotImplementedError, match="0 of 2 attention layers"):
-        response_logps(variant_model(name), batch, layout="shared")
+        response_logps(variant_model(name, **CANNOT_SHARE[name]), batch, layout="shared")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -179,7 +202,7 @@ def test_token_logps_equal_full_log_softmax(chunk_size: int) -> None:
     def gradients(values: torch.Tensor) -> list[torch.Tensor]:
         return list(torch.autograd.grad((values * weights).sum(), [hidden, *head.parameters()]))
 
-    found = token_logps(hidden, targets, head, chunk_size=chunk_size)
+    found = token_logps(hidden, targets, head, frozen=False, chunk_size=chunk_size)
     full = head(hidden).log_softmax(-1).gather(1, targets[:, None])[:, 0]
     torch.testing.assert_close(found, full)
     for got, want in zip(gradients(found), gradients(full), strict=True):
@@ -193,12 +216,34 @@ def test_sums_of_a_thousand_bf16_tokens_keep_fp32_precision() -> None:
     hidden = torch.randn(1000, 32, generator=generator).bfloat16()
     targets = torch.randint(500, (1000,), generator=generator)
     with torch.no_grad():
-        found = token_logps(hidden, targets, head, chunk_size=128)
+        found = token_logps(hidden, targets, head, frozen=True, chunk_size=128)
         exact = head(hidden).double().log_softmax(-1).gather(1, targets[:, None]).sum()
         in_bf16 = head(hidden).log_softmax(-1).gather(1, targets[:, None]).sum()
     assert found.dtype == torch.float32
     assert abs(found.sum().double() - exact) < 0.01
     assert abs(in_bf16.double() - exact) > 1
+
+
+def test_a_frozen_head_is_computed_once() -> None:
+    """Its gradient is taken in the forward pass, also through a soft-cap, and nothing is saved."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(33, 16, generator=generator, dtype=torch.float64, requires_grad=True)
+    linear = torch.nn.Linear(16, 101, dtype=torch.float64).requires_grad_(False)
+    targets = torch.randint(101, (33,), generator=generator)
+    weights = torch.randn(33, generator=generator)
+    calls = []
+
+    def head(states: torch.Tensor) -> torch.Tensor:
+        calls.append(len(states))
+        return 3 * torch.tanh(linear(states) / 3)
+
+    found = token_logps(hidden, targets, head, frozen=True, chunk_size=7)
+    (gradient,) = torch.autograd.grad((found * weights).sum(), hidden)
+    assert calls == [7, 7, 7, 7, 5]
+    full = head(hidden).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    (expected,) = torch.autograd.grad((full * weights).sum(), hidden)
+    torch.testing.assert_close(found, full)
+    torch.testing.assert_close(gradient, expected)
 
 
 def test_a_lora_on_the_output_head_counts() -> None:
@@ -273,3 +318,74 @@ def test_window_is_measured_in_positions() -> None:
     sharing = PromptSharing([3], [[2]])
     mask = sharing.mask(3, 2, 2, torch.device("cpu"))[0, 0]
     assert mask.tolist() == [[False, False, True, True, False], [False, False, False, True, True]]
+
+
+# ------------------------------------------------------------------- slices and the layout's cost
+
+
+@pytest.mark.parametrize("per_pass", [1, 2, 4, 100])
+@pytest.mark.parametrize("layout", [*LAYOUTS, "auto"])
+def test_slices_give_the_gradients_of_one_pass(layout: Layout, per_pass: int) -> None:
+    model = with_trained_lora(tiny_model()).double()
+    batch = GroupBatch.from_groups(random_groups(SHAPE))
+    weights = torch.randn(3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    results = []
+    for settings in ({}, {"responses_per_pass": per_pass}, {"responses_per_pass": 4, "passes": 5}):
+        model.zero_grad()
+        logps = response_logps(model.get_base_model(), batch, layout=layout, **settings)
+        # Not linear in them, as no loss is.
+        (logps.square() * weights).sum().backward()
+        results.append((logps.detach(), lora_gradients(model)))
+    (expected, expected_gradients), *others = results
+    for logps, gradients in others:
+        torch.testing.assert_close(logps, expected, rtol=1e-6, atol=1e-5)
+        for key, gradient in gradients.items():
+            scale = expected_gradients[key].abs().max()
+            assert (gradient - expected_gradients[key]).abs().max() <= 1e-5 * scale, key
+
+
+def test_slices_are_computed_again_one_at_a_time() -> None:
+    """Each slice goes through the model twice, and never with more responses than asked for."""
+    model = with_trained_lora(tiny_model())
+    batch = GroupBatch.from_groups(random_groups([(7, [5] * 13)]))
+    tokens: list[int] = []
+    embeddings = model.get_input_embeddings()
+    embeddings.register_forward_hook(lambda _, inputs, __: tokens.append(inputs[0].numel()))
+    logps = response_logps(model.get_base_model(), batch, layout="shared", responses_per_pass=4)
+    one, last = 7 + 4 * 5, 7 + 5
+    assert tokens == [one, one, one, last]
+    logps.sum().backward()
+    assert tokens == [one, one, one, last, last, one, one, one]
+
+
+def test_dropout_is_the_same_when_a_slice_is_computed_again() -> None:
+    """Gradients are those of the values that were given, not of another draw."""
+    model = with_trained_lora(tiny_model(), lora_dropout=0.5).train()
+    causal_lm = model.get_base_model()
+    batch = GroupBatch.from_groups(random_groups(SHAPE))
+    torch.manual_seed(7)
+    values = response_logps(causal_lm, batch, layout="shared", responses_per_pass=2)
+    values.square().sum().backward()
+    gradients = lora_gradients(model)
+    model.zero_grad()
+    # The same draws, all slices kept at once.
+    torch.manual_seed(7)
+    flat = torch.cat(
+        [response_logps(causal_lm, p, layout="shared")[p.valid] for p in batch.slices(2)]
+    )
+    assert torch.equal(flat, values[batch.valid])
+    flat.square().sum().backward()
+    for key, gradient in lora_gradients(model).items():
+        torch.testing.assert_close(gradients[key], gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_auto_takes_the_layout_that_computes_fewer_tokens() -> None:
+    def chosen(*shape: tuple[int, list[int]]) -> str:
+        return cheaper_layout(GroupBatch.from_groups(random_groups(list(shape))))
+
+    assert chosen((50, [10, 10])) == "shared"
+    assert chosen((1, [10, 10])) == "shared"
+    # A single response has nothing to share its prompt with.
+    assert chosen((50, [10])) == "separate"
+    # Rows would be padded to the longest.
+    assert chosen((5, [10]), (40, [10])) == "shared"

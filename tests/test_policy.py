@@ -133,7 +133,7 @@ def test_only_adapters_are_trained_and_in_float32(base: str, ragged_batch: Group
 
 
 def test_layout_is_chosen_by_architecture(base: str, tmp_path: Path) -> None:
-    assert make(base).layout == "shared"
+    assert make(base).layout == "auto"
     assert make(base, "separate").layout == "separate"
     config = BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=384)
     tiny_model(config).save_pretrained(tmp_path)

@@ -5,9 +5,12 @@ prompt and to itself, causally, as it would alone behind the prompt; so the prom
 exactly. The attention is *split*: causal attention over each prompt, and for the n responses one
 batched call with keys ``[prompt | own]``. No mask of the whole row is ever built.
 
-The function is registered with transformers under `SHARED_PROMPT_ATTENTION`. A model that is set to
-it computes plain attention whenever it is called without a `PromptSharing`: it generates and
+The function is registered with transformers under `SHARED_PROMPT_ATTENTION`, and a `PromptSharing`
+reaches it on the attention mask, which every architecture hands through to its layers. A model that
+is set to it computes plain attention whenever it is called with any other mask: it generates and
 evaluates as before. Sliding windows, logit soft-caps and attention sinks are the model's own.
+
+For a model that computes its attention by itself there is the mask of the whole row.
 """
 
 from collections.abc import Iterator, Sequence
@@ -54,6 +57,33 @@ class PromptSharing:
             parts.append(torch.arange(prompt))
             parts += [torch.arange(prompt, prompt + length) for length in responses]
         return torch.cat(parts).to(device)
+
+    def as_attention_mask(self, device: torch.device) -> Tensor:
+        """A mask of one element, bool (1, 1, 1, 1), that carries this object to the attention.
+
+        A mask of four dimensions is taken as it is: without one, positions that restart would read
+        as packed documents, and a mask of the whole row would be built.
+        """
+        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+        mask.shared_prompt = self  # type: ignore[attr-defined]
+        return mask
+
+    def dense_mask(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Additive mask of the whole row, (1, 1, T, T): zero or the dtype's least number.
+
+        Its size is the square of the row's: for models whose attention cannot be split.
+        """
+        group, part = [], []
+        for number, (_, prompt, lengths) in enumerate(self.groups()):
+            group.append(torch.full((prompt + sum(lengths),), number))
+            part.append(torch.zeros(prompt, dtype=torch.long))
+            part += [torch.full((n,), response) for response, n in enumerate(lengths, start=1)]
+        groups, parts = torch.cat(group).to(device), torch.cat(part).to(device)
+        at = self.positions(device)
+        allowed = (groups[:, None] == groups) & (at <= at[:, None])
+        allowed &= (parts == 0) | (parts[:, None] == parts)
+        mask = torch.zeros(allowed.shape, dtype=dtype, device=device)
+        return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[None, None]
 
     def mask(self, prompt: int, length: int, window: int | None, device: torch.device) -> Tensor:
         """Bool (1, 1, length, prompt + length): what a response's tokens may attend to.
@@ -137,7 +167,6 @@ def split_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    shared_prompt: PromptSharing | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -153,8 +182,7 @@ def split_attention(
         query: (1, heads, T, D).
         key: (1, key-value heads, T, D).
         value: as key.
-        attention_mask: of plain attention; with a `PromptSharing` that says who attends to whom.
-        shared_prompt: where the groups lie.
+        attention_mask: `PromptSharing.as_attention_mask`, or a mask of plain attention.
         dropout: probability that an attention weight is dropped.
         scaling: factor of the attention logits.
         sliding_window: how many positions back a token attends, itself included.
@@ -171,6 +199,7 @@ def split_attention(
         "softcap": softcap,
         "sinks": s_aux,
     }
+    shared_prompt: PromptSharing | None = getattr(attention_mask, "shared_prompt", None)
     if shared_prompt is None:
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         # A single query, as in generation, sees all keys that there are.

@@ -10,6 +10,7 @@ from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 class TokenGroup(NamedTuple):
@@ -127,20 +128,57 @@ class GroupBatch:
 
     def select(self, group: int) -> Self:
         """The batch that holds one of the groups only."""
+        return self._take([(group, 0, len(self.response_lengths[group]))])
+
+    def slices(self, responses: int) -> list[Self]:
+        """The batch in parts of at most ``responses`` responses each, in order.
+
+        A part holds the prompts of its responses; a group may go on in the next part.
+        """
+        parts: list[list[tuple[int, int, int]]] = [[]]
+        room = responses
+        for group, lengths in enumerate(self.response_lengths):
+            start = 0
+            while start < len(lengths):
+                if room == 0:
+                    parts.append([])
+                    room = responses
+                end = min(start + room, len(lengths))
+                parts[-1].append((group, start, end))
+                room -= end - start
+                start = end
+        return [self._take(part) for part in parts]
+
+    def _take(self, runs: Sequence[tuple[int, int, int]]) -> Self:
+        """The batch of these runs of responses: group, first response, first response after."""
         sizes = [
             p + sum(r) for p, r in zip(self.prompt_lengths, self.response_lengths, strict=True)
         ]
-        one, n = slice(group, group + 1), len(self.response_lengths[group])
+        tokens = []
+        for group, start, end in runs:
+            first = sum(sizes[:group])
+            prompt, lengths = self.prompt_lengths[group], self.response_lengths[group]
+            at = first + prompt + sum(lengths[:start])
+            tokens += [
+                self.tokens[first : first + prompt],
+                self.tokens[at : at + sum(lengths[start:end])],
+            ]
+        groups = [group for group, _, _ in runs]
+
+        def slots(values: Tensor) -> Tensor:
+            rows = [values[group, start:end] for group, start, end in runs]
+            return pad_sequence(rows, batch_first=True)
+
         return type(self)(
-            tokens=torch.split(self.tokens, sizes)[group],
-            prompt_lengths=self.prompt_lengths[one],
-            response_lengths=self.response_lengths[one],
-            scores=self.scores[one, :n],
-            valid=self.valid[one, :n],
-            counted=self.counted[one],
-            sources=self.sources[one],
-            extras=self.extras[one],
-            indices=self.indices[one],
+            tokens=torch.cat(tokens),
+            prompt_lengths=[self.prompt_lengths[group] for group in groups],
+            response_lengths=[self.response_lengths[group][a:b] for group, a, b in runs],
+            scores=slots(self.scores),
+            valid=slots(self.valid),
+            counted=self.counted[groups],
+            sources=[self.sources[group] for group in groups],
+            extras=[self.extras[group] for group in groups],
+            indices=[self.indices[group][a:b] for group, a, b in runs],
         )
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Self:

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
@@ -17,25 +18,50 @@ from mpo_lightning.attention import SHARED_PROMPT_ATTENTION, PromptSharing
 from mpo_lightning.batch import GroupBatch
 
 __all__ = [
+    "DENSE_MASK_MODELS",
     "SHARED_PROMPT_MODELS",
     "Layout",
+    "can_share_prompts",
+    "cheaper_layout",
     "response_logps",
     "separate_rows",
     "shared_row",
     "token_logps",
 ]
 
-Layout = Literal["shared", "separate"]
+Layout = Literal["auto", "shared", "separate"]
 
 # Model types whose attention is computed by the registered function alone and that take positions
 # as given; tests hold each of them to separate rows. Others use separate rows.
 SHARED_PROMPT_MODELS = frozenset(
     {
-        *{"cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "gpt2", "gpt_neox"},
-        *{"gpt_oss", "granite", "llama", "mistral", "mixtral", "olmo", "olmo2", "olmo3", "opt"},
-        *{"phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "smollm3", "starcoder2"},
+        *{"arcee", "cohere", "cohere2", "ernie4_5", "exaone4", "gemma", "gemma2", "gemma3_text"},
+        *{"glm", "glm4", "glm4_moe", "gpt2", "gpt_bigcode", "gpt_neox", "gpt_oss", "granite"},
+        *{"granitemoe", "helium", "hunyuan_v1_dense", "llama", "mistral", "mixtral", "nemotron"},
+        *{"olmo", "olmo2", "olmo3", "olmoe", "opt", "persimmon", "phi", "phi3", "qwen2"},
+        *{"qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "stablelm", "starcoder2"},
     }
 )
+# Those that compute their attention by themselves, but take a mask of the whole row.
+DENSE_MASK_MODELS = frozenset({"falcon"})
+
+
+def can_share_prompts(config: Any) -> bool:
+    """Whether a model of this configuration can compute a prompt once for its responses."""
+    if config.model_type in DENSE_MASK_MODELS:
+        # Positions as a bias on the attention (ALiBi) count the row's tokens.
+        return not getattr(config, "alibi", False)
+    return config.model_type in SHARED_PROMPT_MODELS
+
+
+def cheaper_layout(batch: GroupBatch) -> Literal["shared", "separate"]:
+    """The layout that computes fewer tokens, padding included; shared where they are close."""
+    responses = sum(len(lengths) for lengths in batch.response_lengths)
+    longest = max(
+        prompt + max(lengths)
+        for prompt, lengths in zip(batch.prompt_lengths, batch.response_lengths, strict=True)
+    )
+    return "shared" if len(batch.tokens) < responses * longest else "separate"
 
 
 class ModelRows(NamedTuple):
@@ -52,8 +78,13 @@ class ModelRows(NamedTuple):
     targets: Tensor
 
 
-def shared_row(batch: GroupBatch) -> ModelRows:
-    """The batch as one row, every prompt once: T tokens and no padding."""
+def shared_row(batch: GroupBatch, *, dense: torch.dtype | None = None) -> ModelRows:
+    """The batch as one row, every prompt once: T tokens and no padding.
+
+    Args:
+        batch: whole groups.
+        dense: give the model a mask of the whole row, in this dtype.
+    """
     sharing = PromptSharing(batch.prompt_lengths, batch.response_lengths)
     predictors, scored = [], []
     for start, prompt, lengths in sharing.groups():
@@ -68,10 +99,11 @@ def shared_row(batch: GroupBatch) -> ModelRows:
     inputs = {
         "input_ids": batch.tokens[None],
         "position_ids": sharing.positions(device)[None],
-        # A mask of four dimensions is taken as it is: without one, positions that restart would
-        # read as packed documents, and a mask of the whole row would be built.
-        "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
-        "shared_prompt": sharing,
+        "attention_mask": (
+            sharing.as_attention_mask(device)
+            if dense is None
+            else sharing.dense_mask(device, dense)
+        ),
     }
     return ModelRows(
         inputs, torch.cat(predictors).to(device), batch.tokens[torch.cat(scored).to(device)]
@@ -111,31 +143,79 @@ def token_logps(
     targets: Tensor,
     head: Callable[[Tensor], Tensor],
     *,
+    frozen: bool,
     chunk_size: int = 1024,
 ) -> Tensor:
     """Log-probability of each target token: ``log_softmax(head(hidden).float())[target]``, fp32.
 
-    Logits of at most ``chunk_size`` tokens exist at a time; the backward pass computes them again.
+    Logits of at most ``chunk_size`` tokens exist at a time.
 
     Args:
         hidden: hidden states at the predicting positions, (S, D).
         targets: the tokens, long (S,).
-        head: maps (s, D) to logits (s, V).
+        head: maps (s, D) to logits (s, V), each row by itself.
+        frozen: nothing in the head is trained. Then the gradient with respect to the hidden states
+            is taken chunk by chunk in the forward pass and nothing is computed again; otherwise the
+            backward pass computes the logits a second time.
         chunk_size: tokens at a time.
 
     Returns:
         (S,) in nats; float64 where the logits are.
     """
-
-    def of_chunk(states: Tensor, tokens: Tensor) -> Tensor:
-        logits = head(states)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return -nn.functional.cross_entropy(logits, tokens, reduction="none")
-
+    if frozen and torch.is_grad_enabled() and hidden.requires_grad:
+        logps: Tensor = _FrozenHead.apply(hidden, targets, head, chunk_size)
+        return logps
     chunks = zip(torch.split(hidden, chunk_size), torch.split(targets, chunk_size), strict=True)
     if torch.is_grad_enabled():
-        return torch.cat([checkpoint(of_chunk, h, t, use_reentrant=False) for h, t in chunks])
-    return torch.cat([of_chunk(h, t) for h, t in chunks])
+        return torch.cat(
+            [checkpoint(_of_chunk, h, t, head, use_reentrant=False) for h, t in chunks]
+        )
+    return torch.cat([_of_chunk(h, t, head) for h, t in chunks])
+
+
+def _of_chunk(hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
+    logits = head(hidden)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return -nn.functional.cross_entropy(logits, targets, reduction="none")
+
+
+def _unchanged(saved: Tensor) -> Tensor:
+    return saved
+
+
+class _FrozenHead(torch.autograd.Function):
+    """Token log-probs through a head without trained parameters.
+
+    A token's log-probability depends on its own hidden state alone, so its gradient is known up to
+    the factor that arrives from above: one backward pass through the head, made while the chunk's
+    logits exist.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], chunk_size: int
+    ) -> Tensor:
+        logps, directions = [], []
+        chunks = zip(torch.split(hidden, chunk_size), torch.split(targets, chunk_size), strict=True)
+        for states, tokens in chunks:
+            # Hooks of a checkpoint around this call would compute the whole model again for it.
+            with torch.enable_grad(), saved_tensors_hooks(_unchanged, _unchanged):
+                leaf = states.detach().requires_grad_()
+                logits = head(leaf)
+            wide = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+            probabilities = wide.log_softmax(-1)
+            logps.append(probabilities.gather(1, tokens[:, None])[:, 0])
+            # d log p(target) / d logits is the target's one-hot less the probabilities.
+            slope = probabilities.exp_().neg_()
+            slope.scatter_add_(1, tokens[:, None], slope.new_ones(len(tokens), 1))
+            directions += torch.autograd.grad(logits, leaf, slope.to(logits.dtype))
+        ctx.save_for_backward(torch.cat(directions))
+        return torch.cat(logps)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (directions,) = ctx.saved_tensors
+        return (gradients[0][:, None] * directions).to(directions.dtype), None, None, None
 
 
 def output_head(model: Any) -> Callable[[Tensor], Tensor]:
@@ -163,38 +243,77 @@ def response_logps(
     *,
     layout: Layout,
     chunk_size: int = 1024,
+    responses_per_pass: int | None = None,
+    passes: int = 0,
 ) -> Tensor:
     """Log-probability of each response given its prompt, summed over its tokens, (B, N) fp32.
 
     Equals gathering and summing ``model(input_ids).logits.float().log_softmax(-1)`` over each
     response alone behind its prompt, end-of-turn token included. Padding slots are zero.
 
+    With ``responses_per_pass`` memory does not grow with the number of responses: the backward pass
+    computes one slice of them again at a time, its random numbers included, so that values and
+    gradients are those of the slices computed at once.
+
     Args:
         model: a transformers causal language model (with PEFT layers in it, if any).
         batch: whole groups.
-        layout: "shared" computes each prompt once, "separate" once per response.
+        layout: "shared" computes each prompt once, "separate" once per response, "auto" whichever
+            computes fewer tokens.
         chunk_size: tokens at a time that reach the head.
+        responses_per_pass: responses that go through the model at a time; all if none.
+        passes: how often the model is called at least. Processes that share a sharded model call it
+            equally often; what they compute too often counts nothing.
 
     Raises:
         NotImplementedError: if the model's attention does not follow the shared layout.
     """
-    rows = shared_row(batch) if layout == "shared" else separate_rows(batch)
-    if layout == "shared":
+    parts = batch.slices(responses_per_pass) if responses_per_pass else [batch]
+    parts += [parts[0]] * (passes - len(parts))
+
+    def compute(part: GroupBatch) -> Tensor:
+        chosen = cheaper_layout(part) if layout == "auto" else layout
+        return _scored_token_logps(model, part, chosen, chunk_size)
+
+    if len(parts) > 1 and torch.is_grad_enabled():
+        per_part = [checkpoint(compute, part, use_reentrant=False) for part in parts]
+    else:
+        per_part = [compute(part) for part in parts]
+    per_token = torch.cat(per_part)
+    count = sum(sum(lengths) for lengths in batch.response_lengths)
+    if len(per_token) > count:
+        # The surplus stays in the graph, so that its backward pass is made as well.
+        surplus = per_token[count:].sum() * 0
+        per_token = per_token[:count] + surplus
+    sums = torch.segment_reduce(per_token, "sum", lengths=batch.lengths.flatten(), initial=0)
+    return sums.view(len(batch), batch.slots)
+
+
+def _scored_token_logps(model: Any, batch: GroupBatch, layout: Layout, chunk_size: int) -> Tensor:
+    """Log-probabilities of the tokens of all responses, one response after the other, (S,)."""
+    dense = model.config.model_type in DENSE_MASK_MODELS
+    if layout == "separate":
+        rows = separate_rows(batch)
+    elif dense:
+        rows = shared_row(batch, dense=model.dtype)
+    else:
+        rows = shared_row(batch)
         # It stays set: a checkpointed layer reads it again in the backward pass.
         model.config._attn_implementation = SHARED_PROMPT_ATTENTION
     hidden = model.base_model(**rows.inputs, use_cache=False).last_hidden_state
-    if layout == "shared":
-        layers, calls = model.config.num_hidden_layers, rows.inputs["shared_prompt"].calls
+    if layout == "shared" and not dense:
+        layers = model.config.num_hidden_layers
+        calls = rows.inputs["attention_mask"].shared_prompt.calls
         if calls != layers:
             raise NotImplementedError(
                 f"{type(model).__name__}: {calls} of {layers} attention layers follow the shared "
                 "layout. Set model.layout: separate."
             )
-    per_token = token_logps(
+    head = model.get_output_embeddings()
+    return token_logps(
         hidden.flatten(0, 1)[rows.predictors],
         rows.targets,
         output_head(model),
+        frozen=not any(parameter.requires_grad for parameter in head.parameters()),
         chunk_size=chunk_size,
     )
-    sums = torch.segment_reduce(per_token, "sum", lengths=batch.lengths.flatten(), initial=0)
-    return sums.view(len(batch), batch.slots)

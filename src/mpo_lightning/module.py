@@ -1,7 +1,7 @@
 """MPOModule: groups in, loss and metrics out. It wires the floors below and adds no arithmetic."""
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -12,6 +12,7 @@ from torch.optim import AdamW, Optimizer
 
 from mpo_lightning.batch import GroupBatch
 from mpo_lightning.checkpoint import AdapterCheckpointIO
+from mpo_lightning.logps import Layout
 from mpo_lightning.losses import MPO, SetLoss
 from mpo_lightning.metrics import GroupMetrics, group_statistics
 from mpo_lightning.optim import RunSchedule, WarmupCosine
@@ -37,7 +38,11 @@ class MPOModule(LightningModule):
         lr_scheduler: makes the learning-rate schedule: a `RunSchedule`, which is told the length of
             the run, or any torch scheduler; stepped after each optimizer step. None keeps the rate.
         layout: "shared" computes each prompt once for its group, "separate" once per response;
-            "auto" shares where the architecture allows it.
+            "auto" whichever computes fewer tokens for the batch at hand, where the architecture
+            can share a prompt.
+        responses_per_pass: responses that go through the model at a time; all of a batch if none.
+            With it memory does not grow with the number of responses, at the price of one more
+            forward pass; gradients are the same.
     """
 
     def __init__(
@@ -47,14 +52,20 @@ class MPOModule(LightningModule):
         loss: SetLoss = MPO(),  # noqa: B008 (frozen)
         optimizer: OptimizerCallable = lambda params: AdamW(params, lr=1e-5),
         lr_scheduler: RunSchedule | LRSchedulerCallable | None = WarmupCosine(),  # noqa: B008
-        layout: Literal["auto", "shared", "separate"] = "auto",
+        layout: Layout = "auto",
+        responses_per_pass: int | None = None,
     ) -> None:
         super().__init__()
+        if responses_per_pass is not None and responses_per_pass < 1:
+            raise ValueError(
+                f"model.responses_per_pass must be at least 1, got {responses_per_pass}."
+            )
         self.policy_config = policy
         self.loss = loss
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
-        self.layout: Literal["auto", "shared", "separate"] = layout
+        self.layout: Layout = layout
+        self.responses_per_pass = responses_per_pass
         self.policy: Policy | None = None
         self.train_metrics = GroupMetrics()
         self.val_metrics = GroupMetrics()
@@ -83,7 +94,7 @@ class MPOModule(LightningModule):
                 "the same data. Set data_parallel_size to the number of processes and "
                 "tensor_parallel_size to 1."
             )
-        self.policy = build_policy(self.policy_config, self.layout)
+        self.policy = build_policy(self.policy_config, self.layout, self.responses_per_pass)
         if self.device_mesh is not None:
             self.policy.shard(self.device_mesh["data_parallel"])
 

@@ -5,6 +5,7 @@ nothing but LoRA weights is ever trained and because a run starts from fresh ada
 is itself an adapter folder is refused.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,9 +17,18 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from mpo_lightning.batch import GroupBatch
-from mpo_lightning.logps import SHARED_PROMPT_MODELS, Layout, response_logps
+from mpo_lightning.logps import (
+    DENSE_MASK_MODELS,
+    SHARED_PROMPT_MODELS,
+    Layout,
+    can_share_prompts,
+    response_logps,
+)
 
 __all__ = ["LoRA", "Policy", "PolicyConfig", "PolicyError", "build_policy"]
+
+# Responses of one group that the first-batch check compares.
+CHECKED_RESPONSES = 8
 
 
 class PolicyError(ValueError):
@@ -88,22 +98,32 @@ class Policy(nn.Module):
 
     Args:
         model: a PEFT model with fresh LoRA adapters.
-        layout: how batches are computed: "shared" or "separate".
-        chunk_size: tokens at a time that reach the output head.
+        layout: how batches are computed: "shared", "separate", or "auto": the cheaper of the two for each.
+        responses_per_pass: responses that go through the model at a time; all of a batch if none.
     """
 
-    def __init__(self, model: Any, *, layout: Layout, chunk_size: int = 1024) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        layout: Layout,
+        responses_per_pass: int | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
-        self.layout = layout
-        self.chunk_size = chunk_size
+        self.layout: Layout = layout
+        self.responses_per_pass = responses_per_pass
+        # The processes between which the parameters are sharded.
+        self._mesh: Any = None
 
     @property
     def causal_lm(self) -> Any:
         """The transformers model, adapters in place."""
         return self.model.get_base_model()
 
-    def forward(self, batch: GroupBatch, *, by_full_logits: bool = False) -> Tensor:
+    def forward(
+        self, batch: GroupBatch, *, layout: Layout | None = None, by_full_logits: bool = False
+    ) -> Tensor:
         """Log-probability of each response under the policy, nats, fp32 (B, N).
 
         Everything that computes goes through here, since sharded parameters are gathered when this
@@ -111,12 +131,31 @@ class Policy(nn.Module):
 
         Args:
             batch: whole groups.
+            layout: another layout than the policy's.
             by_full_logits: compute the last response of a one-group batch alone, from the model's
                 own ``model(input_ids).logits``; that slot only is filled.
         """
         if by_full_logits:
             return self._by_full_logits(batch)
-        return response_logps(self.causal_lm, batch, layout=self.layout, chunk_size=self.chunk_size)
+        return response_logps(
+            self.causal_lm,
+            batch,
+            layout=layout or self.layout,
+            responses_per_pass=self.responses_per_pass,
+            passes=self._passes_of_all_processes(batch),
+        )
+
+    def _passes_of_all_processes(self, batch: GroupBatch) -> int:
+        """The most passes that any process needs: sharded parameters are gathered by all at once."""
+        if self._mesh is None or self.responses_per_pass is None:
+            return 0
+        responses = sum(len(lengths) for lengths in batch.response_lengths)
+        passes = torch.tensor(math.ceil(responses / self.responses_per_pass))
+        passes = passes.to(batch.tokens.device)
+        torch.distributed.all_reduce(
+            passes, torch.distributed.ReduceOp.MAX, group=self._mesh.get_group()
+        )
+        return int(passes)
 
     @torch.no_grad()
     def reference(self, batch: GroupBatch) -> Tensor:
@@ -148,24 +187,34 @@ class Policy(nn.Module):
         sizes = [
             p + sum(r) for p, r in zip(batch.prompt_lengths, batch.response_lengths, strict=True)
         ]
-        group = batch.select(sizes.index(min(sizes)))
+        group = batch.select(sizes.index(min(sizes))).slices(CHECKED_RESPONSES)[0]
         with eval_mode(self.model):
-            found = self(group)[0, -1].item()
-            expected = self(group, by_full_logits=True)[0, -1].item()
-        length = group.response_lengths[0][-1]
-        gap = abs(found - expected)
+            separate = self(group, layout="separate")[0]
+            shared = separate if self.layout == "separate" else self(group, layout="shared")[0]
+            full = self(group, by_full_logits=True)[0, -1]
+        # Kernels differ in rounding only: about 1e-6 nats a token in fp32, 1e-2 in 16 bits.
         device = group.tokens.device.type
         low_precision = self.causal_lm.dtype.itemsize < 4 or torch.is_autocast_enabled(device)
-        # Kernels differ in rounding only: about 1e-6 nats a token in fp32, 1e-2 in 16 bits.
+        tolerance = (0.1 if low_precision else 1e-4) * group.lengths[0]
+        self._compare(group, separate[-1:], full[None], tolerance[-1:], "the model's own logits")
+        self._compare(group, shared, separate, tolerance, "separate rows")
+
+    def _compare(
+        self, group: GroupBatch, found: Tensor, expected: Tensor, tolerance: Tensor, by: str
+    ) -> None:
+        gaps = (found - expected).abs()
         # Written so that NaN, too, is a difference.
-        if not gap <= (0.1 if low_precision else 1e-4) * length:
-            raise PolicyError(
-                f"{type(self.causal_lm).__name__} ({self.causal_lm.config.model_type}): the last "
-                f"response of {group.sources[0]} has log-probability {found:.4f} in the "
-                f"{self.layout} layout, but {expected:.4f} by the model's own logits: a difference "
-                f"of {gap:.4f} nats over {length} tokens. "
-                + ("Set model.layout: separate." if self.layout == "shared" else "")
-            )
+        if bool((gaps <= tolerance).all()):
+            return
+        worst = int((gaps / tolerance).nan_to_num(torch.inf).argmax())
+        layout = "shared" if by == "separate rows" else "separate"
+        raise PolicyError(
+            f"{type(self.causal_lm).__name__} ({self.causal_lm.config.model_type}): a response of "
+            f"{group.sources[0]} has log-probability {float(found[worst]):.4f} in the {layout} "
+            f"layout, but {float(expected[worst]):.4f} by {by}: a difference of "
+            f"{float(gaps[worst]):.4f} nats over {int(group.lengths[0][worst - len(found)])} tokens. "
+            + ("Set model.layout: separate." if layout == "shared" else "")
+        )
 
     def _by_full_logits(self, group: GroupBatch) -> Tensor:
         prompt, length = group.prompt_lengths[0], group.response_lengths[0][-1]
@@ -184,6 +233,7 @@ class Policy(nn.Module):
         """
         from torch.distributed.fsdp import fully_shard
 
+        self._mesh = mesh
         layers = set(self.causal_lm._no_split_modules or ())
         for module in list(self.causal_lm.modules()):
             if type(module).__name__ in layers:
@@ -216,35 +266,57 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 # ---------------------------------------------------------------------------------- building
 
 
-def build_policy(config: PolicyConfig, layout: Literal["auto", "shared", "separate"]) -> Policy:
+def build_policy(
+    config: PolicyConfig,
+    layout: Layout,
+    responses_per_pass: int | None = None,
+) -> Policy:
     """Load the base and put fresh adapters on it.
+
+    Args:
+        config: the base and the adapter.
+        layout: how batches are computed; "auto" is the cheaper for each batch where the
+            architecture can share a prompt.
+        responses_per_pass: responses that go through the model at a time; all of a batch if none.
 
     Raises:
         PolicyError: if the base is not a model, the adapter fits nothing, or the layout is not
             possible for this architecture.
     """
     base = _load_base(config)
-    chosen = _choose_layout(base.config.model_type, layout)
+    chosen = _choose_layout(base.config, layout, config.attn_implementation)
     if config.gradient_checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
     model = _add_lora(base, config.lora)
     # transformers loads models in eval mode, and Lightning keeps the mode that it finds.
     model.train()
-    return Policy(model, layout=chosen)
+    return Policy(model, layout=chosen, responses_per_pass=responses_per_pass)
 
 
-def _choose_layout(model_type: str, layout: Literal["auto", "shared", "separate"]) -> Layout:
+def _choose_layout(
+    settings: Any, layout: Layout, attn_implementation: str | None
+) -> Layout:
+    model_type = settings.model_type
     if layout == "separate":
         return "separate"
-    if model_type in SHARED_PROMPT_MODELS:
-        return "shared"
-    if layout == "shared":
+    if not can_share_prompts(settings):
+        if layout == "shared":
+            able = ", ".join(sorted(SHARED_PROMPT_MODELS | DENSE_MASK_MODELS))
+            raise PolicyError(
+                f"model.layout is shared, but {model_type} is not among the architectures that can "
+                f"share a prompt ({able}). Set it to auto."
+            )
+        rank_zero_info(f"Layout: separate rows, since {model_type} models cannot share a prompt.")
+        return "separate"
+    if attn_implementation is not None and model_type in SHARED_PROMPT_MODELS:
         raise PolicyError(
-            f"model.layout is shared, but {model_type} is not among the architectures that can "
-            f"share a prompt ({', '.join(sorted(SHARED_PROMPT_MODELS))}). Set it to auto."
+            f"model.policy.attn_implementation is {attn_implementation}, but a shared prompt has "
+            "an attention of its own. Set model.layout: separate, or leave attn_implementation out."
         )
-    rank_zero_info(f"Layout: separate rows, since {model_type} models cannot share a prompt here.")
-    return "separate"
+    if layout == "shared":
+        return "shared"
+    rank_zero_info("Layout: a group's prompt is shared where that computes fewer tokens.")
+    return "auto"
 
 
 def _load_base(config: PolicyConfig) -> Any:
