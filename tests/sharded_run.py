@@ -1,8 +1,9 @@
-"""A run with the policy sharded over two processes, as a script that Lightning starts again.
+"""A run over several processes, as a script that Lightning starts again.
 
-Usage: python sharded_run.py BASE DATA OUT PROCESSES DTYPE
+Usage: python sharded_run.py BASE DATA OUT SETTINGS, the last as JSON, see run().
 """
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -11,37 +12,95 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
+import torch.distributed.fsdp._fully_shard._fsdp_collectives as fsdp_collectives
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from torch.distributed import GradBucket
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.futures import Future
 
 from mpo_lightning import LoRA, MPOModule, PolicyConfig, PreferenceDataModule
 from mpo_lightning.data.sampler import StepGroups
 from mpo_lightning.losses import MPO
 
+# How often gradients went between the processes.
+reductions: list[str] = []
 
-def run(base: str, data: str, out: Path, processes: int, dtype: Any) -> None:
-    torch.manual_seed(0)
-    module = MPOModule(
-        policy=PolicyConfig(base=base, dtype=dtype, lora=LoRA(r=4)),
-        loss=MPO(beta=0.5, alpha=1.0),
-        optimizer=lambda params: torch.optim.AdamW(params, lr=1e-2),
-    )
-    datamodule = PreferenceDataModule(
-        tokenizer=base, train=data, val=data, groups_per_batch=4 // processes
-    )
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=processes,
-        strategy="auto"
-        if processes == 1
-        else ModelParallelStrategy(
+
+def counting_allreduce(state: Any, bucket: GradBucket) -> Future[torch.Tensor]:
+    reductions.append("all-reduce")
+    return allreduce_hook(state, bucket)
+
+
+class CountingDDP(DDPStrategy):
+    """DDP that counts its reductions; Lightning registers hooks of a user's on GPUs only."""
+
+    def configure_ddp(self) -> None:
+        super().configure_ddp()
+        self.model.register_comm_hook(None, counting_allreduce)
+
+
+def count_reduce_scatter() -> None:
+    original = fsdp_collectives.foreach_reduce
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        reductions.append("reduce-scatter")
+        return original(*args, **kwargs)
+
+    # Where the name is looked up.
+    import torch.distributed.fsdp._fully_shard._fsdp_param_group as param_group
+
+    param_group.foreach_reduce = counting  # type: ignore[attr-defined]
+
+
+def strategy_of(name: str, processes: int) -> Any:
+    if name == "ddp":
+        return CountingDDP(process_group_backend="gloo")
+    if name == "fsdp2":
+        count_reduce_scatter()
+        return ModelParallelStrategy(
             data_parallel_size=processes,
             tensor_parallel_size=1,
             process_group_backend="gloo",
             save_distributed_checkpoint=False,
-        ),
-        max_epochs=2,
+        )
+    return "auto"
+
+
+def run(
+    base: str,
+    data: str,
+    out: Path,
+    *,
+    strategy: str = "auto",
+    dtype: Any = "float32",
+    groups_per_step: int = 4,
+    accumulate: int = 1,
+    epochs: int = 2,
+    policy: dict[str, Any] | None = None,
+    **settings: Any,
+) -> None:
+    processes = 1 if strategy == "auto" else 2
+    torch.manual_seed(0)
+    module = MPOModule(
+        policy=PolicyConfig(base=base, dtype=dtype, lora=LoRA(r=4), **(policy or {})),
+        loss=MPO(beta=0.5, alpha=1.0),
+        optimizer=lambda params: torch.optim.AdamW(params, lr=1e-2),
+        **settings,
+    )
+    datamodule = PreferenceDataModule(
+        tokenizer=base,
+        train=data,
+        val=data,
+        groups_per_batch=groups_per_step // processes // accumulate,
+    )
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=processes,
+        strategy=strategy_of(strategy, processes),
+        max_epochs=epochs,
+        accumulate_grad_batches=accumulate,
         logger=CSVLogger(out, name="", version=""),
         log_every_n_steps=1,
         enable_checkpointing=False,
@@ -55,9 +114,10 @@ def run(base: str, data: str, out: Path, processes: int, dtype: Any) -> None:
     reference = module.policy.reference(batch)
     if trainer.is_global_zero:
         torch.save(reference, out / "reference.pt")
+        (out / "reductions.json").write_text(json.dumps(reductions), encoding="utf-8")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    run(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
+    run(sys.argv[1], sys.argv[2], Path(sys.argv[3]), **json.loads(sys.argv[4]))

@@ -5,7 +5,8 @@ Both layouts compute the same numbers. *Shared* puts a batch in one row with eve
 in chunks, with log-softmax in fp32 whatever the model's dtype.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -245,6 +246,7 @@ def response_logps(
     chunk_size: int = 1024,
     responses_per_pass: int | None = None,
     passes: int = 0,
+    before_last_backward: Callable[[], None] | None = None,
 ) -> Tensor:
     """Log-probability of each response given its prompt, summed over its tokens, (B, N) fp32.
 
@@ -264,6 +266,7 @@ def response_logps(
         responses_per_pass: responses that go through the model at a time; all if none.
         passes: how often the model is called at least. Processes that share a sharded model call it
             equally often; what they compute too often counts nothing.
+        before_last_backward: called when the backward pass comes to the last slice that it walks.
 
     Raises:
         NotImplementedError: if the model's attention does not follow the shared layout.
@@ -275,8 +278,21 @@ def response_logps(
         chosen = cheaper_layout(part) if layout == "auto" else layout
         return _scored_token_logps(model, part, chosen, chunk_size)
 
+    @contextmanager
+    def last_backward() -> Iterator[None]:
+        if before_last_backward is not None:
+            before_last_backward()
+        yield
+
     if len(parts) > 1 and torch.is_grad_enabled():
-        per_part = [checkpoint(compute, part, use_reentrant=False) for part in parts]
+        # The backward pass walks the slices from the last to the first.
+        again = [last_backward, *[nullcontext] * (len(parts) - 1)]
+        per_part = [
+            checkpoint(
+                compute, part, use_reentrant=False, context_fn=lambda a=a: (nullcontext(), a())
+            )
+            for part, a in zip(parts, again, strict=True)
+        ]
     else:
         per_part = [compute(part) for part in parts]
     per_token = torch.cat(per_part)

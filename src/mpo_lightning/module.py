@@ -128,6 +128,9 @@ class MPOModule(LightningModule):
 
     def training_step(self, batch: GroupBatch, batch_idx: int) -> Tensor:
         """Sum of the groups' losses; on_before_optimizer_step makes the gradient a mean."""
+        # Lightning does so for DDP alone: gradients go between processes once an optimizer step.
+        full = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+        self._policy.synchronize_gradients(full or self.trainer.is_last_batch)
         loss, log_ratios = self._step(batch, self.train_metrics)
         if not self._checked:
             self._check_first_batch(batch, log_ratios)

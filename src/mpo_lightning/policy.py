@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,8 +114,10 @@ class Policy(nn.Module):
         self.model = model
         self.layout: Layout = layout
         self.responses_per_pass = responses_per_pass
-        # The processes between which the parameters are sharded.
+        # The processes between which the parameters are sharded, and whether the next backward
+        # pass reduces gradients over them.
         self._mesh: Any = None
+        self._synchronize = True
 
     @property
     def causal_lm(self) -> Any:
@@ -142,20 +145,28 @@ class Policy(nn.Module):
             batch,
             layout=layout or self.layout,
             responses_per_pass=self.responses_per_pass,
-            passes=self._passes_of_all_processes(batch),
+            **self._in_step_with_other_processes(batch),
         )
 
-    def _passes_of_all_processes(self, batch: GroupBatch) -> int:
-        """The most passes that any process needs: sharded parameters are gathered by all at once."""
-        if self._mesh is None or self.responses_per_pass is None:
-            return 0
+    def _in_step_with_other_processes(self, batch: GroupBatch) -> dict[str, Any]:
+        """What slices need where parameters are sharded: passes, and one reduction of gradients."""
+        if self._mesh is None:
+            return {}
+        if self.responses_per_pass is None:
+            self.set_requires_gradient_sync(self._synchronize)
+            return {}
+        # Parameters are gathered by all processes at once, so all go through the model as often.
         responses = sum(len(lengths) for lengths in batch.response_lengths)
-        passes = torch.tensor(math.ceil(responses / self.responses_per_pass))
-        passes = passes.to(batch.tokens.device)
-        torch.distributed.all_reduce(
-            passes, torch.distributed.ReduceOp.MAX, group=self._mesh.get_group()
+        passes = torch.tensor(
+            math.ceil(responses / self.responses_per_pass), device=batch.tokens.device
         )
-        return int(passes)
+        group = self._mesh.get_group()
+        torch.distributed.all_reduce(passes, torch.distributed.ReduceOp.MAX, group=group)
+        self.set_requires_gradient_sync(self._synchronize and int(passes) == 1)
+        return {
+            "passes": int(passes),
+            "before_last_backward": partial(self.set_requires_gradient_sync, self._synchronize),
+        }
 
     @torch.no_grad()
     def reference(self, batch: GroupBatch) -> Tensor:
@@ -239,6 +250,10 @@ class Policy(nn.Module):
             if type(module).__name__ in layers:
                 fully_shard(module, mesh=mesh)
         fully_shard(self, mesh=mesh)
+
+    def synchronize_gradients(self, enabled: bool) -> None:
+        """Whether the next backward pass of a sharded policy reduces gradients over processes."""
+        self._synchronize = enabled
 
     def save_adapter(self, path: Path, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write the adapter as a folder that ``PeftModel.from_pretrained`` loads.
