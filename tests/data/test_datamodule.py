@@ -19,6 +19,7 @@ from conftest import example_rows, make_tokenizer, random_groups
 from mpo_lightning.batch import GroupBatch
 from mpo_lightning.data.datamodule import GroupDataset, PreferenceDataModule
 from mpo_lightning.data.groups import DataError
+from mpo_lightning.data.sampler import StepGroups
 
 Write = Callable[..., str]
 
@@ -178,31 +179,39 @@ def test_order_after_a_resume_is_that_of_an_uninterrupted_run(
 
 
 # Seven steps of two epochs of four, or of three where a limit leaves the last one out.
+@pytest.mark.parametrize("limits", [{"groups_per_batch": 3}, {"tokens_per_batch": 240}])
 @pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("limit", [None, 3])
-@pytest.mark.parametrize("duration", [{"max_epochs": 3}, {"max_epochs": -1, "max_steps": 9}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_epochs": 3},
+        {"max_epochs": 3, "limit_train_batches": 3},
+        {"max_epochs": -1, "max_steps": 9},
+        {"max_epochs": -1, "max_steps": 9, "limit_train_batches": 3},
+    ],
+)
 def test_resume_from_every_step_goes_on_with_the_next(
-    duration: dict[str, int],
-    limit: int | None,
+    settings: dict[str, int],
     num_workers: int,
+    limits: dict[str, int],
     tokenizer_folder: str,
     write_jsonl: Write,
 ) -> None:
-    path = write_jsonl(example_rows(7))
+    path = write_jsonl(example_rows(11))
     folder = Path(path).parent
-    settings = {**duration, "limit_train_batches": limit}
 
     def data() -> PreferenceDataModule:
         return PreferenceDataModule(
-            tokenizer=tokenizer_folder, train=path, groups_per_batch=2, num_workers=num_workers
+            tokenizer=tokenizer_folder, train=path, num_workers=num_workers, **limits
         )
 
     def steps(module: Recorder) -> list[tuple[int, str]]:
-        return [(epoch, rows) for epoch, order in module.orders().items() for rows in order]
+        return [(epoch, step) for epoch, order in module.orders().items() for step in order]
 
     saver = ModelCheckpoint(dirpath=folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     whole = steps(fit(data(), enable_checkpointing=True, callbacks=[saver], **settings))
-    assert len(whole) >= 9
+    per_epoch = settings.get("limit_train_batches", 4)
+    assert [epoch for epoch, _ in whole[:9]] == [step // per_epoch for step in range(9)]
     for step in range(1, 8):
         resumed = Recorder()
         make_trainer(**settings).fit(
@@ -235,6 +244,89 @@ def test_validation_test_and_prediction_are_in_file_order(
     assert rows_of(module.tested) == expected
     predicted = trainer.predict(module, datamodule=data)
     assert rows_of(predicted) == expected  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------------------- limit on tokens
+
+
+@pytest.mark.parametrize("groups_per_batch", [None, 2])
+def test_batches_keep_the_limit_on_tokens(
+    groups_per_batch: int | None, tokenizer_folder: str, write_jsonl: Write
+) -> None:
+    path = write_jsonl(example_rows(30))
+    data = PreferenceDataModule(
+        tokenizer=tokenizer_folder,
+        train=path,
+        val=path,
+        groups_per_batch=groups_per_batch,
+        tokens_per_batch=250,
+    )
+    module = fit(data, max_epochs=3)
+    for epoch in range(3):
+        batches = module.trained[epoch]
+        numbers = [int(number) for rows in rows_of(batches) for number in rows.split()]
+        assert sorted(numbers) == list(range(1, 31))
+        assert all(len(batch.tokens) <= 250 for batch in batches)
+        assert all(len(batch) <= (groups_per_batch or 30) for batch in batches)
+    assert len({tuple(order) for order in module.orders().values()}) == 3
+    # Of several groups, though one group alone is far below the limit.
+    assert max(map(len, module.trained[0])) == (groups_per_batch or 6)
+    # Validation in the file's order, each batch as long as the limits allow.
+    sizes = data.datasets["val"].sizes
+    assert " ".join(rows_of(module.validated)) == " ".join(map(str, [*range(1, 31)] * 3))
+    first = len(module.validated[0])
+    assert first == groups_per_batch or sum(sizes[:first]) <= 250 < sum(sizes[: first + 1])
+
+
+def test_eight_groups_where_no_limit_is_given(tokenizer_folder: str, write_jsonl: Write) -> None:
+    path = write_jsonl(example_rows(20))
+    data = PreferenceDataModule(tokenizer=tokenizer_folder, train=path)
+    assert [len(batch) for batch in fit(data).trained[0]] == [8, 8, 4]
+    data = PreferenceDataModule(tokenizer=tokenizer_folder, train=path, tokens_per_batch=10_000)
+    assert [len(batch) for batch in fit(data).trained[0]] == [20]
+
+
+def test_sizes_are_the_tokens_of_a_batch() -> None:
+    dataset = GroupDataset(random_groups([(3, [1, 2]), (5, [4, 4, 1]), (1, [1])]))
+    assert dataset.sizes == [6, 14, 2]
+    for index, size in enumerate(dataset.sizes):
+        assert len(dataset[StepGroups([index], counted=True)].tokens) == size
+
+
+def test_groups_beyond_the_limit_are_reported_and_alone(
+    tokenizer_folder: str, write_jsonl: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warned: list[str] = []
+    monkeypatch.setattr("mpo_lightning.data.datamodule.rank_zero_warn", warned.append)
+    rows = example_rows(12)
+    for number in (3, 7):
+        rows[number]["responses"][0] = "dog " * (300 + number)
+    # Each source brings one of the two: the report is of both.
+    paths = [write_jsonl(rows[:5], "a.jsonl"), write_jsonl(rows[5:], "b.jsonl")]
+
+    def data(limit: int) -> PreferenceDataModule:
+        return PreferenceDataModule(
+            tokenizer=tokenizer_folder, train=paths, val=paths[0], tokens_per_batch=limit
+        )
+
+    module = fit(data(300), max_epochs=2)
+    for batches in module.trained.values():
+        beyond = [batch for batch in batches if len(batch.tokens) > 300]
+        assert [len(batch) for batch in beyond] == [1, 1]
+        assert sum(map(len, batches)) == 12
+    largest = max(len(batch.tokens) for batch in module.trained[0])
+    assert len(warned) == 2
+    assert warned[0].startswith(
+        "data.train: 2 of 12 groups hold more than 300 tokens (data.tokens_per_batch), "
+        f"the largest {largest}."
+    )
+    assert warned[1].startswith("data.val: 1 of 5 groups")
+    # A group of exactly the limit is within it.
+    fit(data(largest))
+    assert len(warned) == 2
+
+
+# ---------------------------------------------------------------------------------------- sources
 
 
 def test_fit_without_validation(tokenizer_folder: str, write_jsonl: Write) -> None:
@@ -365,7 +457,7 @@ def test_missing_file(tokenizer_folder: str) -> None:
         fit(PreferenceDataModule(tokenizer=tokenizer_folder, train="gone.jsonl"))
 
 
-@pytest.mark.parametrize("name", ["groups_per_batch", "max_length"])
+@pytest.mark.parametrize("name", ["groups_per_batch", "tokens_per_batch", "max_length"])
 def test_settings_below_one(name: str) -> None:
     wrong: Any = {name: 0}
     with pytest.raises(ValueError, match=rf"data\.{name} must be at least 1, got 0"):

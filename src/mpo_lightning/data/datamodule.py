@@ -1,11 +1,12 @@
 """PreferenceDataModule: files of scored groups to loaders of GroupBatch."""
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -44,6 +45,11 @@ class GroupDataset(Dataset[GroupBatch]):
         """Number of groups."""
         return len(self.groups)
 
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Tokens of each group, its prompt once and its responses."""
+        return [len(group.prompt) + sum(map(len, group.responses)) for group in self.groups]
+
     def __getitem__(self, step: StepGroups) -> GroupBatch:
         """The batch of a step."""
         groups = [self.groups[index] for index in step.indices]
@@ -73,7 +79,11 @@ class PreferenceDataModule(LightningDataModule):
         val: what to validate on.
         test: what to test on.
         predict: what to predict for.
-        groups_per_batch: groups (prompts) of a step on one process.
+        groups_per_batch: groups (prompts) of a step on one process, at most; 8 where neither this
+            nor tokens_per_batch is given.
+        tokens_per_batch: tokens of a step on one process, at most: each group's prompt once and its
+            responses. Both limits hold where both are given. Training batches are made of groups of
+            similar size then; a group beyond the limit is a batch of its own.
         max_length: limit on prompt + response, in tokens.
         over_long: what to do with a response beyond the limit. "drop_group", "drop_response" (the
             others are compared among themselves), "cut" or "error". A prompt that leaves no room
@@ -97,7 +107,8 @@ class PreferenceDataModule(LightningDataModule):
         val: str | list[str] | None = None,
         test: str | list[str] | None = None,
         predict: str | list[str] | None = None,
-        groups_per_batch: int = 8,
+        groups_per_batch: int | None = None,
+        tokens_per_batch: int | None = None,
         max_length: int = 2048,
         over_long: OverLong = "drop_group",
         equal_scores: Literal["drop", "error"] = "drop",
@@ -108,8 +119,12 @@ class PreferenceDataModule(LightningDataModule):
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
-        for name, value in (("groups_per_batch", groups_per_batch), ("max_length", max_length)):
-            if value < 1:
+        for name, value in (
+            ("groups_per_batch", groups_per_batch),
+            ("tokens_per_batch", tokens_per_batch),
+            ("max_length", max_length),
+        ):
+            if value is not None and value < 1:
                 raise ValueError(f"data.{name} must be at least 1, got {value}.")
         self.tokenizer_path = tokenizer
         self.sources: dict[Role, list[str]] = {
@@ -118,7 +133,10 @@ class PreferenceDataModule(LightningDataModule):
             "test": _as_list(test),
             "predict": _as_list(predict),
         }
+        if groups_per_batch is None and tokens_per_batch is None:
+            groups_per_batch = 8
         self.groups_per_batch = groups_per_batch
+        self.tokens_per_batch = tokens_per_batch
         self.max_length = max_length
         self.over_long: OverLong = over_long
         self.equal_scores: Literal["drop", "error"] = equal_scores
@@ -167,7 +185,17 @@ class PreferenceDataModule(LightningDataModule):
             rank_zero_info(f"data.{role}: {report}")
             self.reports.append(report)
             groups += tokens
-        return GroupDataset(groups)
+        dataset = GroupDataset(groups)
+        if self.tokens_per_batch is not None:
+            beyond = [size for size in dataset.sizes if size > self.tokens_per_batch]
+            if beyond:
+                rank_zero_warn(
+                    f"data.{role}: {len(beyond)} of {len(groups)} groups hold more than "
+                    f"{self.tokens_per_batch} tokens (data.tokens_per_batch), the largest "
+                    f"{max(beyond)}. Each is a batch of its own; model.responses_per_pass keeps "
+                    "the memory that it takes constant."
+                )
+        return dataset
 
     def _loader(self, role: Role) -> DataLoader[GroupBatch]:
         assert self.trainer is not None
@@ -180,8 +208,9 @@ class PreferenceDataModule(LightningDataModule):
         processes = self.trainer.distributed_sampler_kwargs or {"num_replicas": 1, "rank": 0}
         dataset = self.datasets[role]
         sampler = GroupSampler(
-            len(dataset),
-            self.groups_per_batch,
+            dataset.sizes,
+            groups_per_batch=self.groups_per_batch,
+            tokens_per_batch=self.tokens_per_batch,
             shuffle=role == "train",
             seed=self.seed,
             num_replicas=processes["num_replicas"],

@@ -1,7 +1,9 @@
 """Which groups a process sees, step by step."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
 import torch
@@ -26,16 +28,22 @@ class StepGroups(NamedTuple):
 class GroupSampler(DistributedSampler[StepGroups]):
     """Deals whole groups to processes: every group exactly once an epoch, in equally many steps.
 
-    A step of all processes together takes ``groups_per_batch * num_replicas`` consecutive groups
-    of the epoch's order, whatever the number of processes, so that what an optimizer step averages
-    over does not depend on it. The last step may hold fewer groups, also on some processes only.
+    Without a limit on tokens, a step of all processes together takes ``groups_per_batch *
+    num_replicas`` consecutive groups of the epoch's order, whatever the number of processes, so
+    that what an optimizer step averages over does not depend on it. The last step may hold fewer
+    groups, also on some processes only.
+
+    With one, a batch takes groups of similar size while they fit, and a group beyond the limit is
+    a batch of its own; the batches of a step hold similarly many tokens on all processes. Without
+    ``shuffle`` the order of the groups is kept instead, in batches and between them.
 
     It is a DistributedSampler so that Lightning takes it as it is and calls ``set_epoch``; it
     yields batches, for a DataLoader with ``batch_size=None``.
 
     Args:
-        num_groups: groups in the data set.
-        groups_per_batch: groups of a step on one process.
+        sizes: tokens of each group of the data set, its prompt once and its responses.
+        groups_per_batch: limit on the groups of a step on one process; None sets none.
+        tokens_per_batch: limit on the tokens of a step on one process; None sets none.
         shuffle: draw a new order each epoch, from seed and epoch.
         seed: seed of the order.
         num_replicas: processes that share the data.
@@ -44,17 +52,19 @@ class GroupSampler(DistributedSampler[StepGroups]):
 
     def __init__(
         self,
-        num_groups: int,
-        groups_per_batch: int,
+        sizes: Sequence[int],
         *,
+        groups_per_batch: int | None = None,
+        tokens_per_batch: int | None = None,
         shuffle: bool,
         seed: int,
         num_replicas: int,
         rank: int,
     ) -> None:
         # DistributedSampler's own initialisation plans single indices; only its interface is used.
-        self.num_groups = num_groups
-        self.groups_per_batch = groups_per_batch
+        self.sizes = sizes
+        self.groups_per_batch = len(sizes) if groups_per_batch is None else groups_per_batch
+        self.tokens_per_batch = tokens_per_batch
         self.shuffle = shuffle
         self.seed = seed
         self.num_replicas = num_replicas
@@ -64,19 +74,78 @@ class GroupSampler(DistributedSampler[StepGroups]):
         self.skip = 0
 
     def __len__(self) -> int:
-        """Steps in an epoch, the same on every process."""
-        return math.ceil(self.num_groups / (self.groups_per_batch * self.num_replicas))
+        """Steps in an epoch, the same on every process and in every epoch."""
+        if self.tokens_per_batch is not None:
+            return len(self._plan)
+        return math.ceil(len(self.sizes) / (self.groups_per_batch * self.num_replicas))
 
     def __iter__(self) -> Iterator[StepGroups]:
         """The steps of the epoch."""
         skip, self.skip = self.skip, 0
+        for step in self._steps()[skip:]:
+            own = step[self.rank] if self.rank < len(step) else []
+            yield StepGroups(own or step[0][:1], counted=bool(own))
+
+    def _steps(self) -> list[list[list[int]]]:
+        """The epoch's steps, each the batches of the processes; at an uneven end some have none."""
+        seed = self.seed + self.epoch
+        if self.tokens_per_batch is not None:
+            return [self._plan[number] for number in self._order(len(self._plan), seed)]
+        order = self._order(len(self.sizes), seed)
+        processes = self.num_replicas
+        stride = self.groups_per_batch * processes
+        steps = (order[start : start + stride] for start in range(0, len(order), stride))
+        return [[step[rank::processes] for rank in range(processes)] for step in steps]
+
+    def _order(self, count: int, seed: int) -> list[int]:
+        if not self.shuffle:
+            return list(range(count))
+        generator = torch.Generator().manual_seed(seed)
+        order: list[int] = torch.randperm(count, generator=generator).tolist()
+        return order
+
+    # Of the seed alone: cut anew in each epoch, batches would not always make as many steps, and
+    # Lightning asks for their number once. What the epoch decides is the order of the steps.
+    @cached_property
+    def _plan(self) -> list[list[list[int]]]:
+        """The steps under a limit on tokens, each the batches of the processes."""
+        order = self._order(len(self.sizes), self.seed)
         if self.shuffle:
-            generator = torch.Generator().manual_seed(self.seed + self.epoch)
-            order = torch.randperm(self.num_groups, generator=generator).tolist()
-        else:
-            order = list(range(self.num_groups))
-        stride = self.groups_per_batch * self.num_replicas
-        for start in range(skip * stride, self.num_groups, stride):
-            step = order[start : start + stride]
-            own = step[self.rank :: self.num_replicas]
-            yield StepGroups(own or step[:1], counted=bool(own))
+            # Sizes within a tenth of one another count as equal, and chance decides among them.
+            order.sort(key=lambda index: int(10 * math.log(self.sizes[index])))
+        batches = self._cut(order)
+        if self.shuffle:
+            batches = self._even(batches)
+        starts = range(0, len(batches), self.num_replicas)
+        return [batches[start : start + self.num_replicas] for start in starts]
+
+    def _cut(self, order: list[int]) -> list[list[int]]:
+        """Batches of consecutive groups, each as long as the limits allow."""
+        assert self.tokens_per_batch is not None
+        batches: list[list[int]] = []
+        room = 0
+        for index in order:
+            room -= self.sizes[index]
+            if not batches or room < 0 or len(batches[-1]) == self.groups_per_batch:
+                batches.append([])
+                room = self.tokens_per_batch - self.sizes[index]
+            batches[-1].append(index)
+        return batches
+
+    def _even(self, batches: list[list[int]]) -> list[list[int]]:
+        """The batches by tokens, the largest split until all steps have one for every process."""
+
+        def tokens(batch: list[int]) -> int:
+            return sum(self.sizes[index] for index in batch)
+
+        def entry(batch: list[int]) -> tuple[int, list[int]]:
+            # Smallest first is the heap's order; a single group comes last, as it cannot be split.
+            return -tokens(batch) if len(batch) > 1 else 0, batch
+
+        heap = [entry(batch) for batch in batches]
+        heapify(heap)
+        while len(heap) % self.num_replicas and len(heap[0][1]) > 1:
+            _, batch = heappop(heap)
+            heappush(heap, entry(batch[::2]))
+            heappush(heap, entry(batch[1::2]))
+        return sorted((batch for _, batch in heap), key=tokens, reverse=True)
