@@ -7,7 +7,7 @@ WORLD := quickstart
 SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check notebooks format clean
+.PHONY: help quickstart test check notebooks bench format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,16 @@ check: $(READY) ## Lint, check formatting and types
 
 notebooks: $(READY) ## Run the notebooks and keep their outputs
 	@cd notebooks && ../$(BIN)/jupyter-execute --inplace *.ipynb
+
+# TRL is needed for the comparison only.
+$(VENV)/.bench-ready: $(READY)
+	@echo "Adding TRL to $(VENV) (once) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[dev,bench]'
+	@touch $@
+
+bench: $(VENV)/.bench-ready ## Measure time and memory of a step beside TRL's, in 30 minutes (BENCH=--quick: 2)
+	@$(BIN)/python -m benchmarks.compute $(BENCH)
 
 format: $(READY) ## Format the code and mend what can be mended
 	@$(BIN)/ruff check --fix .

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "mpo_lightning"
 # From the ground up; a file imports from floors below its own only.
 FLOORS = [
     {"losses", "batch"},
-    {"metrics", "attention", "data.groups", "data.sampler", "optim", "checkpoint"},
+    {"metrics", "reference", "attention", "data.groups", "data.sampler", "optim", "checkpoint"},
     {"logps", "data.sources", "data.tokens", "predictions"},
     {"policy", "data.datamodule"},
     {"module"},

@@ -1,6 +1,7 @@
 """The command line as users run it, in one process and in two."""
 
 import csv
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,10 +16,12 @@ from lightning.pytorch import Trainer, seed_everything
 from safetensors.torch import load_file
 
 import mpo_lightning.module
-from conftest import example_rows
+from conftest import example_rows, random_groups
 from mpo_lightning import LoRA, MPOModule, PolicyConfig, PreferenceDataModule
+from mpo_lightning.batch import GroupBatch
 from mpo_lightning.cli import main
 from mpo_lightning.losses import MPO
+from mpo_lightning.reference import ReferenceCache
 
 
 @pytest.fixture
@@ -298,6 +301,71 @@ def test_bad_input_ends_with_one_clear_message(
 def test_checkpointing_can_be_switched_off(config: Path, tmp_path: Path) -> None:
     fit(config, tmp_path / "none", "--trainer.enable_checkpointing=false", "--trainer.max_steps=1")
     assert not (tmp_path / "none" / "checkpoints").exists()
+
+
+def make_cache(root: Path, dtype: str) -> Path:
+    """A cache of one group."""
+    batch = GroupBatch.from_groups(random_groups([(3, [2, 4])]))
+    cache = ReferenceCache(root, {"model": "tiny-llama", "dtype": dtype, "weights": "ab"})
+    cache.add(batch, torch.tensor([[-1.0, -2.0]]))
+    cache.flush()
+    return cache.folder
+
+
+def test_reference_caches_are_shown_and_cleared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    root = tmp_path / "mpo-lightning" / "reference"
+    main(["cache", "show"])
+    assert capsys.readouterr().out == f"No reference cache in {root}\n"
+    first, second = make_cache(root, "float32"), make_cache(root, "bfloat16")
+    main(["cache", "show"])
+    title, *rows = capsys.readouterr().out.splitlines()
+    assert title.split() == ["name", "responses", "shards", "size", "dtype", "model", "state"]
+    assert sorted(row.split() for row in rows) == sorted(
+        [name, "2", "1", "0.0", "MiB", dtype, "tiny-llama", "ok"]
+        for name, dtype in ((first.name, "float32"), (second.name, "bfloat16"))
+    )
+    assert {row.index("tiny-llama") for row in rows} == {title.index("model")}
+
+    shard = next(first.glob("*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:-9])
+    with pytest.raises(SystemExit) as stopped:
+        main(["cache", "show", str(root)])
+    assert stopped.value.code == 1
+    assert f"{shard}: truncated, damaged" in capsys.readouterr().out
+
+    # As the message says, in a process of its own.
+    result = launch("cache", "clear", root, "--name", first.name)
+    assert (result.returncode, result.stdout) == (0, f"Removed {first}\n")
+    (root / "photos").mkdir()
+    (root / "photos" / "cat.png").write_bytes(b"")
+    with pytest.raises(SystemExit, match=rf"^error: {root}/photos: not a reference cache"):
+        main(["cache", "clear"])
+    shutil.rmtree(root / "photos")
+    monkeypatch.setattr(sys, "argv", ["mpo-lightning", "cache", "clear"])
+    main()
+    assert capsys.readouterr().out == f"Removed {second}\n"
+    main()
+    assert capsys.readouterr().out == f"No reference cache in {root}\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [([], "show,clear"), (["prune"], "prune"), (["show", "--name=x"], "--name")],
+    ids=str,
+)
+def test_wrong_use_of_the_cache_command(
+    args: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "mpo-lightning cache --help" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        main(["cache", *args])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_help_of_the_module_and_of_a_subcommand() -> None:

@@ -1,6 +1,7 @@
 """MPOModule through a real Trainer: gradients, metrics, schedules, checkpoints."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from mpo_lightning.batch import GroupBatch, TokenGroup
 from mpo_lightning.checkpoint import adapter_folder
 from mpo_lightning.losses import DPO, MPO, SetLoss
 from mpo_lightning.optim import WarmupCosine
-from mpo_lightning.policy import PolicyError
+from mpo_lightning.policy import Policy, PolicyError, build_policy
 
 RAGGED = [(5 + 3 * i % 7, [2 + (i * j) % 9 for j in range(1, 3 + i % 4)]) for i in range(1, 9)]
 
@@ -418,6 +419,171 @@ def test_reference_is_the_same_before_training_after_it_and_after_resume(
     assert resumed.policy is not None
     assert torch.equal(resumed.policy.reference(batch), before)
     assert (resumed.policy(batch) - before).abs().max() > 0.1
+
+
+# ------------------------------------------------------------------ cached reference, and slices
+
+
+def fit_cached(
+    base: str, cache: Path, data: str, **settings: Any
+) -> tuple[MPOModule, list[dict[str, float]]]:
+    """A run over files, its validation included; what it logged at each step."""
+    record = Recorder()
+    trainer = make_trainer(max_epochs=2, callbacks=[record], **settings.pop("trainer", {}))
+    module = make_module(base, reference_cache=str(cache), **settings)
+    files = PreferenceDataModule(tokenizer=base, train=data, val=data, groups_per_batch=3)
+    trainer.fit(module, files)
+    return module, record.steps
+
+
+@pytest.fixture
+def count_references(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by the responses that the reference computes."""
+    counts: list[int] = []
+    original = Policy.reference
+
+    def reference(self: Policy, batch: GroupBatch) -> torch.Tensor:
+        counts.append(int(batch.valid.sum()))
+        return original(self, batch)
+
+    monkeypatch.setattr(Policy, "reference", reference)
+    return counts
+
+
+def test_cached_reference_trains_as_one_computed_in_every_step(
+    base: str, write_jsonl: Callable[..., str], tmp_path: Path, count_references: list[int]
+) -> None:
+    data = write_jsonl(example_rows(8))
+    responses = sum(len(row["responses"]) for row in example_rows(8))
+    expected, steps = fit_cached(base, tmp_path, data)
+    assert sum(count_references) > 2 * responses
+    count_references.clear()
+    module, cached_steps = fit_cached(base, tmp_path, data, reference="cached")
+    # Each response once, before training and for validation, and the group of the first check.
+    assert responses < sum(count_references) < responses + 9
+    assert len(cached_steps) == len(steps) == 6
+    for found, step in zip(cached_steps, steps, strict=True):
+        assert found == pytest.approx(step, rel=1e-4, abs=1e-4)
+    for name, weight in adapter(expected).items():
+        torch.testing.assert_close(adapter(module)[name], weight, rtol=1e-4, atol=1e-5)
+
+    count_references.clear()
+    _, again = fit_cached(base, tmp_path, data, reference="cached", lora=LoRA(r=8))
+    assert sum(count_references) < 9, "another adapter has the same reference"
+    assert len(again) == 6
+
+
+def test_what_the_cached_values_depend_on(base: str, tmp_path: Path) -> None:
+    def identity(folder: str = base, layout: Any = "auto", **settings: Any) -> dict[str, str]:
+        policy = build_policy(PolicyConfig(base=folder, **settings), layout)
+        return policy.identity()
+
+    original = identity()
+    assert identity(lora=LoRA(r=2, lora_dropout=0.1), gradient_checkpointing=True) == original
+    shutil.copytree(base, tmp_path / "elsewhere")
+    assert identity(str(tmp_path / "elsewhere")) == original
+    differing = {
+        "dtype": identity(dtype="bfloat16"),
+        "attention": identity(layout="separate"),
+        "config": identity(),
+        "weights": identity(),
+    }
+    assert differing["dtype"]["weights"] != original["weights"]
+    assert differing["attention"]["weights"] == original["weights"]
+    changed = AutoModelForCausalLM.from_pretrained(base)
+    changed.config.rope_parameters["rope_theta"] = 500.0
+    changed.save_pretrained(tmp_path / "config")
+    assert identity(str(tmp_path / "config"))["config"] != original["config"]
+    assert identity(str(tmp_path / "config"))["weights"] == original["weights"]
+    with torch.no_grad():
+        changed.model.layers[1].mlp.up_proj.weight[3, 5] += 1e-3
+    changed.save_pretrained(tmp_path / "weights")
+    assert identity(str(tmp_path / "weights"))["weights"] != original["weights"]
+
+
+def test_cache_filled_after_training_holds_the_reference(
+    base: str, write_jsonl: Callable[..., str], tmp_path: Path
+) -> None:
+    """A cache made from a resumed policy must not hold that policy (lesson of others' caches)."""
+    data = write_jsonl(example_rows(6))
+    groups = random_groups(RAGGED)
+    module = make_module(base)
+    trainer = make_trainer(max_epochs=4)
+    trainer.fit(module, loader(groups, [8]))
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    resumed = make_module(base, reference="cached", reference_cache=str(tmp_path / "cache"))
+    files = PreferenceDataModule(tokenizer=base, val=data)
+    trainer = make_trainer()
+    (found,) = trainer.validate(resumed, files, ckpt_path=str(tmp_path / "x.ckpt"), verbose=False)
+    (expected,) = make_trainer().validate(module, files, verbose=False)
+    assert expected["val/kl"] > 0.01
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_values_of_another_model_in_the_cache_stop_the_run(
+    base: str, write_jsonl: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_jsonl(example_rows(6))
+    original = Policy.reference
+    monkeypatch.setattr(Policy, "reference", lambda self, batch: original(self, batch) - 0.1)
+    with pytest.raises(PolicyError, match="the adapter is fresh"):
+        fit_cached(base, tmp_path / "a", data)
+    monkeypatch.undo()
+    monkeypatch.setattr(Policy, "check_reference", lambda *_: None)
+    monkeypatch.setattr(Policy, "is_fresh", lambda _: False)
+    monkeypatch.setattr(Policy, "reference", lambda self, batch: original(self, batch) - 0.1)
+    fit_cached(base, tmp_path / "b", data, reference="cached")
+    monkeypatch.undo()
+    with pytest.raises(PolicyError, match=r"in the reference cache.*difference of 0\.1"):
+        fit_cached(base, tmp_path / "b", data, reference="cached")
+
+
+def test_cached_reference_wants_to_know_all_groups(base: str, tmp_path: Path) -> None:
+    module = make_module(base, reference="cached", reference_cache=str(tmp_path))
+    with pytest.raises(PolicyError, match="use PreferenceDataModule"):
+        make_trainer().fit(module, loader(random_groups(RAGGED), [8]))
+
+
+def test_predictions_with_a_cached_reference(
+    base: str, write_jsonl: Callable[..., str], tmp_path: Path
+) -> None:
+    data = write_jsonl(example_rows(5))
+    rows = []
+    for reference in ("adapters-off", "cached"):
+        module = make_module(base, reference=reference, reference_cache=str(tmp_path))
+        files = PreferenceDataModule(tokenizer=base, predict=data, groups_per_batch=2)
+        batches = make_trainer().predict(module, files)
+        assert batches is not None
+        rows.append([row for batch in batches for row in batch])
+    for first, second in zip(*rows, strict=True):
+        assert second["reference_logp"] == pytest.approx(first["reference_logp"], abs=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{}, {"layout": "separate"}])
+def test_slices_of_responses_train_as_one_pass(base: str, settings: dict[str, Any]) -> None:
+    groups = random_groups(RAGGED)
+    adapters = []
+    for per_pass in (None, 1, 3):
+        module = make_module(base, responses_per_pass=per_pass, **settings)
+        trainer = make_trainer(accumulate_grad_batches=2, max_epochs=2, gradient_clip_val=0.5)
+        trainer.fit(module, loader(groups, [3, 1, 4]))
+        adapters.append(adapter(module))
+    for other in adapters[1:]:
+        for name, weight in adapters[0].items():
+            torch.testing.assert_close(other[name], weight, rtol=1e-4, atol=1e-6)
+
+
+def test_a_group_of_512_responses_trains(base: str) -> None:
+    groups = random_groups([(6, [3 + i % 5 for i in range(512)])])
+    module = make_module(base, responses_per_pass=8)
+    record = Recorder()
+    make_trainer(max_epochs=3, callbacks=[record]).fit(module, loader(groups, [1]))
+    assert record.steps[-1]["train/loss"] < record.steps[0]["train/loss"]
+
+
+def test_responses_per_pass_must_be_positive(base: str) -> None:
+    with pytest.raises(ValueError, match=r"model\.responses_per_pass must be at least 1, got 0"):
+        make_module(base, responses_per_pass=0)
 
 
 # ----------------------------------------------------------------------- validate, test, predict

@@ -33,13 +33,15 @@ def run(base: str, data: str, out: Path, **settings: Any) -> Rows:
 
 
 def assert_equal_runs(
-    first: Rows, second: Rows, folders: tuple[Path, Path], tolerance: float
+    first: Rows, second: Rows, folders: tuple[Path, Path], tolerance: float, *, order: bool = True
 ) -> None:
-    """The same metrics at every step and the same adapter at the end."""
+    """The same metrics at every step and the same adapter at the end.
+
+    The order of rewards that are nearly equal is a matter of rounding: compared where asked for.
+    """
     assert len(first) == len(second)
     for one, other in zip(first, second, strict=True):
-        if tolerance > 1e-3:
-            # The order of rewards that are nearly equal is a matter of rounding.
+        if not order:
             for name in [k for k in one if k.endswith(("accuracy", "kendall_tau", "top1"))]:
                 del one[name], other[name]
         assert other == pytest.approx(one, rel=tolerance, abs=tolerance)
@@ -63,7 +65,7 @@ def test_sharded_policy_trains_like_a_whole_one_and_keeps_its_reference(
     whole = run(base, data, folders[0], **settings)
     sharded = run(base, data, folders[1], **settings, strategy="fsdp2")
     assert len(whole) == 8
-    assert_equal_runs(whole, sharded, folders, tolerance)
+    assert_equal_runs(whole, sharded, folders, tolerance, order=dtype == "float32")
 
     datamodule = PreferenceDataModule(tokenizer=base, train=data)
     datamodule.setup("fit")
@@ -79,7 +81,10 @@ def test_sharded_policy_trains_like_a_whole_one_and_keeps_its_reference(
 def test_slices_train_alike_on_processes_that_need_unequally_many(
     base: str, write_jsonl: Callable[..., str], tmp_path: Path, strategy: str
 ) -> None:
-    """Gradients go between the processes once a step, not once a slice or accumulated batch."""
+    """Gradients go between the processes once a step, not once a slice or accumulated batch.
+
+    The reference comes from a cache that both processes fill.
+    """
     rows = example_rows(11)
     for number, row in enumerate(rows):
         # On every step one process has more responses than the other.
@@ -90,8 +95,10 @@ def test_slices_train_alike_on_processes_that_need_unequally_many(
     folders = (tmp_path / "one", tmp_path / "two")
     whole = run(base, data, folders[0], epochs=1)
     settings = {"responses_per_pass": 3, "accumulate": 2, "strategy": strategy}
-    sliced = run(base, data, folders[1], epochs=1, **settings)
-    assert_equal_runs(whole, sliced, folders, 1e-4)
+    cache = {"reference": "cached", "reference_cache": str(tmp_path / "cache")}
+    sliced = run(base, data, folders[1], epochs=1, **settings, **cache)
+    # With cached values the rewards of a fresh adapter differ in the last digit.
+    assert_equal_runs(whole, sliced, folders, 1e-4, order=False)
     reductions = json.loads((folders[1] / "reductions.json").read_text(encoding="utf-8"))
     # Adapters lie in the two decoder layers, each sharded by itself; DDP has one bucket.
     assert len(reductions) == 3 * (2 if strategy == "fsdp2" else 1)

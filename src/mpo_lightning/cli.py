@@ -1,11 +1,14 @@
-"""The command line: ``mpo-lightning fit|validate|test|predict --config FILE``."""
+"""The command line: ``mpo-lightning fit|validate|test|predict --config FILE``.
+
+``mpo-lightning cache show|clear`` looks after the reference caches.
+"""
 
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch.distributed
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -15,6 +18,7 @@ from mpo_lightning.data.groups import DataError
 from mpo_lightning.module import MPOModule
 from mpo_lightning.policy import PolicyError
 from mpo_lightning.predictions import PredictionWriter
+from mpo_lightning.reference import ReferenceCacheError, clear, default_root, inspect
 
 __all__ = ["MPOCLI", "main"]
 
@@ -55,6 +59,57 @@ class MPOCLI(LightningCLI):
             config.data.tokenizer = config.model.policy.base
 
 
+def _show_caches(root: str) -> None:
+    titles = ("name", "responses", "shards", "size", "dtype", "model", "state")
+    rows = [
+        (
+            cache.folder.name,
+            "-" if cache.responses is None else f"{cache.responses:,}",
+            f"{cache.shards:,}",
+            f"{cache.bytes / 2**20:,.1f} MiB",
+            cache.identity.get("dtype", "-"),
+            cache.identity.get("model", "-"),
+            cache.problem or "ok",
+        )
+        for cache in inspect(root)
+    ]
+    if not rows:
+        print(f"No reference cache in {root}")
+        return
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    for row in (titles, *rows):
+        print("  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip())
+    if any(row[-1] != "ok" for row in rows):
+        sys.exit(1)
+
+
+def _cache(args: list[str]) -> None:
+    """``mpo-lightning cache show|clear [ROOT]``."""
+    parsers = {}
+    for name, purpose in {
+        "show": "List the reference caches, and say what is wrong with one that is refused.",
+        "clear": "Remove the reference caches.",
+    }.items():
+        parsers[name] = ArgumentParser(description=purpose)
+        parsers[name].add_argument(
+            "root", nargs="?", type=str, default=str(default_root()), help="the caches' folder"
+        )
+    parsers["clear"].add_argument("--name", type=str, help="remove only the cache of this name")
+    parser = ArgumentParser(prog="mpo-lightning cache")
+    commands = parser.add_subcommands(dest="action")
+    for name, subparser in parsers.items():
+        commands.add_subcommand(name, subparser, help=subparser.description)
+    chosen = parser.parse_args(args)
+    if chosen.action == "show":
+        _show_caches(chosen.show.root)
+        return
+    removed = clear(chosen.clear.root, chosen.clear.name)
+    for folder in removed:
+        print(f"Removed {folder}")
+    if not removed:
+        print(f"No reference cache in {chosen.clear.root}")
+
+
 def main(args: ArgsType = None) -> None:
     """Run the command line.
 
@@ -65,7 +120,11 @@ def main(args: ArgsType = None) -> None:
     # does not look there by itself.
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
+    given = sys.argv[1:] if args is None else args
     try:
+        if isinstance(given, list) and given[:1] == ["cache"]:
+            _cache(given[1:])
+            return
         MPOCLI(
             MPOModule,
             PreferenceDataModule,
@@ -75,9 +134,10 @@ def main(args: ArgsType = None) -> None:
             auto_configure_optimizers=False,
             # A repeated or resumed run, and validate after fit, write their configuration again.
             save_config_kwargs={"overwrite": True},
+            parser_kwargs={"epilog": "mpo-lightning cache --help: caches of the reference"},
             args=args,
         )
-    except (DataError, PolicyError, FileExistsError) as error:
+    except (DataError, PolicyError, ReferenceCacheError, FileExistsError) as error:
         sys.exit(f"error: {error}")
     # Lightning leaves gloo's threads running; a process that ends with them may abort.
     if torch.distributed.is_initialized():

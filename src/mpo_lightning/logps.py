@@ -6,7 +6,8 @@ in chunks, with log-softmax in fp32 whatever the model's dtype.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -164,7 +165,7 @@ def token_logps(
         (S,) in nats; float64 where the logits are.
     """
     if frozen and torch.is_grad_enabled() and hidden.requires_grad:
-        logps: Tensor = _FrozenHead.apply(hidden, targets, head, chunk_size)
+        logps: Tensor = _FrozenHead.apply(hidden, targets, head, chunk_size)  # type: ignore[no-untyped-call]
         return logps
     chunks = zip(torch.split(hidden, chunk_size), torch.split(targets, chunk_size), strict=True)
     if torch.is_grad_enabled():
@@ -196,7 +197,8 @@ class _FrozenHead(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], chunk_size: int
     ) -> Tensor:
-        logps, directions = [], []
+        logps: list[Tensor] = []
+        directions: list[Tensor] = []
         chunks = zip(torch.split(hidden, chunk_size), torch.split(targets, chunk_size), strict=True)
         for states, tokens in chunks:
             # Hooks of a checkpoint around this call would compute the whole model again for it.
@@ -278,20 +280,16 @@ def response_logps(
         chosen = cheaper_layout(part) if layout == "auto" else layout
         return _scored_token_logps(model, part, chosen, chunk_size)
 
-    @contextmanager
-    def last_backward() -> Iterator[None]:
-        if before_last_backward is not None:
-            before_last_backward()
-        yield
+    def contexts(number: int) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        # The backward pass walks the slices from the last to the first.
+        if number > 0 or before_last_backward is None:
+            return nullcontext(), nullcontext()
+        return nullcontext(), _calling(before_last_backward)
 
     if len(parts) > 1 and torch.is_grad_enabled():
-        # The backward pass walks the slices from the last to the first.
-        again = [last_backward, *[nullcontext] * (len(parts) - 1)]
         per_part = [
-            checkpoint(
-                compute, part, use_reentrant=False, context_fn=lambda a=a: (nullcontext(), a())
-            )
-            for part, a in zip(parts, again, strict=True)
+            checkpoint(compute, part, use_reentrant=False, context_fn=partial(contexts, number))
+            for number, part in enumerate(parts)
         ]
     else:
         per_part = [compute(part) for part in parts]
@@ -303,6 +301,12 @@ def response_logps(
         per_token = per_token[:count] + surplus
     sums = torch.segment_reduce(per_token, "sum", lengths=batch.lengths.flatten(), initial=0)
     return sums.view(len(batch), batch.slots)
+
+
+@contextmanager
+def _calling(function: Callable[[], None]) -> Iterator[None]:
+    function()
+    yield
 
 
 def _scored_token_logps(model: Any, batch: GroupBatch, layout: Layout, chunk_size: int) -> Tensor:

@@ -1,23 +1,28 @@
 """MPOModule: groups in, loss and metrics out. It wires the floors below and adds no arithmetic."""
 
 import math
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from mpo_lightning.batch import GroupBatch
 from mpo_lightning.checkpoint import AdapterCheckpointIO
+from mpo_lightning.data.datamodule import GroupDataset
 from mpo_lightning.logps import Layout
 from mpo_lightning.losses import MPO, SetLoss
 from mpo_lightning.metrics import GroupMetrics, group_statistics
 from mpo_lightning.optim import RunSchedule, WarmupCosine
 from mpo_lightning.policy import Policy, PolicyConfig, PolicyError, build_policy
 from mpo_lightning.predictions import prediction_rows
+from mpo_lightning.reference import ReferenceCache, default_root, fill
 
 __all__ = ["MPOModule"]
 
@@ -43,6 +48,9 @@ class MPOModule(LightningModule):
         responses_per_pass: responses that go through the model at a time; all of a batch if none.
             With it memory does not grow with the number of responses, at the price of one more
             forward pass; gradients are the same.
+        reference: "adapters-off" computes the reference in every step, "cached" once: what is not
+            in the cache is computed before training starts, with a progress bar.
+        reference_cache: folder of the cached values; one of the user's cache folder if none.
     """
 
     def __init__(
@@ -54,6 +62,8 @@ class MPOModule(LightningModule):
         lr_scheduler: RunSchedule | LRSchedulerCallable | None = WarmupCosine(),  # noqa: B008
         layout: Layout = "auto",
         responses_per_pass: int | None = None,
+        reference: Literal["adapters-off", "cached"] = "adapters-off",
+        reference_cache: str | None = None,
     ) -> None:
         super().__init__()
         if responses_per_pass is not None and responses_per_pass < 1:
@@ -66,6 +76,11 @@ class MPOModule(LightningModule):
         self.lr_scheduler = lr_scheduler
         self.layout: Layout = layout
         self.responses_per_pass = responses_per_pass
+        self.reference: Literal["adapters-off", "cached"] = reference
+        self.reference_cache = default_root() if reference_cache is None else Path(reference_cache)
+        # Of the base, taken before it is sharded; and the cache, opened when it is first needed.
+        self._identity: dict[str, str] = {}
+        self._cache: ReferenceCache | None = None
         self.policy: Policy | None = None
         self.train_metrics = GroupMetrics()
         self.val_metrics = GroupMetrics()
@@ -95,6 +110,8 @@ class MPOModule(LightningModule):
                 "tensor_parallel_size to 1."
             )
         self.policy = build_policy(self.policy_config, self.layout, self.responses_per_pass)
+        if self.reference == "cached":
+            self._identity = self.policy.identity()
         if self.device_mesh is not None:
             self.policy.shard(self.device_mesh["data_parallel"])
 
@@ -106,11 +123,73 @@ class MPOModule(LightningModule):
         inner = io.inner if isinstance(io, AdapterCheckpointIO) else io
         strategy.checkpoint_io = AdapterCheckpointIO(inner, self._write_adapter)
 
+    # --------------------------------------------------------------------------- reference
+
+    def _reference(self, batch: GroupBatch) -> Tensor:
+        """Reference log-probability of each response, (B, N), computed or looked up."""
+        return self._policy.reference(batch) if self._cache is None else self._cache.look_up(batch)
+
+    def on_train_start(self) -> None:
+        """With a cached reference, compute what the cache lacks of the training data."""
+        self._fill_cache(self.trainer.train_dataloader)
+
+    def on_validation_start(self) -> None:
+        """The same for the validation data."""
+        self._fill_cache(self.trainer.val_dataloaders)
+
+    def on_test_start(self) -> None:
+        """The same for the test data."""
+        self._fill_cache(self.trainer.test_dataloaders)
+
+    def on_predict_start(self) -> None:
+        """The same for the data to predict for."""
+        self._fill_cache(self.trainer.predict_dataloaders)
+
+    def _fill_cache(self, loaders: Any) -> None:
+        """Compute the reference of all groups that these loaders give and the cache lacks.
+
+        Raises:
+            PolicyError: if a loader isn't one of `PreferenceDataModule`.
+        """
+        if self.reference != "cached":
+            return
+        trainer = self.trainer
+        if self._cache is None:
+            # Mixed precision computes in another dtype than that of the weights.
+            dtype = f"{self._identity['dtype']}, {trainer.precision}"
+            self._cache = ReferenceCache(self.reference_cache, {**self._identity, "dtype": dtype})
+
+        def compute(batch: GroupBatch) -> Tensor:
+            with trainer.precision_plugin.forward_context():
+                return self._policy.reference(batch.to(self.device))
+
+        for loader in CombinedLoader(loaders).flattened:
+            dataset = getattr(loader, "dataset", None)
+            if not isinstance(dataset, GroupDataset):
+                raise PolicyError(
+                    "model.reference: cached needs to know all groups before training: use "
+                    f"PreferenceDataModule, or adapters-off. Found a loader of {type(dataset)}."
+                )
+            computed = fill(
+                self._cache,
+                dataset.groups,
+                compute,
+                # A training step has to hold the largest group anyway.
+                tokens_per_batch=max(dataset.sizes),
+                rank=trainer.global_rank,
+                world_size=trainer.world_size,
+                broadcast=trainer.strategy.broadcast,
+                barrier=trainer.strategy.barrier,
+                description="Reference",
+            )
+            if computed:
+                rank_zero_info(f"Reference: {computed} responses computed, in {self._cache.folder}")
+
     # ------------------------------------------------------------------------------- steps
 
     def _step(self, batch: GroupBatch, metrics: GroupMetrics) -> tuple[Tensor, Tensor]:
         """Loss of each group (B,) and the log-ratios (B, N); the metrics are updated."""
-        reference_logps = self._policy.reference(batch)
+        reference_logps = self._reference(batch)
         policy_logps = self._policy(batch)
         log_ratios = policy_logps - reference_logps
         loss = self.loss(log_ratios, batch.scores, batch.valid)
@@ -172,7 +251,7 @@ class MPOModule(LightningModule):
 
     def predict_step(self, batch: GroupBatch, batch_idx: int) -> list[dict[str, object]]:
         """Log-probabilities, reward and rank of each response, one row a response."""
-        reference_logps = self._policy.reference(batch)
+        reference_logps = self._reference(batch)
         policy_logps = self._policy(batch)
         if not batch.counted.all():
             return []
@@ -197,13 +276,19 @@ class MPOModule(LightningModule):
                 fresh adapter's policy differs from the reference.
         """
         self._policy.check(batch)
+        if self._cache is not None:
+            self._policy.check_reference(batch, self._cache.look_up)
         if self._policy.is_fresh():
-            furthest = log_ratios.detach().abs().max().item()
-            if not furthest <= 1e-3:
+            gaps = log_ratios.detach().abs()
+            # Computed one after the other they agree to the last digit; cached values were
+            # computed in batches of another shape.
+            tolerance = self._policy.rounding(batch.lengths) if self._cache else 1e-3
+            if not bool((gaps <= tolerance)[batch.valid].all()):
                 raise PolicyError(
                     f"{type(self._policy.causal_lm).__name__}: the adapter is fresh, so policy and "
-                    f"reference must agree, but a log-ratio of the first batch is {furthest:.4f} "
-                    "nats. Something random or stateful is active in training only."
+                    f"reference must agree, but a log-ratio of the first batch is "
+                    f"{gaps.max().item():.4f} nats. Something random or stateful is active in "
+                    "training only."
                 )
         self._checked = True
 

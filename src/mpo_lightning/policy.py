@@ -5,8 +5,10 @@ nothing but LoRA weights is ever trained and because a run starts from fresh ada
 is itself an adapter folder is refused.
 """
 
+import hashlib
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +19,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from mpo_lightning.attention import SHARED_PROMPT_ATTENTION
 from mpo_lightning.batch import GroupBatch
 from mpo_lightning.logps import (
     DENSE_MASK_MODELS,
@@ -99,7 +102,7 @@ class Policy(nn.Module):
 
     Args:
         model: a PEFT model with fresh LoRA adapters.
-        layout: how batches are computed: "shared", "separate", or "auto": the cheaper of the two for each.
+        layout: how batches are computed: "shared", "separate", or for each the cheaper ("auto").
         responses_per_pass: responses that go through the model at a time; all of a batch if none.
     """
 
@@ -152,8 +155,10 @@ class Policy(nn.Module):
         """What slices need where parameters are sharded: passes, and one reduction of gradients."""
         if self._mesh is None:
             return {}
+        # fully_shard has made it one.
+        sharded: Any = self
         if self.responses_per_pass is None:
-            self.set_requires_gradient_sync(self._synchronize)
+            sharded.set_requires_gradient_sync(self._synchronize)
             return {}
         # Parameters are gathered by all processes at once, so all go through the model as often.
         responses = sum(len(lengths) for lengths in batch.response_lengths)
@@ -162,10 +167,10 @@ class Policy(nn.Module):
         )
         group = self._mesh.get_group()
         torch.distributed.all_reduce(passes, torch.distributed.ReduceOp.MAX, group=group)
-        self.set_requires_gradient_sync(self._synchronize and int(passes) == 1)
+        sharded.set_requires_gradient_sync(self._synchronize and int(passes) == 1)
         return {
             "passes": int(passes),
-            "before_last_backward": partial(self.set_requires_gradient_sync, self._synchronize),
+            "before_last_backward": partial(sharded.set_requires_gradient_sync, self._synchronize),
         }
 
     @torch.no_grad()
@@ -174,6 +179,35 @@ class Policy(nn.Module):
         with self.model.disable_adapter(), eval_mode(self.model):
             logps: Tensor = self(batch)
         return logps
+
+    def identity(self) -> dict[str, str]:
+        """What the reference's values depend on besides the tokens, as digests and names.
+
+        Of the base's weights as they are in memory, quantised or not, and of its configuration:
+        neither where they came from nor what is trained on them. To be asked before sharding.
+        """
+        weights = hashlib.sha256()
+        for name, value in sorted(self.causal_lm.state_dict().items()):
+            if "lora_" in name:
+                continue
+            described = f"{name.replace('.base_layer', '')} {value.dtype} {tuple(value.shape)}"
+            weights.update(described.encode())
+            weights.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        settings = {
+            name: value
+            for name, value in self.causal_lm.config.to_dict().items()
+            if not name.startswith("_") and name not in {"transformers_version", "use_cache"}
+        }
+        attention = self.causal_lm.config._attn_implementation
+        return {
+            "model": type(self.causal_lm).__name__,
+            "weights": weights.hexdigest(),
+            "config": hashlib.sha256(
+                json.dumps(settings, sort_keys=True, default=str).encode()
+            ).hexdigest(),
+            "dtype": str(self.causal_lm.dtype).removeprefix("torch."),
+            "attention": attention if self.layout == "separate" else SHARED_PROMPT_ATTENTION,
+        }
 
     def is_fresh(self) -> bool:
         """Whether the adapter still computes nothing: every B of its products is zero."""
@@ -195,36 +229,51 @@ class Policy(nn.Module):
                 f"A batch holds token {int(batch.tokens.max())}, but the model has only "
                 f"{vocabulary}: data.tokenizer belongs to another model."
             )
-        sizes = [
-            p + sum(r) for p, r in zip(batch.prompt_lengths, batch.response_lengths, strict=True)
-        ]
-        group = batch.select(sizes.index(min(sizes))).slices(CHECKED_RESPONSES)[0]
+        group = small_group(batch)
         with eval_mode(self.model):
             separate = self(group, layout="separate")[0]
             shared = separate if self.layout == "separate" else self(group, layout="shared")[0]
-            full = self(group, by_full_logits=True)[0, -1]
-        # Kernels differ in rounding only: about 1e-6 nats a token in fp32, 1e-2 in 16 bits.
-        device = group.tokens.device.type
+            full = self(group, by_full_logits=True)[0]
+        self._compare(group, separate[-1:], full[-1:], "in separate rows", "the model's own logits")
+        self._compare(group, shared, separate, "in the shared layout", "separate rows")
+
+    def check_reference(self, batch: GroupBatch, look_up: Callable[[GroupBatch], Tensor]) -> None:
+        """Compare cached reference log-probabilities of a small group with computed ones.
+
+        Raises:
+            PolicyError: naming the model, the difference and what to do.
+        """
+        group = small_group(batch)
+        computed = self.reference(group)[0]
+        self._compare(group, look_up(group)[0], computed, "in the reference cache", "the model")
+
+    def rounding(self, lengths: Tensor) -> Tensor:
+        """By how many nats kernels may differ on responses of so many tokens.
+
+        Seen are about 1e-6 nats a token in fp32 and 1e-2 in 16 bits.
+        """
+        device = lengths.device.type
         low_precision = self.causal_lm.dtype.itemsize < 4 or torch.is_autocast_enabled(device)
-        tolerance = (0.1 if low_precision else 1e-4) * group.lengths[0]
-        self._compare(group, separate[-1:], full[None], tolerance[-1:], "the model's own logits")
-        self._compare(group, shared, separate, tolerance, "separate rows")
+        return (0.1 if low_precision else 1e-4) * lengths
 
     def _compare(
-        self, group: GroupBatch, found: Tensor, expected: Tensor, tolerance: Tensor, by: str
+        self, group: GroupBatch, found: Tensor, expected: Tensor, where: str, by: str
     ) -> None:
+        lengths = group.lengths[0, -len(found) :]
         gaps = (found - expected).abs()
         # Written so that NaN, too, is a difference.
-        if bool((gaps <= tolerance).all()):
+        if bool((gaps <= self.rounding(lengths)).all()):
             return
-        worst = int((gaps / tolerance).nan_to_num(torch.inf).argmax())
-        layout = "shared" if by == "separate rows" else "separate"
+        worst = int((gaps / lengths).nan_to_num(torch.inf).argmax())
+        remedy = {
+            "in the shared layout": " Set model.layout: separate.",
+            "in the reference cache": " Set model.reference: adapters-off, or clear the cache.",
+        }.get(where, "")
         raise PolicyError(
             f"{type(self.causal_lm).__name__} ({self.causal_lm.config.model_type}): a response of "
-            f"{group.sources[0]} has log-probability {float(found[worst]):.4f} in the {layout} "
-            f"layout, but {float(expected[worst]):.4f} by {by}: a difference of "
-            f"{float(gaps[worst]):.4f} nats over {int(group.lengths[0][worst - len(found)])} tokens. "
-            + ("Set model.layout: separate." if layout == "shared" else "")
+            f"{group.sources[0]} has log-probability {float(found[worst]):.4f} {where}, but "
+            f"{float(expected[worst]):.4f} by {by}: a difference of {float(gaps[worst]):.4f} nats "
+            f"over {int(lengths[worst])} tokens.{remedy}"
         )
 
     def _by_full_logits(self, group: GroupBatch) -> Tensor:
@@ -264,6 +313,12 @@ class Policy(nn.Module):
                 taken from this process's own parameters.
         """
         self.model.save_pretrained(path, state_dict=state_dict, save_embedding_layers=False)
+
+
+def small_group(batch: GroupBatch) -> GroupBatch:
+    """The smallest group of a batch, or its first responses."""
+    sizes = [p + sum(r) for p, r in zip(batch.prompt_lengths, batch.response_lengths, strict=True)]
+    return batch.select(sizes.index(min(sizes))).slices(CHECKED_RESPONSES)[0]
 
 
 @contextmanager
@@ -308,9 +363,7 @@ def build_policy(
     return Policy(model, layout=chosen, responses_per_pass=responses_per_pass)
 
 
-def _choose_layout(
-    settings: Any, layout: Layout, attn_implementation: str | None
-) -> Layout:
+def _choose_layout(settings: Any, layout: Layout, attn_implementation: str | None) -> Layout:
     model_type = settings.model_type
     if layout == "separate":
         return "separate"

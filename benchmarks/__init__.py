@@ -1,0 +1,1 @@
+"""Seconds and memory per optimizer step, beside TRL's DPOTrainer: `make bench`."""
