@@ -3,7 +3,10 @@
 The row is ``prompt, y1, ..., yn`` of one group after another. A response attends to its group's
 prompt and to itself, causally, as it would alone behind the prompt; so the prompt is computed once,
 exactly. The attention is *split*: causal attention over each prompt, and for the n responses one
-batched call with keys ``[prompt | own]``. No mask of the whole row is ever built.
+batched call with keys ``[prompt | own]``. No mask of the whole row is ever built. On CPU the prompt's
+keys are not even repeated for each response: attention over the prompt and over the response itself
+are computed apart and merged by their normalisers, as FlashAttention merges its blocks
+(arXiv 2205.14135, section 3.1).
 
 The function is registered with transformers under `SHARED_PROMPT_ATTENTION`, and a `PromptSharing`
 reaches it on the attention mask, which every architecture hands through to its layers. A model that
@@ -19,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -57,6 +61,10 @@ class PromptSharing:
             parts.append(torch.arange(prompt))
             parts += [torch.arange(prompt, prompt + length) for length in responses]
         return torch.cat(parts).to(device)
+
+    def fits(self, prompt: int, lengths: Sequence[int], window: int | None) -> bool:
+        """Whether responses see all of their prompt and of themselves."""
+        return window is None or prompt + max(lengths) <= window
 
     def as_attention_mask(self, device: torch.device) -> Tensor:
         """A mask of one element, bool (1, 1, 1, 1), that carries this object to the attention.
@@ -160,6 +168,89 @@ def _attend(
     return (weights @ value).transpose(1, 2)
 
 
+class _MergedAttention(torch.autograd.Function):
+    """Responses over their prompt and over themselves, two calls merged by their normalisers.
+
+    The backward pass of either part is the kernel's own, given the normaliser and the output of the
+    whole: attention weights of the whole are what it computes from them.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        prompt_key: Tensor,
+        prompt_value: Tensor,
+        lengths: Sequence[int],
+        scaling: float | None,
+    ) -> Tensor:
+        attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        rows = [_to_rows(x, lengths) for x in (query, key, value)]
+        own, of_own = attend(*rows, 0.0, True, scale=scaling)
+        over_prompt, of_prompt = attend(query, prompt_key, prompt_value, 0.0, False, scale=scaling)
+        # (1, S, H, D) and (1, S, H): each response's tokens one after the other.
+        own = _from_rows(own.transpose(1, 2), lengths)
+        of_own = _from_rows(of_own.transpose(1, 2), lengths)
+        of_prompt = of_prompt.transpose(1, 2)
+        normaliser = torch.logaddexp(of_own, of_prompt)
+        output = own * (of_own - normaliser).exp()[..., None]
+        output += over_prompt.transpose(1, 2) * (of_prompt - normaliser).exp()[..., None]
+        output = output.to(query.dtype)
+        ctx.save_for_backward(query, key, value, prompt_key, prompt_value, output, normaliser)
+        ctx.lengths, ctx.scaling = lengths, scaling
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        query, key, value, prompt_key, prompt_value, output, normaliser = ctx.saved_tensors
+        attend_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        gradient, output, normaliser = (
+            x.transpose(1, 2) for x in (gradients[0], output, normaliser)
+        )
+        of_query, of_prompt_key, of_prompt_value = attend_backward(
+            *(gradient, query, prompt_key, prompt_value, output, normaliser.contiguous()),
+            *(0.0, False),
+            scale=ctx.scaling,
+        )
+        # Padding has no gradient, so that whatever weights it has come to nothing.
+        own = [_to_rows(x, ctx.lengths) for x in (gradient, query, key, value, output)]
+        normalisers = _to_rows(normaliser[..., None], ctx.lengths)[..., 0].contiguous()
+        parts = attend_backward(*own, normalisers, 0.0, True, scale=ctx.scaling)
+        of_own_query, of_key, of_value = (
+            _from_rows(x.transpose(1, 2), ctx.lengths).transpose(1, 2) for x in parts
+        )
+        return of_query + of_own_query, of_key, of_value, of_prompt_key, of_prompt_value, None, None
+
+
+def _merged(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    start: int,
+    prompt: int,
+    lengths: Sequence[int],
+    scaling: float | None,
+) -> Tensor:
+    """A group's responses, (1, heads, S, D), over its keys and values in the row, on CPU."""
+    copies = query.shape[1] // key.shape[1]
+    size = prompt + sum(lengths)
+    key, value = (
+        x[:, :, start : start + size].repeat_interleave(copies, dim=1)
+        if copies > 1
+        else x[:, :, start : start + size]
+        for x in (key, value)
+    )
+    output: Tensor = _MergedAttention.apply(  # type: ignore[no-untyped-call]
+        *(query, key[:, :, prompt:], value[:, :, prompt:]),
+        *(key[:, :, :prompt], value[:, :, :prompt], lengths, scaling),
+    )
+    return output
+
+
 def split_attention(
     module: nn.Module,
     query: Tensor,
@@ -206,6 +297,9 @@ def split_attention(
         causal = causal and attention_mask is None and query.shape[2] > 1
         return _attend(module, query, key, value, attention_mask, causal=causal, **how), None
     shared_prompt.calls += 1
+    # What the merging of two parts does not know goes through one call per block.
+    on_cpu = query.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    on_cpu = on_cpu and softcap is None and s_aux is None and not dropout
     outputs = []
     for start, prompt, lengths in shared_prompt.groups():
         own = slice(start + prompt, start + prompt + sum(lengths))
@@ -220,6 +314,12 @@ def split_attention(
             causal=window is None,
             **how,
         )
+        if on_cpu and shared_prompt.fits(prompt, lengths, sliding_window):
+            outputs += [
+                of_prompt,
+                _merged(module, query[:, :, own], key, value, start, prompt, lengths, scaling),
+            ]
+            continue
         own_key, own_value = (_to_rows(x[:, :, own], lengths) for x in (key, value))
         expand = (len(lengths), -1, -1, -1)
         of_responses = _attend(

@@ -146,7 +146,7 @@ def token_logps(
     head: Callable[[Tensor], Tensor],
     *,
     frozen: bool,
-    chunk_size: int = 1024,
+    chunk_size: int = 256,
 ) -> Tensor:
     """Log-probability of each target token: ``log_softmax(head(hidden).float())[target]``, fp32.
 
@@ -245,7 +245,7 @@ def response_logps(
     batch: GroupBatch,
     *,
     layout: Layout,
-    chunk_size: int = 1024,
+    chunk_size: int = 256,
     responses_per_pass: int | None = None,
     passes: int = 0,
     before_last_backward: Callable[[], None] | None = None,

@@ -353,11 +353,14 @@ def build_policy(
         PolicyError: if the base is not a model, the adapter fits nothing, or the layout is not
             possible for this architecture.
     """
+    from mpo_lightning.linear import use_onednn
+
     base = _load_base(config)
     chosen = _choose_layout(base.config, layout, config.attn_implementation)
     if config.gradient_checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
     model = _add_lora(base, config.lora)
+    use_onednn(model)
     # transformers loads models in eval mode, and Lightning keeps the mode that it finds.
     model.train()
     return Policy(model, layout=chosen, responses_per_pass=responses_per_pass)
