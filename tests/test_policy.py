@@ -6,14 +6,23 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from bitsandbytes.nn import Linear4bit
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config
+from torch._dynamo.utils import counters
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, BloomConfig, GPT2Config
 
-from conftest import plain_logps, tiny_config, tiny_model
+from conftest import plain_logps, random_groups, tiny_config, tiny_model
 from mpo_lightning.attention import PromptSharing
 from mpo_lightning.batch import GroupBatch, TokenGroup
-from mpo_lightning.policy import LoRA, Policy, PolicyConfig, PolicyError, build_policy
+from mpo_lightning.policy import (
+    LoRA,
+    Policy,
+    PolicyConfig,
+    PolicyError,
+    build_policy,
+    decoder_layers,
+)
 
 
 def make(base: str, layout: Any = "auto", **settings: Any) -> Policy:
@@ -119,6 +128,81 @@ def test_every_adapter_weight_learns_under_gradient_checkpointing(
         assert gradient is not None
         assert gradient.abs().max() > 0, name
         torch.testing.assert_close(gradients[1][name], gradient)
+
+
+def gradients_of(policy: Policy, batch: GroupBatch) -> dict[str, torch.Tensor]:
+    policy.zero_grad()
+    policy(batch).square().sum().backward()
+    return {n: p.grad.clone() for n, p in policy.named_parameters() if p.requires_grad}
+
+
+def assert_same_gradients(
+    found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float = 1e-4
+) -> None:
+    for name, gradient in expected.items():
+        assert gradient.abs().max() > 0, name
+        assert (found[name] - gradient).abs().max() <= tolerance * gradient.abs().max(), name
+
+
+def test_compiled_layers_compute_the_same_whatever_the_lengths(
+    base: str, ragged_batch: GroupBatch
+) -> None:
+    policies = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        policies.append(make(base, compile=compile))
+        shake(policies[-1])
+    policy, compiled = policies
+    other = GroupBatch.from_groups(random_groups([(3, [4, 4, 4]), (8, [2])], seed=5))
+    for batch in (ragged_batch, other):
+        torch.testing.assert_close(compiled.reference(batch), policy.reference(batch))
+        torch.testing.assert_close(compiled(batch), policy(batch), rtol=1e-5, atol=1e-4)
+        assert_same_gradients(gradients_of(compiled, batch), gradients_of(policy, batch))
+    assert counters["stats"]["unique_graphs"] > 0
+    graphs = counters["stats"]["unique_graphs"]
+    gradients_of(compiled, ragged_batch.select(1))
+    assert counters["stats"]["unique_graphs"] == graphs, "another length was compiled anew"
+
+
+def test_compile_and_gradient_checkpointing_exclude_each_other(base: str) -> None:
+    with pytest.raises(ValueError, match=r"compile and gradient_checkpointing exclude"):
+        make(base, compile=True, gradient_checkpointing=True)
+
+
+@pytest.mark.parametrize("layout", ["shared", "separate"])
+def test_four_bit_bases_work_with_every_saving(
+    ragged_batch: GroupBatch, tmp_path: Path, layout: Any
+) -> None:
+    """The same 4-bit weights: checkpointed, in slices, compiled, all as in one pass."""
+    tiny_model(tiny_config(hidden_size=64, num_attention_heads=4)).save_pretrained(tmp_path)
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+
+    def policy(**options: Any) -> Policy:
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=settings)
+        layers = [m for m in model.modules() if isinstance(m, Linear4bit)]
+        assert len(layers) == 2 * 7
+        for layer in layers:
+            # An evaluation pass would repack the weights for a kernel without gradients.
+            layer.support_avx512bf16_for_cpu = False
+        if options.pop("checkpointing", False):
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        if options.pop("compiled", False):
+            for layer in decoder_layers(model):
+                layer.compile(dynamic=True, backend="aot_eager")
+        lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+        result = Policy(get_peft_model(model, lora), layout=layout, **options)
+        return result.train()
+
+    plain = policy()
+    expected = gradients_of(plain, ragged_batch)
+    reference = plain.reference(ragged_batch)
+    full = plain_logps(plain.causal_lm, ragged_batch).float()
+    torch.testing.assert_close(plain(ragged_batch), full, rtol=0, atol=1e-3)
+    for options in ({"checkpointing": True}, {"responses_per_pass": 2}, {"compiled": True}):
+        other = policy(**options)
+        torch.testing.assert_close(other.reference(ragged_batch), reference, rtol=0, atol=1e-3)
+        assert_same_gradients(gradients_of(other, ragged_batch), expected, 1e-3)
 
 
 def test_only_adapters_are_trained_and_in_float32(base: str, ragged_batch: GroupBatch) -> None:

@@ -3,10 +3,10 @@
 The row is ``prompt, y1, ..., yn`` of one group after another. A response attends to its group's
 prompt and to itself, causally, as it would alone behind the prompt; so the prompt is computed once,
 exactly. The attention is *split*: causal attention over each prompt, and for the n responses one
-batched call with keys ``[prompt | own]``. No mask of the whole row is ever built. On CPU the prompt's
-keys are not even repeated for each response: attention over the prompt and over the response itself
-are computed apart and merged by their normalisers, as FlashAttention merges its blocks
-(arXiv 2205.14135, section 3.1).
+batched call with keys ``[prompt | own]``. No mask of the whole row is ever built. On CPU the
+prompt's keys are not even repeated for each response: attention over the prompt and over the
+response itself are computed apart and merged by their normalisers, as FlashAttention merges its
+blocks (arXiv 2205.14135, section 3.1).
 
 The function is registered with transformers under `SHARED_PROMPT_ATTENTION`, and a `PromptSharing`
 reaches it on the attention mask, which every architecture hands through to its layers. A model that
@@ -176,7 +176,7 @@ class _MergedAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0917 (autograd passes them by position)
         ctx: Any,
         query: Tensor,
         key: Tensor,
@@ -226,24 +226,18 @@ class _MergedAttention(torch.autograd.Function):
 
 
 def _merged(
-    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    start: int,
+    *,
     prompt: int,
     lengths: Sequence[int],
     scaling: float | None,
 ) -> Tensor:
-    """A group's responses, (1, heads, S, D), over its keys and values in the row, on CPU."""
+    """A group's responses, (1, heads, S, D), over the group's keys and values, on CPU."""
     copies = query.shape[1] // key.shape[1]
-    size = prompt + sum(lengths)
-    key, value = (
-        x[:, :, start : start + size].repeat_interleave(copies, dim=1)
-        if copies > 1
-        else x[:, :, start : start + size]
-        for x in (key, value)
-    )
+    if copies > 1:
+        key, value = (x.repeat_interleave(copies, dim=1) for x in (key, value))
     output: Tensor = _MergedAttention.apply(  # type: ignore[no-untyped-call]
         *(query, key[:, :, prompt:], value[:, :, prompt:]),
         *(key[:, :, :prompt], value[:, :, :prompt], lengths, scaling),
@@ -251,6 +245,8 @@ def _merged(
     return output
 
 
+# Its loops are over the groups of a batch: compiled, every batch would be compiled anew.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def split_attention(
     module: nn.Module,
     query: Tensor,
@@ -315,10 +311,10 @@ def split_attention(
             **how,
         )
         if on_cpu and shared_prompt.fits(prompt, lengths, sliding_window):
-            outputs += [
-                of_prompt,
-                _merged(module, query[:, :, own], key, value, start, prompt, lengths, scaling),
-            ]
+            group = slice(start, own.stop)
+            group_key, group_value = key[:, :, group], value[:, :, group]
+            sizes: dict[str, Any] = {"prompt": prompt, "lengths": lengths, "scaling": scaling}
+            outputs += [of_prompt, _merged(query[:, :, own], group_key, group_value, **sizes)]
             continue
         own_key, own_value = (_to_rows(x[:, :, own], lengths) for x in (key, value))
         expand = (len(lengths), -1, -1, -1)

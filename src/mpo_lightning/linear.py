@@ -22,11 +22,18 @@ def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return result
 
 
+def _flat(values: Tensor) -> Tensor:
+    """(..., D) as (rows, D), the same memory."""
+    return values.view(-1, values.shape[-1])
+
+
 def _in_float32_on_cpu(inputs: Tensor, weight: Tensor) -> bool:
     return (
         inputs.dtype == weight.dtype == torch.float32
         and inputs.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
+        # The compiler chooses its own kernels.
+        and not torch.compiler.is_compiling()
     )
 
 
@@ -34,7 +41,7 @@ class _Linear(torch.autograd.Function):
     """``inputs @ weight.T + bias``, and with LoRA ``+ scaling * low @ up.T``."""
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0917 (autograd passes them by position)
         ctx: Any,
         inputs: Tensor,
         weight: Tensor,
@@ -44,12 +51,13 @@ class _Linear(torch.autograd.Function):
         scaling: float,
     ) -> Tensor:
         # Inputs of a frozen weight are not kept.
-        kept = inputs if ctx.needs_input_grad[1] else None
+        kept = inputs.contiguous() if ctx.needs_input_grad[1] else None
+        low = None if low is None else low.contiguous()
         ctx.save_for_backward(kept, weight, low, up)
         ctx.scaling = scaling
         output = _product(inputs, weight, bias)
         if low is not None and up is not None:
-            output.flatten(0, -2).addmm_(low.flatten(0, -2), up.t(), alpha=scaling)
+            _flat(output).addmm_(_flat(low), up.t(), alpha=scaling)
         return output
 
     @staticmethod
@@ -57,14 +65,14 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight, low, up = ctx.saved_tensors
         gradient = gradients[0].contiguous()
-        rows = gradient.flatten(0, -2)
+        rows = _flat(gradient)
         needed = ctx.needs_input_grad
         return (
             _product(gradient, weight.t()) if needed[0] else None,
-            rows.t() @ inputs.flatten(0, -2) if needed[1] else None,
+            rows.t() @ _flat(inputs) if needed[1] else None,
             rows.sum(0) if needed[2] else None,
             _product(gradient, up.t()).mul_(ctx.scaling) if needed[3] else None,
-            (rows.t() @ low.flatten(0, -2)).mul_(ctx.scaling) if needed[4] else None,
+            (rows.t() @ _flat(low)).mul_(ctx.scaling) if needed[4] else None,
             None,
         )
 

@@ -99,7 +99,8 @@ class MPOModule(LightningModule):
         """Load the base and add the adapter, once; under ModelParallelStrategy shard it (FSDP2).
 
         Raises:
-            PolicyError: if the strategy would split layers between processes.
+            PolicyError: if the strategy would split layers between processes, or does not work
+                with compiled layers.
         """
         if self.policy is not None:
             return
@@ -108,6 +109,11 @@ class MPOModule(LightningModule):
                 "ModelParallelStrategy splits layers between processes, each of which would see "
                 "the same data. Set data_parallel_size to the number of processes and "
                 "tensor_parallel_size to 1."
+            )
+        if self.device_mesh is not None and self.policy_config.compile:
+            raise PolicyError(
+                "model.policy.compile does not work together with ModelParallelStrategy. Set it to "
+                "false."
             )
         self.policy = build_policy(self.policy_config, self.layout, self.responses_per_pass)
         if self.reference == "cached":

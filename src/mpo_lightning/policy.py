@@ -80,8 +80,10 @@ class PolicyConfig:
         dtype: dtype of the base weights; "auto" is the one they are stored in. Adapters of 16-bit
             models are kept in float32.
         gradient_checkpointing: compute activations again in the backward pass to save memory.
-        attn_implementation: transformers' attention implementation for separate rows; its default
-            if none. The shared layout has its own.
+        compile: compile the decoder layers (`torch.compile`); the first steps take long. Not
+            together with gradient_checkpointing, nor with a sharded policy.
+        attn_implementation: transformers' attention implementation, with model.layout: separate;
+            its default if none. A shared prompt has an attention of its own.
         revision: branch, tag or commit of a hub model.
         trust_remote_code: let a hub model run its own code.
         random_init: random weights from the base's configuration, for tests and benchmarks.
@@ -91,10 +93,18 @@ class PolicyConfig:
     lora: LoRA = field(default_factory=LoRA)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     gradient_checkpointing: bool = False
+    compile: bool = False
     attn_implementation: str | None = None
     revision: str | None = None
     trust_remote_code: bool = False
     random_init: bool = False
+
+    def __post_init__(self) -> None:
+        if self.compile and self.gradient_checkpointing:
+            raise ValueError(
+                "model.policy: compile and gradient_checkpointing exclude each other: a "
+                "checkpointed layer would be computed as if it were not compiled. Choose one."
+            )
 
 
 class Policy(nn.Module):
@@ -294,10 +304,8 @@ class Policy(nn.Module):
         from torch.distributed.fsdp import fully_shard
 
         self._mesh = mesh
-        layers = set(self.causal_lm._no_split_modules or ())
-        for module in list(self.causal_lm.modules()):
-            if type(module).__name__ in layers:
-                fully_shard(module, mesh=mesh)
+        for layer in decoder_layers(self.causal_lm):
+            fully_shard(layer, mesh=mesh)
         fully_shard(self, mesh=mesh)
 
     def synchronize_gradients(self, enabled: bool) -> None:
@@ -313,6 +321,12 @@ class Policy(nn.Module):
                 taken from this process's own parameters.
         """
         self.model.save_pretrained(path, state_dict=state_dict, save_embedding_layers=False)
+
+
+def decoder_layers(model: Any) -> list[nn.Module]:
+    """The layers that transformers says must stay whole."""
+    names = set(model._no_split_modules or ())
+    return [module for module in model.modules() if type(module).__name__ in names]
 
 
 def small_group(batch: GroupBatch) -> GroupBatch:
@@ -361,6 +375,10 @@ def build_policy(
         base.gradient_checkpointing_enable({"use_reentrant": False})
     model = _add_lora(base, config.lora)
     use_onednn(model)
+    if config.compile:
+        for layer in decoder_layers(base):
+            # Whatever the lengths of a batch, it is compiled once.
+            layer.compile(dynamic=True)
     # transformers loads models in eval mode, and Lightning keeps the mode that it finds.
     model.train()
     return Policy(model, layout=chosen, responses_per_pass=responses_per_pass)
