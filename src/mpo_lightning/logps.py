@@ -5,9 +5,13 @@ Both layouts compute the same numbers. *Shared* puts a batch in one row with eve
 in chunks, with log-softmax in fp32 whatever the model's dtype.
 """
 
+import ctypes
+import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -276,7 +280,14 @@ def response_logps(
     parts = batch.slices(responses_per_pass) if responses_per_pass else [batch]
     parts += [parts[0]] * (passes - len(parts))
 
+    limit = math.inf
+    if len(parts) > 1 and batch.tokens.device.type == "cpu" and sys.platform == "linux":
+        _return_freed_memory()
+        limit = 1.3 * _resident_pages()
+
     def compute(part: GroupBatch) -> Tensor:
+        if limit < math.inf and _resident_pages() > limit:
+            _return_freed_memory()
         chosen = cheaper_layout(part) if layout == "auto" else layout
         return _scored_token_logps(model, part, chosen, chunk_size)
 
@@ -301,6 +312,21 @@ def response_logps(
         per_token = per_token[:count] + surplus
     sums = torch.segment_reduce(per_token, "sum", lengths=batch.lengths.flatten(), initial=0)
     return sums.view(len(batch), batch.slots)
+
+
+def _resident_pages() -> int:
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+
+
+def _return_freed_memory() -> None:
+    """Give freed memory back to the system.
+
+    Up to version 2.37 glibc does not fit aligned tensors again into what others have freed: the
+    process would grow with every slice.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 @contextmanager
