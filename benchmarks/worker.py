@@ -31,8 +31,9 @@ Count = dict[str, int]
 class Steps:
     """Waits for the parent before a step, and tells it afterwards what the step took."""
 
-    def __init__(self, answers: TextIO) -> None:
+    def __init__(self, answers: TextIO, *, give_back: bool) -> None:
         self._answers = answers
+        self._give_back = give_back
         self._began = 0.0
         self._first = True
 
@@ -54,9 +55,9 @@ class Steps:
 
     def begin(self) -> None:
         """Right before a step: forward, backward and optimizer are still to come."""
-        _give_memory_back()
         if self._first:
             self._first = False
+            _give_memory_back()
             setup = time.perf_counter() - self._began
             self.say(resident=_status("VmRSS"), setup_seconds=setup)
         self.wait()
@@ -67,7 +68,8 @@ class Steps:
         """Right after a step."""
         seconds = time.perf_counter() - self._began
         peak = _status("VmHWM")
-        _give_memory_back()
+        if self._give_back:
+            _give_memory_back()
         self.say(seconds=seconds, peak=peak, **values)
 
 
@@ -144,7 +146,7 @@ def run_ours(settings: dict[str, Any], steps: Steps) -> None:
     module = MPOModule(
         policy=PolicyConfig(base=settings["base"], lora=LoRA(r=settings["shape"]["rank"])),
         loss=MPO(beta=0.1),
-        optimizer=lambda params: torch.optim.AdamW(params, lr=1e-5, weight_decay=0.0),
+        optimizer=lambda params: torch.optim.AdamW(params, lr=1e-5, weight_decay=0.0, fused=True),
         lr_scheduler=None,
         layout=settings["layout"],
         **options,
@@ -238,7 +240,6 @@ def run_trl(settings: dict[str, Any], steps: Steps) -> None:
             max_length=None,
             learning_rate=1e-5,
             lr_scheduler_type="constant",
-            optim="adamw_torch",
             weight_decay=0.0,
             max_grad_norm=1.0,
             train_sampling_strategy="sequential",
@@ -301,7 +302,8 @@ def main() -> None:
     # The answers keep the real standard output; whatever else prints goes to the log.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    SIDES[settings["side"]](settings, Steps(answers))
+    steps = Steps(answers, give_back=settings.get("give_back", False))
+    SIDES[settings["side"]](settings, steps)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,8 @@ class Workload:
         all_pairs_rounds: counted steps on all pairs; 0 leaves that method out.
         scored_only_rounds: counted steps of TRL with its head on response positions only; 0 leaves
             that method out.
+        give_back: processes return free memory between steps, where not all fit side by side. No
+            training does: each step then asks the system for its memory anew.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Workload:
     rounds: int
     all_pairs_rounds: int = 0
     scored_only_rounds: int = 0
+    give_back: bool = False
 
     @property
     def n(self) -> int:
@@ -71,12 +74,12 @@ class Workload:
 
     @classmethod
     def even(
-        cls, n: int, prompt: int, response: int, ratio: str, *, rounds: int, **counts: int
+        cls, n: int, prompt: int, response: int, ratio: str, *, rounds: int, **settings: Any
     ) -> "Workload":
         """All groups alike. Two are enough: they are walked through again and again."""
         groups = ((prompt, (response,) * n),) * 2
         name = f"n{n}-{prompt}x{response}"
-        return cls(name=name, groups=groups, ratio=ratio, rounds=rounds, **counts)
+        return cls(name=name, groups=groups, ratio=ratio, rounds=rounds, **settings)
 
 
 def ragged_lengths(

@@ -33,6 +33,7 @@ from benchmarks.workloads import (
 )
 
 from mpo_lightning import LoRA, PolicyConfig, PreferenceDataModule
+from mpo_lightning.attention import PromptSharing
 from mpo_lightning.batch import GroupBatch, TokenGroup
 from mpo_lightning.policy import build_policy
 
@@ -163,7 +164,12 @@ class CountedFlops(TorchDispatchMode):
         return result
 
 
-def test_flops_are_those_that_torch_counts(bench_base: Path) -> None:
+def test_flops_are_those_that_torch_counts(
+    bench_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The counter knows PyTorch's own products and attention only.
+    monkeypatch.setattr("mpo_lightning.linear.use_onednn", lambda model: None)
+    monkeypatch.setattr(PromptSharing, "fits", lambda *_: False)
     prompt, responses = 12, (6, 6, 6, 6)
     batch = group_of(prompt, responses)
     config = PolicyConfig(base=str(bench_base), lora=LoRA(r=TINY.rank))

@@ -22,6 +22,11 @@ def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return result
 
 
+def _sum_over_rows(left: Tensor, right: Tensor) -> Tensor:
+    """``left.T @ right``, the gradient of a weight."""
+    return _product(left.t(), right.t()) if len(left) else left.t() @ right
+
+
 def _flat(values: Tensor) -> Tensor:
     """(..., D) as (rows, D), the same memory."""
     return values.view(-1, values.shape[-1])
@@ -69,10 +74,10 @@ class _Linear(torch.autograd.Function):
         needed = ctx.needs_input_grad
         return (
             _product(gradient, weight.t()) if needed[0] else None,
-            rows.t() @ _flat(inputs) if needed[1] else None,
+            _sum_over_rows(rows, _flat(inputs)) if needed[1] else None,
             rows.sum(0) if needed[2] else None,
             _product(gradient, up.t()).mul_(ctx.scaling) if needed[3] else None,
-            (rows.t() @ _flat(low)).mul_(ctx.scaling) if needed[4] else None,
+            _sum_over_rows(rows, _flat(low)).mul_(ctx.scaling) if needed[4] else None,
             None,
         )
 
