@@ -243,6 +243,37 @@ def test_printed_configuration_is_complete_and_stacks(
     assert yaml.safe_load(capsys.readouterr().out) == printed
 
 
+def test_every_saving_at_once_trains_as_none(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Slices, a cached reference, checkpointing and a token budget that holds all groups."""
+    # One batch an epoch, so that a budget and a number of groups make the same one.
+    plain = ["fit", "--config", str(config), "--data.groups_per_batch=11"]
+    main([*plain, f"--trainer.default_root_dir={tmp_path / 'plain'}"])
+    cache = tmp_path / "cache"
+    saving = [
+        "--model.responses_per_pass=3",
+        "--model.reference=cached",
+        f"--model.reference_cache={cache}",
+        "--model.policy.gradient_checkpointing=true",
+        "--data.groups_per_batch=null",
+        "--data.tokens_per_batch=100000",
+    ]
+    main([*plain, *saving, f"--trainer.default_root_dir={tmp_path / 'saving'}"])
+    expected, found = (
+        load_file(tmp_path / run / "checkpoints" / "last-adapter" / "adapter_model.safetensors")
+        for run in ("plain", "saving")
+    )
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-4, msg=name)
+    capsys.readouterr()
+    main(["cache", "show", str(cache)])
+    _, row = capsys.readouterr().out.splitlines()
+    responses = sum(len(r["responses"]) for r in [*example_rows(11), *example_rows(5, seed=1)])
+    assert row.split()[1] == str(responses)
+    assert row.endswith("LlamaForCausalLM  ok")
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig
 
 from conftest import plain_logps, random_groups, tiny_model
+from mpo_lightning import attention
 from mpo_lightning.attention import SHARED_PROMPT_ATTENTION, PromptSharing
 from mpo_lightning.batch import GroupBatch
 from mpo_lightning.logps import (
@@ -159,6 +160,49 @@ def test_a_group_does_not_depend_on_its_neighbours(layout: Layout) -> None:
             alone = response_logps(model, batch.select(row), layout=layout)
             torch.testing.assert_close(together[row, : len(lengths)], alone[0], rtol=0, atol=1e-4)
             assert together[row, len(lengths) :].eq(0).all()
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "starcoder2"])
+def test_responses_in_one_call_per_group_are_those_of_two_merged(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On CPU responses attend to prompt and to themselves apart; elsewhere in one call."""
+    model = with_trained_lora(variant_model(name))
+    batch = GroupBatch.from_groups(random_groups(SHAPE))
+    calls = []
+    original = attention._merged
+
+    def merged(*args: Any, **kwargs: Any) -> torch.Tensor:
+        calls.append(1)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(attention, "_merged", merged)
+    results = []
+    for together in (False, True):
+        if together:
+            monkeypatch.setattr(PromptSharing, "fits", lambda *_: False)
+        model.zero_grad()
+        logps = response_logps(model.get_base_model(), batch, layout="shared")
+        logps.square().sum().backward()
+        results.append((logps.detach(), lora_gradients(model)))
+    assert len(calls) == 2 * len(SHAPE)
+    (apart, gradients), (one, others) = results
+    torch.testing.assert_close(apart, one, rtol=1e-5, atol=1e-4)
+    for key, gradient in gradients.items():
+        assert (others[key] - gradient).abs().max() <= 1e-3 * gradient.abs().max(), key
+
+
+def test_the_whole_rows_mask_is_the_same_attention() -> None:
+    """For models whose attention cannot be split, and against the split one."""
+    model = tiny_model()
+    batch = GroupBatch.from_groups(random_groups(SHAPE))
+    row = shared_row(batch, dense=torch.float32)
+    assert row.inputs["attention_mask"].shape == (1, 1, len(batch.tokens), len(batch.tokens))
+    with torch.no_grad():
+        by_mask = model.model(**row.inputs, use_cache=False).last_hidden_state
+        model.config._attn_implementation = SHARED_PROMPT_ATTENTION
+        split = model.model(**shared_row(batch).inputs, use_cache=False).last_hidden_state
+    torch.testing.assert_close(split, by_mask, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

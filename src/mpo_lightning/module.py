@@ -162,7 +162,7 @@ class MPOModule(LightningModule):
         trainer = self.trainer
         if self._cache is None:
             # Mixed precision computes in another dtype than that of the weights.
-            dtype = f"{self._identity['dtype']}, {trainer.precision}"
+            dtype = f"{self._identity['dtype']}/{trainer.precision}"
             self._cache = ReferenceCache(self.reference_cache, {**self._identity, "dtype": dtype})
 
         def compute(batch: GroupBatch) -> Tensor:
