@@ -321,8 +321,8 @@ def _resident_pages() -> int:
 def _return_freed_memory() -> None:
     """Give freed memory back to the system.
 
-    Up to version 2.37 glibc does not fit aligned tensors again into what others have freed: the
-    process would grow with every slice.
+    Seen with glibc 2.36: freed memory is kept, but the next slice does not fit into it, and the
+    process grows with every slice.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

@@ -168,7 +168,8 @@ class Policy(nn.Module):
         # fully_shard has made it one.
         sharded: Any = self
         if self.responses_per_pass is None:
-            sharded.set_requires_gradient_sync(self._synchronize)
+            if torch.is_grad_enabled():
+                sharded.set_requires_gradient_sync(self._synchronize)
             return {}
         # Parameters are gathered by all processes at once, so all go through the model as often.
         responses = sum(len(lengths) for lengths in batch.response_lengths)
@@ -177,7 +178,9 @@ class Policy(nn.Module):
         )
         group = self._mesh.get_group()
         torch.distributed.all_reduce(passes, torch.distributed.ReduceOp.MAX, group=group)
-        sharded.set_requires_gradient_sync(self._synchronize and int(passes) == 1)
+        if torch.is_grad_enabled():
+            # Not by a pass without gradients that comes between a forward and its backward pass.
+            sharded.set_requires_gradient_sync(self._synchronize and int(passes) == 1)
         return {
             "passes": int(passes),
             "before_last_backward": partial(sharded.set_requires_gradient_sync, self._synchronize),
