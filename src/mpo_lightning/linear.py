@@ -1,9 +1,9 @@
 """Linear layers, and LoRA on them, through oneDNN on CPU.
 
-PyTorch multiplies float32 matrices with MKL, which left half of the speed of an AMD processor unused
-that oneDNN, which comes with PyTorch as well, reached (docs/compute.md). Both are full float32: they
-differ in the order of summation only. LoRA's product is added to the layer's in place, which saves the memory
-and the time of three tensors of the output's size.
+PyTorch multiplies float32 matrices with MKL, which left half of the speed of an AMD processor
+unused that oneDNN, which comes with PyTorch as well, reached (docs/compute.md). Both are full
+float32: they differ in the order of summation only. LoRA's product is added to the layer's in
+place, which saves the memory and the time of three tensors of the output's size.
 """
 
 from typing import Any
