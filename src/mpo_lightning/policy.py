@@ -370,6 +370,7 @@ def build_policy(
         PolicyError: if the base is not a model, the adapter fits nothing, or the layout is not
             possible for this architecture.
     """
+    from mpo_lightning.gated import keep_less_of_gated_mlps
     from mpo_lightning.linear import use_onednn
 
     base = _load_base(config)
@@ -378,6 +379,7 @@ def build_policy(
         base.gradient_checkpointing_enable({"use_reentrant": False})
     model = _add_lora(base, config.lora)
     use_onednn(model)
+    keep_less_of_gated_mlps(model)
     if config.compile:
         for layer in decoder_layers(base):
             # Whatever the lengths of a batch, it is compiled once.
