@@ -275,8 +275,10 @@ def run_matmul(settings: dict[str, Any], steps: Steps) -> None:
     sizes = [(tokens, a, b) for a, b in shape.linears()] * 2
     sizes.append((scored, shape.hidden, shape.vocabulary))
     operations = 2 * sum(rows * a * b for rows, a, b in sizes)
+    from mpo_lightning.linear import onednn_is_faster
+
     # The faster of PyTorch's two libraries for it; torch.mm takes the other.
-    fast = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    fast = onednn_is_faster()
     left = {(rows, a): torch.randn(rows, a) for rows, a, _ in sizes}
     right = {(a, b): torch.randn(b, a) for _, a, b in sizes}
     for _ in range(settings["steps"]):

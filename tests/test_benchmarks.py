@@ -168,7 +168,7 @@ def test_flops_are_those_that_torch_counts(
     bench_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The counter knows PyTorch's own products and attention only.
-    monkeypatch.setattr("mpo_lightning.linear.use_onednn", lambda model: None)
+    monkeypatch.setattr("mpo_lightning.linear.use_fast_products", lambda model: None)
     monkeypatch.setattr(PromptSharing, "fits", lambda *_: False)
     prompt, responses = 12, (6, 6, 6, 6)
     batch = group_of(prompt, responses)

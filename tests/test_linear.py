@@ -1,4 +1,4 @@
-"""Linear layers through oneDNN against PyTorch's own, and LoRA against PEFT's."""
+"""Linear layers through either library against PyTorch's own, and LoRA against PEFT's."""
 
 from typing import Any
 
@@ -11,13 +11,16 @@ from torch import Tensor, nn
 from conftest import random_groups, tiny_model
 from mpo_lightning import linear
 from mpo_lightning.batch import GroupBatch
-from mpo_lightning.linear import OneDnnLinear, OneDnnLoraLinear, use_onednn
+from mpo_lightning.linear import FastLinear, FastLoraLinear, onednn_is_faster, use_fast_products
 from mpo_lightning.logps import response_logps
 
 
-@pytest.fixture
-def products(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The shapes that were multiplied by oneDNN."""
+@pytest.fixture(params=[True, False], ids=["oneDNN", "MKL"])
+def products(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> list[tuple[int, ...]]:
+    """The shapes that were multiplied by either library, whatever the processor."""
+    monkeypatch.setattr(linear, "onednn_is_faster", lambda: request.param)
     shapes: list[tuple[int, ...]] = []
     original = linear._product
 
@@ -40,8 +43,8 @@ def test_products_and_gradients_are_those_of_float64(
     exact = nn.Linear(13, 29, bias=bias, dtype=torch.float64).requires_grad_(not frozen)
     exact.load_state_dict(plain.state_dict())
     model = nn.Sequential(plain)
-    use_onednn(model)
-    assert type(model[0]) is OneDnnLinear
+    use_fast_products(model)
+    assert type(model[0]) is FastLinear
     inputs = torch.randn(shape, requires_grad=True)
     wide = inputs.detach().double().requires_grad_()
     weights = torch.randn(*shape[:-1], 29)
@@ -60,7 +63,7 @@ def test_products_and_gradients_are_those_of_float64(
 
 def test_other_dtypes_and_autocast_go_the_usual_way(products: list[Any]) -> None:
     model = nn.Sequential(nn.Linear(4, 5))
-    use_onednn(model)
+    use_fast_products(model)
     inputs = torch.randn(3, 4)
     with torch.autocast("cpu", torch.bfloat16):
         assert model(inputs).dtype == torch.bfloat16
@@ -79,7 +82,7 @@ LORAS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", LORAS)
-def test_lora_is_that_of_peft(name: str) -> None:
+def test_lora_is_that_of_peft(products: list[Any], name: str) -> None:
     """Values and gradients, also with the adapter off, merged, or another one active."""
     batch = GroupBatch.from_groups(random_groups([(7, [3, 5]), (4, [6, 2])]))
     results: list[list[Tensor]] = []
@@ -92,8 +95,8 @@ def test_lora_is_that_of_peft(name: str) -> None:
         if "dropout" not in name:
             model.add_adapter("other", config)
         if fast:
-            use_onednn(model)
-            assert any(type(m) is OneDnnLoraLinear for m in model.modules())
+            use_fast_products(model)
+            assert any(type(m) is FastLoraLinear for m in model.modules())
         causal_lm = model.get_base_model()
         torch.manual_seed(1)
         logps = response_logps(causal_lm, batch, layout="shared")
@@ -122,7 +125,7 @@ def test_plain_lora_is_computed_together_with_its_layer(products: list[Any]) -> 
     """PEFT's own way would make its product apart, and three more tensors of the output's size."""
     config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
     model = get_peft_model(tiny_model(), config)
-    use_onednn(model)
+    use_fast_products(model)
     layers = [m for m in model.modules() if isinstance(m, LoraLinear)]
     assert len(layers) == 2 * 7
     batch = GroupBatch.from_groups(random_groups([(7, [3, 5])]))
@@ -132,9 +135,18 @@ def test_plain_lora_is_computed_together_with_its_layer(products: list[Any]) -> 
     assert len(products) == 2 * 14 + 1
 
 
+def test_library_is_chosen_by_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, faster in {"Intel Xeon": False, "AMD EPYC": True}.items():
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda name=name: {"cpu_name": name})
+        onednn_is_faster.cache_clear()
+        assert onednn_is_faster() is faster
+    monkeypatch.undo()
+    onednn_is_faster.cache_clear()
+
+
 def test_nothing_changes_in_what_is_saved() -> None:
     model = tiny_model()
     before = list(model.state_dict())
-    use_onednn(model)
+    use_fast_products(model)
     assert list(model.state_dict()) == before
     assert all(isinstance(m, nn.Linear) for m in model.modules() if "Linear" in type(m).__name__)

@@ -31,11 +31,12 @@ def _forward(self: Any, x: Tensor) -> Tensor:
     product = checkpoint(
         _gated_product, self, gate, up, use_reentrant=False, preserve_rng_state=False
     )
-    place, size = product.data_ptr(), product.numel()
+    # Not the tensor itself: what a hook names stays in memory.
+    place, size, dtype = product.data_ptr(), product.numel(), product.dtype
 
     def pack(kept: Tensor) -> Tensor | torch.Size:
         is_product = kept.data_ptr() == place and kept.numel() == size and kept.is_contiguous()
-        return kept.shape if is_product and kept.dtype == product.dtype else kept
+        return kept.shape if is_product and kept.dtype == dtype else kept
 
     def unpack(kept: Tensor | torch.Size) -> Tensor:
         if isinstance(kept, Tensor):

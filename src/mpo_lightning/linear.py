@@ -1,11 +1,13 @@
-"""Linear layers, and LoRA on them, through oneDNN on CPU.
+"""Linear layers, and LoRA on them, multiplied by the faster of PyTorch's two libraries on CPU.
 
 PyTorch multiplies float32 matrices with MKL, which left half of the speed of an AMD processor
-unused that oneDNN, which comes with PyTorch as well, reached (docs/compute.md). Both are full
-float32: they differ in the order of summation only. LoRA's product is added to the layer's in
-place, which saves the memory and the time of three tensors of the output's size.
+unused that oneDNN, which comes with PyTorch as well, reached; on an Intel processor MKL was the
+faster (docs/compute.md). Both are full float32: they differ in the order of summation only. LoRA's
+product is added to the layer's in place, which saves the memory and the time of three tensors of
+the output's size.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,11 +15,25 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-__all__ = ["OneDnnLinear", "OneDnnLoraLinear", "use_onednn"]
+__all__ = ["FastLinear", "FastLoraLinear", "onednn_is_faster", "use_fast_products"]
+
+
+@cache
+def onednn_is_faster() -> bool:
+    """Whether oneDNN multiplies float32 matrices faster here than MKL: on all but Intel processors.
+
+    By the processor's name and not by a measurement: a run and its resumption must agree.
+    """
+    # Older releases of torch do not tell.
+    capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)()
+    name = capabilities.get("cpu_name", "")
+    return torch.backends.mkldnn.is_available() and "Intel" not in name  # type: ignore[no-untyped-call]
 
 
 def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``rows @ weight.T + bias``; the weight may be a transposed view."""
+    if not onednn_is_faster():
+        return nn.functional.linear(rows, weight, bias)
     result: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return result
 
@@ -82,8 +98,8 @@ class _Linear(torch.autograd.Function):
         )
 
 
-class OneDnnLinear(nn.Linear):
-    """A linear layer that multiplies with oneDNN where all is float32 on a CPU."""
+class FastLinear(nn.Linear):
+    """A linear layer that multiplies with the faster library where all is float32 on a CPU."""
 
     def forward(self, input: Tensor) -> Tensor:
         """As `torch.nn.Linear`."""
@@ -93,14 +109,14 @@ class OneDnnLinear(nn.Linear):
         return output
 
 
-class OneDnnLoraLinear(LoraLinear):  # type: ignore[misc]
+class FastLoraLinear(LoraLinear):  # type: ignore[misc]
     """PEFT's LoRA layer; plain LoRA on such a layer is computed together with it."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """As PEFT's."""
         base, active = self.get_base_layer(), self.active_adapters
         plain = (
-            type(base) is OneDnnLinear
+            type(base) is FastLinear
             and len(active) == 1
             and active[0] in self.lora_A
             and active[0] not in self.lora_variant
@@ -118,15 +134,13 @@ class OneDnnLoraLinear(LoraLinear):  # type: ignore[misc]
         return merged
 
 
-def use_onednn(model: nn.Module) -> None:
-    """Let a model's plain linear layers multiply with oneDNN on CPU, where PyTorch has it.
+def use_fast_products(model: nn.Module) -> None:
+    """Let a model's plain linear layers multiply with the faster library on CPU.
 
     They stay the same layers with the same parameters and names: only how they multiply changes.
     """
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return
     for module in model.modules():
         if type(module) is nn.Linear:
-            module.__class__ = OneDnnLinear
+            module.__class__ = FastLinear
         elif type(module) is LoraLinear:
-            module.__class__ = OneDnnLoraLinear
+            module.__class__ = FastLoraLinear

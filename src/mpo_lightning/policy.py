@@ -371,14 +371,14 @@ def build_policy(
             possible for this architecture.
     """
     from mpo_lightning.gated import keep_less_of_gated_mlps
-    from mpo_lightning.linear import use_onednn
+    from mpo_lightning.linear import use_fast_products
 
     base = _load_base(config)
     chosen = _choose_layout(base.config, layout, config.attn_implementation)
     if config.gradient_checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
     model = _add_lora(base, config.lora)
-    use_onednn(model)
+    use_fast_products(model)
     keep_less_of_gated_mlps(model)
     if config.compile:
         for layer in decoder_layers(base):

@@ -1,0 +1,105 @@
+"""Gated MLPs that keep less compute what they computed, and keep less."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.checkpoint import checkpoint
+from transformers import CohereConfig, Gemma2Config, GPT2Config, Phi3Config, Qwen3Config
+
+from conftest import tiny_config, tiny_model
+from mpo_lightning.gated import keep_less_of_gated_mlps
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "pad_token_id": None,
+}
+GATED = {
+    "llama": tiny_config(num_hidden_layers=1),
+    "gemma2": Gemma2Config(**SMALL),
+    "qwen3": Qwen3Config(**SMALL),
+    "cohere": CohereConfig(**{k: v for k, v in SMALL.items() if k != "head_dim"}),
+}
+
+
+def lora(config: Any, *, dropout: float = 0.0) -> Any:
+    torch.manual_seed(0)
+    settings = LoraConfig(
+        r=4, target_modules="all-linear", init_lora_weights=False, lora_dropout=dropout
+    )
+    return get_peft_model(tiny_model(config), settings).train()
+
+
+def mlp_of(model: Any) -> Any:
+    return model.get_base_model().model.layers[0].mlp
+
+
+def outcome(mlp: Any, run: Callable[[Any, Tensor], Tensor]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(2, 7, 32, generator=generator, requires_grad=True)
+    torch.manual_seed(2)
+    output = run(mlp, inputs)
+    output.square().sum().backward()
+    assert inputs.grad is not None
+    return [output, inputs.grad, *(p.grad for p in mlp.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("within", ["plain", "checkpoint"])
+@pytest.mark.parametrize("name", GATED)
+def test_values_and_gradients_are_the_same(name: str, within: str, dropout: float) -> None:
+    """To the last bit, also inside a checkpoint and with dropout."""
+
+    def run(mlp: Any, inputs: Tensor) -> Tensor:
+        if within == "plain":
+            return mlp(inputs)  # type: ignore[no-any-return]
+        return checkpoint(mlp, inputs, use_reentrant=False)  # type: ignore[no-any-return]
+
+    results = []
+    for lean in (False, True):
+        model = lora(GATED[name], dropout=dropout)
+        if lean:
+            keep_less_of_gated_mlps(model)
+            assert "forward" in vars(mlp_of(model))
+        results.append(outcome(mlp_of(model), run))
+    assert len(results[0]) == 2 + 6
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+def kept(mlp: Any, inputs: Tensor) -> int:
+    """Bytes that a forward pass leaves allocated."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        output = mlp(inputs)
+    assert output.requires_grad
+    return sum(event.self_cpu_memory_usage for event in profiler.events())
+
+
+def test_two_tensors_of_the_inner_width_are_kept_in_the_place_of_four() -> None:
+    tokens, inner = 50, 64
+    inputs = torch.randn(1, tokens, 32, requires_grad=True)
+    sizes = []
+    for lean in (False, True):
+        model = lora(GATED["llama"])
+        if lean:
+            keep_less_of_gated_mlps(model)
+        sizes.append(kept(mlp_of(model), inputs))
+    assert sizes[0] - sizes[1] == 2 * tokens * inner * 4
+
+
+def test_other_mlps_are_left_alone() -> None:
+    phi = {k: v for k, v in SMALL.items() if k != "head_dim"}
+    for config in (Phi3Config(**phi), GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=64)):
+        model = tiny_model(config)
+        keep_less_of_gated_mlps(model)
+        assert not [m for m in model.modules() if "forward" in vars(m)]
