@@ -107,9 +107,9 @@ def run_ours(settings: dict[str, Any], steps: Steps) -> None:
 
     from mpo_lightning.batch import GroupBatch
     from mpo_lightning.data.datamodule import PreferenceDataModule
+    from mpo_lightning.loading import LoRA, PolicyConfig
     from mpo_lightning.losses import MPO
     from mpo_lightning.module import MPOModule
-    from mpo_lightning.policy import LoRA, PolicyConfig
 
     class StepByStep(Callback):
         def on_train_batch_start(

@@ -35,7 +35,7 @@ from benchmarks.workloads import (
 from mpo_lightning import LoRA, PolicyConfig, PreferenceDataModule
 from mpo_lightning.attention import PromptSharing
 from mpo_lightning.batch import GroupBatch, TokenGroup
-from mpo_lightning.policy import build_policy
+from mpo_lightning.loading import build_policy
 
 TINY = Shape(layers=2, hidden=32, intermediate=88, heads=2, vocabulary=200, rank=4)
 

@@ -20,9 +20,10 @@ from conftest import example_rows, random_groups
 from mpo_lightning import LoRA, MPOModule, PolicyConfig, PreferenceDataModule
 from mpo_lightning.batch import GroupBatch, TokenGroup
 from mpo_lightning.checkpoint import adapter_folder
+from mpo_lightning.loading import build_policy
 from mpo_lightning.losses import DPO, MPO, SetLoss
 from mpo_lightning.optim import WarmupCosine
-from mpo_lightning.policy import Policy, PolicyError, build_policy
+from mpo_lightning.policy import Policy, PolicyError
 
 RAGGED = [(5 + 3 * i % 7, [2 + (i * j) % 9 for j in range(1, 3 + i % 4)]) for i in range(1, 9)]
 

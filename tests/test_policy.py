@@ -15,14 +15,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, BloomConfig, 
 from conftest import plain_logps, random_groups, tiny_config, tiny_model
 from mpo_lightning.attention import PromptSharing
 from mpo_lightning.batch import GroupBatch, TokenGroup
-from mpo_lightning.policy import (
-    LoRA,
-    Policy,
-    PolicyConfig,
-    PolicyError,
-    build_policy,
-    decoder_layers,
-)
+from mpo_lightning.loading import LoRA, PolicyConfig, build_policy
+from mpo_lightning.policy import Policy, PolicyError, decoder_layers
 
 
 def make(base: str, layout: Any = "auto", **settings: Any) -> Policy:

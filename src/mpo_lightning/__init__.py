@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mpo_lightning.data.datamodule import PreferenceDataModule
+    from mpo_lightning.loading import LoRA, PolicyConfig
     from mpo_lightning.module import MPOModule
-    from mpo_lightning.policy import LoRA, PolicyConfig
 
 __all__ = ["LoRA", "MPOModule", "PolicyConfig", "PreferenceDataModule"]
 
 _HOMES = {
-    "LoRA": "mpo_lightning.policy",
+    "LoRA": "mpo_lightning.loading",
     "MPOModule": "mpo_lightning.module",
-    "PolicyConfig": "mpo_lightning.policy",
+    "PolicyConfig": "mpo_lightning.loading",
     "PreferenceDataModule": "mpo_lightning.data.datamodule",
 }
 

@@ -1,4 +1,4 @@
-"""Checkpoints with an adapter folder beside each."""
+"""Checkpoints that are there whole or not at all, with an adapter folder beside each."""
 
 import os
 import shutil
@@ -7,11 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-__all__ = ["AdapterCheckpointIO", "adapter_folder"]
+__all__ = ["AdapterCheckpointIO", "CheckpointError", "RunCheckpoint", "adapter_folder"]
 
 WriteAdapter = Callable[[Path, dict[str, Tensor]], None]
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that could not be written; the message says why and what still stands."""
 
 
 def adapter_folder(checkpoint: str | os.PathLike[str]) -> Path:
@@ -23,8 +31,9 @@ def adapter_folder(checkpoint: str | os.PathLike[str]) -> Path:
 class AdapterCheckpointIO(CheckpointIO):
     """Writes and removes an adapter folder with every checkpoint, through whatever asked for it.
 
-    The adapter is taken from the checkpoint itself, so that sharded weights are gathered once and
-    the two can never differ. The folder is complete before the checkpoint appears.
+    The adapter is taken from the checkpoint itself, so that sharded weights are gathered once. Both
+    are written in full under names that nothing looks for, and then take their places: a run that
+    is killed while it saves leaves the checkpoint that was there before.
 
     Args:
         inner: what reads and writes the checkpoint file.
@@ -38,15 +47,37 @@ class AdapterCheckpointIO(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
-        """Write the adapter folder and then the checkpoint."""
-        folder = adapter_folder(path)
-        partial = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        self.write_adapter(partial, checkpoint["state_dict"])
+        """Write the adapter folder and the checkpoint.
+
+        Raises:
+            CheckpointError: if they cannot be written; those that were there before are untouched.
+        """
+        if "://" in str(path):
+            raise CheckpointError(
+                f"{path}: checkpoints go to local folders, from which they can be copied "
+                "elsewhere. Set trainer.default_root_dir to one."
+            )
+        file, folder = Path(path), adapter_folder(path)
+        new_file = file.with_name(f".{file.name}.partial")
+        new_folder = folder.with_name(f".{folder.name}.partial")
+        try:
+            shutil.rmtree(new_folder, ignore_errors=True)
+            new_folder.mkdir(parents=True)
+            self.write_adapter(new_folder, checkpoint["state_dict"])
+            self.inner.save_checkpoint(checkpoint, new_file, storage_options)
+            for written in (new_file, *new_folder.iterdir()):
+                _to_disk(written)
+        except OSError as error:
+            shutil.rmtree(new_folder, ignore_errors=True)
+            new_file.unlink(missing_ok=True)
+            before = "the one before it is untouched" if file.exists() else "there was none before"
+            raise CheckpointError(
+                f"{file}: the checkpoint cannot be written: {error}. Of this name {before}. Make "
+                "room or give access, and go on from the last checkpoint with --ckpt_path last."
+            ) from error
         shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-        self.inner.save_checkpoint(checkpoint, path, storage_options)
+        new_folder.rename(folder)
+        new_file.replace(file)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a checkpoint."""
@@ -56,3 +87,28 @@ class AdapterCheckpointIO(CheckpointIO):
         """Remove a checkpoint and then its adapter folder."""
         self.inner.remove_checkpoint(path)
         shutil.rmtree(adapter_folder(path), ignore_errors=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Have a file written out: after a power cut a name must not stand for half its content."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """Lightning's ModelCheckpoint, which also saves when the run is told to end (SIGTERM).
+
+    Lightning ends a run with this signal between two steps, on all processes. After any other
+    exception there is nothing to save that a checkpoint before it does not hold, and processes that
+    did not fail would wait for those that did.
+    """
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Save ``last.ckpt``, if the run was told to end."""
+        if isinstance(exception, SIGTERMException) and trainer.global_step > 0:
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+            rank_zero_info(f"Told to end: saved {self.last_model_path}")
+            return
+        super().on_exception(trainer, pl_module, exception)

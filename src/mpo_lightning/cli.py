@@ -10,17 +10,25 @@ from typing import Any
 import torch.distributed
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
+from mpo_lightning.checkpoint import CheckpointError, RunCheckpoint
 from mpo_lightning.data.datamodule import PreferenceDataModule
 from mpo_lightning.data.groups import DataError
+from mpo_lightning.faults import NonFiniteError, is_out_of_memory
 from mpo_lightning.module import MPOModule
 from mpo_lightning.policy import PolicyError
 from mpo_lightning.predictions import PredictionWriter
 from mpo_lightning.reference import ReferenceCacheError, clear, default_root, inspect
+from mpo_lightning.resume import ResumeError
 
 __all__ = ["MPOCLI", "main"]
+
+# What a user can mend: told in a sentence, not in a stack trace.
+USER_ERRORS = (
+    *(DataError, PolicyError, ReferenceCacheError, ResumeError),
+    *(CheckpointError, NonFiniteError, FileExistsError),
+)
 
 
 def _checkpoint_folder(root: str | None) -> str:
@@ -32,7 +40,7 @@ class MPOCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add ``checkpoint`` and ``predictions``."""
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         # `--ckpt_path last` finds what a fixed folder holds, whatever version the logger is at.
         parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", _checkpoint_folder)
         parser.set_defaults({"checkpoint.save_last": True})
@@ -48,7 +56,7 @@ class MPOCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         if config.get("enable_checkpointing") is False:
             # Lightning refuses a checkpoint callback then, and ours is always among the arguments.
-            callbacks = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
+            callbacks = [c for c in callbacks if not isinstance(c, RunCheckpoint)]
         return super()._instantiate_trainer(config, callbacks)
 
     def before_instantiate_classes(self) -> None:
@@ -137,8 +145,12 @@ def main(args: ArgsType = None) -> None:
             parser_kwargs={"epilog": "mpo-lightning cache --help: caches of the reference"},
             args=args,
         )
-    except (DataError, PolicyError, ReferenceCacheError, FileExistsError) as error:
+    except USER_ERRORS as error:
         sys.exit(f"error: {error}")
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        sys.exit("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]))
     # Lightning leaves gloo's threads running; a process that ends with them may abort.
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -1,28 +1,42 @@
 """MPOModule: groups in, loss and metrics out. It wires the floors below and adds no arithmetic."""
 
 import math
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from mpo_lightning.batch import GroupBatch
-from mpo_lightning.checkpoint import AdapterCheckpointIO
+from mpo_lightning.checkpoint import AdapterCheckpointIO, CheckpointError
 from mpo_lightning.data.datamodule import GroupDataset
+from mpo_lightning.faults import MemoryAdvice, NonFiniteError, all_finite, describe_nonfinite
+from mpo_lightning.loading import PolicyConfig, build_policy
 from mpo_lightning.logps import Layout
 from mpo_lightning.losses import MPO, SetLoss
 from mpo_lightning.metrics import GroupMetrics, group_statistics
 from mpo_lightning.optim import RunSchedule, WarmupCosine
-from mpo_lightning.policy import Policy, PolicyConfig, PolicyError, build_policy
+from mpo_lightning.policy import Policy, PolicyError
 from mpo_lightning.predictions import prediction_rows
 from mpo_lightning.reference import ReferenceCache, default_root, fill
+from mpo_lightning.resume import (
+    Boundary,
+    ResumeError,
+    compare,
+    of_all_processes,
+    random_state,
+    restore_random_state,
+)
 
 __all__ = ["MPOModule"]
 
@@ -51,6 +65,8 @@ class MPOModule(LightningModule):
         reference: "adapters-off" computes the reference in every step, "cached" once: what is not
             in the cache is computed before training starts, with a progress bar.
         reference_cache: folder of the cached values; one of the user's cache folder if none.
+        on_nonfinite: what to do with an optimizer step whose loss or gradient is not finite. "stop"
+            ends the run and names the groups, "skip" leaves the step out, says so and counts it.
     """
 
     def __init__(
@@ -64,6 +80,7 @@ class MPOModule(LightningModule):
         responses_per_pass: int | None = None,
         reference: Literal["adapters-off", "cached"] = "adapters-off",
         reference_cache: str | None = None,
+        on_nonfinite: Literal["stop", "skip"] = "stop",
     ) -> None:
         super().__init__()
         if responses_per_pass is not None and responses_per_pass < 1:
@@ -78,8 +95,8 @@ class MPOModule(LightningModule):
         self.responses_per_pass = responses_per_pass
         self.reference: Literal["adapters-off", "cached"] = reference
         self.reference_cache = default_root() if reference_cache is None else Path(reference_cache)
-        # Of the base, taken before it is sharded; and the cache, opened when it is first needed.
-        self._identity: dict[str, str] = {}
+        self.on_nonfinite: Literal["stop", "skip"] = on_nonfinite
+        # Opened when it is first needed.
         self._cache: ReferenceCache | None = None
         self.policy: Policy | None = None
         self.train_metrics = GroupMetrics()
@@ -88,6 +105,14 @@ class MPOModule(LightningModule):
         # A checkpoint holds the adapter alone; on_load_checkpoint is strict about that.
         self.strict_loading = False
         self._checked = False
+        # Since the last optimizer step: whether there are gradients, and the losses behind them.
+        self._window_open = False
+        self._window: list[tuple[GroupBatch, Tensor, Tensor]] = []
+        self._stepping = False
+        self._skipped_steps = 0
+        # The end of the last optimizer step; and random numbers that a checkpoint brought.
+        self._boundary: Boundary | None = None
+        self._resumed_random: dict[str, Any] | None = None
 
     @property
     def _policy(self) -> Policy:
@@ -100,26 +125,57 @@ class MPOModule(LightningModule):
 
         Raises:
             PolicyError: if the strategy would split layers between processes, or does not work
-                with compiled layers.
+                with compiled layers or with the base's quantisation.
         """
         if self.policy is not None:
             return
-        if self.device_mesh is not None and self.device_mesh["tensor_parallel"].size() > 1:
+        mesh = self.device_mesh
+        strategy = None if self._trainer is None else self._trainer.strategy
+        flat = isinstance(strategy, FSDPStrategy)
+        self._refuse_unshardable(mesh, flat=flat)
+        self.policy = build_policy(
+            self.policy_config,
+            self.layout,
+            self.responses_per_pass,
+            device="cpu" if strategy is None else strategy.root_device,
+            mesh=None if mesh is None else mesh["data_parallel"],
+            flat_storage=flat,
+        )
+        if flat:
+            self.policy.remember()
+        rank_zero_info(f"Weights: {self.policy.describe()}.")
+
+    def _refuse_unshardable(self, mesh: Any, *, flat: bool) -> None:
+        config = self.policy_config
+        if mesh is None and not flat:
+            return
+        if mesh is not None and mesh["tensor_parallel"].size() > 1:
             raise PolicyError(
                 "ModelParallelStrategy splits layers between processes, each of which would see "
                 "the same data. Set data_parallel_size to the number of processes and "
-                "tensor_parallel_size to 1."
+                "tensor_parallel_size to 1, or use mpo_lightning.strategy.FSDP2."
             )
-        if self.device_mesh is not None and self.policy_config.compile:
+        if config.compile:
             raise PolicyError(
-                "model.policy.compile does not work together with ModelParallelStrategy. Set it to "
+                "model.policy.compile does not work together with a sharded policy. Set it to "
                 "false."
             )
-        self.policy = build_policy(self.policy_config, self.layout, self.responses_per_pass)
-        if self.reference == "cached":
-            self._identity = self.policy.identity()
-        if self.device_mesh is not None:
-            self.policy.shard(self.device_mesh["data_parallel"])
+        if config.quantization == "int8":
+            raise PolicyError(
+                "model.policy.quantization is int8, whose weights cannot be sharded. Use nf4, or "
+                "DDP."
+            )
+        whole_dtype = (self.trainer.precision, config.dtype) == ("bf16-true", "bfloat16")
+        if flat and config.quantization == "nf4" and not whole_dtype:
+            raise PolicyError(
+                "FSDP1 stores 4-bit weights together with the others, so all must be of one dtype: "
+                "set trainer.precision: bf16-true and model.policy.dtype: bfloat16, or use FSDP2 "
+                "or DDP."
+            )
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Advice where memory runs out."""
+        return [MemoryAdvice()]
 
     def setup(self, stage: str) -> None:
         """Have every checkpoint of this run leave an adapter folder beside it."""
@@ -138,6 +194,11 @@ class MPOModule(LightningModule):
     def on_train_start(self) -> None:
         """With a cached reference, compute what the cache lacks of the training data."""
         self._fill_cache(self.trainer.train_dataloader)
+        self._window_open = False
+        self._window.clear()
+        self.train_metrics.reset()
+        if self._resumed_random is None:
+            self._boundary = Boundary.here(self.trainer)
 
     def on_validation_start(self) -> None:
         """The same for the validation data."""
@@ -162,8 +223,9 @@ class MPOModule(LightningModule):
         trainer = self.trainer
         if self._cache is None:
             # Mixed precision computes in another dtype than that of the weights.
-            dtype = f"{self._identity['dtype']}/{trainer.precision}"
-            self._cache = ReferenceCache(self.reference_cache, {**self._identity, "dtype": dtype})
+            identity = self._policy.identity()
+            dtype = f"{identity['dtype']}/{trainer.precision}"
+            self._cache = ReferenceCache(self.reference_cache, {**identity, "dtype": dtype})
 
         def compute(batch: GroupBatch) -> Tensor:
             with trainer.precision_plugin.forward_context():
@@ -211,14 +273,28 @@ class MPOModule(LightningModule):
         metrics.update(statistics, batch.counted)
         return loss, log_ratios
 
+    def on_train_batch_start(self, batch: GroupBatch, batch_idx: int) -> None:
+        """Let random numbers go on where the run that is resumed was."""
+        if self._resumed_random is not None:
+            # Only now: making the loaders and the first checks drew some, too.
+            restore_random_state(self._resumed_random)
+            self._resumed_random = None
+
+    def on_train_batch_end(self, outputs: Any, batch: GroupBatch, batch_idx: int) -> None:
+        """Note where the run stands after each optimizer step."""
+        if not self._window_open:
+            self._boundary = Boundary.here(self.trainer)
+
     def training_step(self, batch: GroupBatch, batch_idx: int) -> Tensor:
         """Sum of the groups' losses; on_before_optimizer_step makes the gradient a mean."""
+        self._window_open = True
         # Lightning does so for DDP alone: gradients go between processes once an optimizer step.
         full = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
         self._policy.synchronize_gradients(full or self.trainer.is_last_batch)
         loss, log_ratios = self._step(batch, self.train_metrics)
         if not self._checked:
             self._check_first_batch(batch, log_ratios)
+        self._window.append((batch, loss.detach(), log_ratios.detach()))
         return torch.where(batch.counted, loss, 0.0).sum()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -226,18 +302,82 @@ class MPOModule(LightningModule):
 
         Only now is the number of groups known: a last window may hold fewer batches, a last batch
         fewer groups, and processes may hold unequally many.
+
+        Raises:
+            NonFiniteError: if the loss or the gradient of the step is not finite.
         """
         values = self.train_metrics.compute()
         self.train_metrics.reset()
-        # What Lightning and the strategy have divided the sum by so far, undone.
-        divided = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        factor = divided / values.pop("groups")
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.grad.mul_(factor.to(parameter.grad.dtype))
-        self._log("train", values)
+        parameters = [
+            parameter
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        if self._all_finite(values["loss"], parameters):
+            # What Lightning and the strategy have divided the sum by so far, undone.
+            divided = self.trainer.accumulate_grad_batches * self.trainer.world_size
+            factor = divided / values.pop("groups")
+            for parameter in parameters:
+                parameter.grad.mul_(factor.to(parameter.grad.dtype))
+            self._log("train", values)
+        else:
+            self._without_update(parameters)
+        self._window.clear()
+        if self.on_nonfinite == "skip":
+            self.log("train/skipped_steps", float(self._skipped_steps), batch_size=1)
         self.log("lr", optimizer.param_groups[0]["lr"], batch_size=1)
+        self._stepping = True
+
+    def _all_finite(self, loss: Tensor, parameters: list[Any]) -> bool:
+        """Whether the step can be made; all processes agree."""
+        finite = loss.isfinite()
+        precision = self.trainer.precision_plugin
+        # Gradients beyond float16 are the scaler's business: it leaves the step out by itself.
+        scaled = isinstance(precision, MixedPrecision) and precision.scaler is not None
+        if parameters and not scaled:
+            finite = finite & all_finite([parameter.grad for parameter in parameters])
+        failed = self.trainer.strategy.reduce((~finite).float(), reduce_op="sum")
+        return not bool(failed)
+
+    def _without_update(self, parameters: list[Any]) -> None:
+        """Stop, or leave a step out: optimizers pass over parameters without a gradient."""
+        here = [line for of_batch in self._window for line in describe_nonfinite(*of_batch)]
+        lines = [line for of_process in of_all_processes(here) for line in of_process]
+        step = self.trainer.global_step + 1
+        if lines:
+            what = f"the loss of {len(lines)} group(s) is not finite:\n  " + "\n  ".join(lines[:8])
+        else:
+            what = "all losses are finite, but the gradient is not."
+        if self.on_nonfinite == "stop":
+            raise NonFiniteError(
+                f"Optimizer step {step}: {what}\nThe weights are those of step {step - 1}. Look at "
+                "these rows, lower the learning rate, or set trainer.gradient_clip_val; "
+                "model.on_nonfinite: skip leaves such steps out."
+            )
+        for parameter in parameters:
+            parameter.grad = None
+        self._skipped_steps += 1
+        rank_zero_warn(f"Optimizer step {step} is left out ({self._skipped_steps} so far): {what}")
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Lightning's, after which no gradient is left over."""
+        super().optimizer_step(*args, **kwargs)
+        self._window_open = self._stepping = False
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Lightning's; FSDP1, which it refuses, clips by its own norm over all shards."""
+        by_norm = gradient_clip_algorithm in (None, "norm")
+        if isinstance(self.trainer.strategy, FSDPStrategy) and gradient_clip_val and by_norm:
+            model: Any = self.trainer.model
+            model.clip_grad_norm_(gradient_clip_val)
+            return
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def validation_step(self, batch: GroupBatch, batch_idx: int) -> None:
         """Add a batch to the validation metrics."""
@@ -282,6 +422,7 @@ class MPOModule(LightningModule):
                 fresh adapter's policy differs from the reference.
         """
         self._policy.check(batch)
+        self._policy.check_shards()
         if self._cache is not None:
             self._policy.check_reference(batch, self._cache.look_up)
         if self._policy.is_fresh():
@@ -340,22 +481,82 @@ class MPOModule(LightningModule):
         return {n: list(p.shape) for n, p in self.named_parameters() if p.requires_grad}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the adapter, leave the frozen base out."""
+        """Keep the adapter, leave the frozen base out, and add what an exact resume needs.
+
+        Inside an accumulation window it is the run as it was before the window: nothing was updated
+        since, and the window's batches are computed again.
+
+        Raises:
+            CheckpointError: in the middle of an optimizer step, when some weights may be updated
+                and others not.
+        """
+        if self._stepping:
+            raise CheckpointError(
+                "Nothing is saved in the middle of an optimizer step; the checkpoint before it "
+                "still stands."
+            )
         shapes = self._adapter_shapes()
         checkpoint["state_dict"] = {
             name: value for name, value in checkpoint["state_dict"].items() if name in shapes
         }
         # By itself, since some strategies have taken the weights out when a checkpoint is checked.
         checkpoint["adapter_shapes"] = shapes
+        checkpoint["base"] = self._base()
+        checkpoint["flat"] = isinstance(self.trainer.strategy, FSDPStrategy)
+        checkpoint["skipped_steps"] = self._skipped_steps
+        inside = self._boundary if self._window_open else None
+        if inside is not None:
+            checkpoint["loops"]["fit_loop"] = deepcopy(inside.loops)
+        checkpoint["random"] = of_all_processes(random_state() if inside is None else inside.random)
+
+    def _base(self) -> dict[str, str]:
+        identity = self._policy.identity()
+        return {name: identity[name] for name in ("model", "config", "weights")}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Accept exactly this adapter.
+        """Accept exactly this adapter on this base, and take over what a resumed run needs.
 
         Raises:
             PolicyError: if the checkpoint's adapter has other layers or shapes.
+            ResumeError: if the base is another one.
         """
+        self.check_checkpoint(checkpoint)
+        trainer = self._trainer
+        if trainer is None or trainer.state.fn != TrainerFn.FITTING:
+            return
+        if checkpoint["flat"] != isinstance(trainer.strategy, FSDPStrategy):
+            raise ResumeError(
+                "FSDP1 numbers the optimizer's state in another way than all other strategies: go "
+                "on with the strategy that wrote the checkpoint."
+            )
+        self._skipped_steps = checkpoint["skipped_steps"]
+        states = checkpoint["random"]
+        if len(states) != trainer.world_size:
+            rank_zero_warn(
+                f"The checkpoint was written by {len(states)} processes, here are "
+                f"{trainer.world_size}: what dropout draws is another than without the stop."
+            )
+            return
+        self._resumed_random = states[trainer.global_rank]
+        self._boundary = Boundary(deepcopy(checkpoint["loops"]["fit_loop"]), self._resumed_random)
+
+    def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another adapter or another base.
+
+        Raises:
+            PolicyError: if the checkpoint's adapter has other layers or shapes.
+            ResumeError: if the base is another one.
+        """
+        if "base" not in checkpoint:
+            raise ResumeError(
+                "The file is no checkpoint of this package: it does not say which base its adapter "
+                "belongs to."
+            )
         expected = self._adapter_shapes()
-        found = checkpoint.get("adapter_shapes", {})
+        found = checkpoint["adapter_shapes"]
+        weights = checkpoint.get("state_dict")
+        if found == expected and weights is not None:
+            found = {name: list(value.shape) for name, value in weights.items()}
         if found != expected:
             differing = sorted(
                 name
@@ -368,6 +569,8 @@ class MPOModule(LightningModule):
                 f"First {name}: {found.get(name, 'absent')} in the checkpoint, "
                 f"{expected.get(name, 'absent')} here. Use the model.policy settings that wrote it."
             )
+        remedy = "Use the model.policy settings that wrote it."
+        compare("base model", checkpoint["base"], self._base(), remedy)
 
     def _write_adapter(self, path: Any, state_dict: dict[str, Tensor]) -> None:
         weights = {name.removeprefix(ADAPTER_PREFIX): value for name, value in state_dict.items()}

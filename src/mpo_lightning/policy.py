@@ -1,35 +1,26 @@
 """The policy: a base model with LoRA on it, and the reference that it contains.
 
-The reference is the same weights with the adapters off, never a second copy. That holds because
-nothing but LoRA weights is ever trained and because a run starts from fresh adapters: a base that
-is itself an adapter folder is refused.
+The reference is the same weights with the adapters off, never a second copy.
 """
 
 import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from mpo_lightning.attention import SHARED_PROMPT_ATTENTION
-from mpo_lightning.batch import GroupBatch
-from mpo_lightning.logps import (
-    DENSE_MASK_MODELS,
-    SHARED_PROMPT_MODELS,
-    Layout,
-    can_share_prompts,
-    response_logps,
-)
+from mpo_lightning.batch import GroupBatch, TokenGroup
+from mpo_lightning.logps import Layout, response_logps
 
-__all__ = ["LoRA", "Policy", "PolicyConfig", "PolicyError", "build_policy"]
+__all__ = ["Policy", "PolicyError", "decoder_layers"]
 
 # Responses of one group that the first-batch check compares.
 CHECKED_RESPONSES = 8
@@ -37,74 +28,6 @@ CHECKED_RESPONSES = 8
 
 class PolicyError(ValueError):
     """A base model or adapter that cannot be trained as asked; the message says what to do."""
-
-
-@dataclass(kw_only=True)
-class LoRA:
-    """Settings of the adapter, with PEFT's names and meaning. arXiv 2106.09685.
-
-    Args:
-        r: rank.
-        lora_alpha: scale; the update is ``lora_alpha / r`` times ``B A``.
-        lora_dropout: dropout on the adapters' input while training; the reference has none.
-        target_modules: names of the linear layers to adapt, or "all-linear" (all but the head).
-        exclude_modules: names to leave out.
-        use_rslora: scale by ``lora_alpha / sqrt(r)`` instead.
-        use_dora: weight-decomposed LoRA (arXiv 2402.09353).
-    """
-
-    r: int = 16
-    lora_alpha: float = 32
-    lora_dropout: float = 0.0
-    target_modules: str | list[str] = "all-linear"
-    exclude_modules: list[str] | None = None
-    use_rslora: bool = False
-    use_dora: bool = False
-
-    def __post_init__(self) -> None:
-        if self.r < 1:
-            raise ValueError(f"LoRA: r must be at least 1, got {self.r}.")
-        if self.lora_alpha <= 0:
-            raise ValueError(f"LoRA: lora_alpha must be > 0, got {self.lora_alpha}.")
-        if not 0 <= self.lora_dropout < 1:
-            raise ValueError(f"LoRA: lora_dropout must be in [0, 1), got {self.lora_dropout}.")
-
-
-@dataclass(kw_only=True)
-class PolicyConfig:
-    """Which model is trained, and how it is loaded.
-
-    Args:
-        base: folder or hub id of any causal language model, in safetensors.
-        lora: the adapter.
-        dtype: dtype of the base weights; "auto" is the one they are stored in. Adapters of 16-bit
-            models are kept in float32.
-        gradient_checkpointing: compute activations again in the backward pass to save memory.
-        compile: compile the decoder layers (`torch.compile`); the first steps take long. Not
-            together with gradient_checkpointing, nor with a sharded policy.
-        attn_implementation: transformers' attention implementation, with model.layout: separate;
-            its default if none. A shared prompt has an attention of its own.
-        revision: branch, tag or commit of a hub model.
-        trust_remote_code: let a hub model run its own code.
-        random_init: random weights from the base's configuration, for tests and benchmarks.
-    """
-
-    base: str
-    lora: LoRA = field(default_factory=LoRA)
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    gradient_checkpointing: bool = False
-    compile: bool = False
-    attn_implementation: str | None = None
-    revision: str | None = None
-    trust_remote_code: bool = False
-    random_init: bool = False
-
-    def __post_init__(self) -> None:
-        if self.compile and self.gradient_checkpointing:
-            raise ValueError(
-                "model.policy: compile and gradient_checkpointing exclude each other: a "
-                "checkpointed layer would be computed as if it were not compiled. Choose one."
-            )
 
 
 class Policy(nn.Module):
@@ -131,6 +54,9 @@ class Policy(nn.Module):
         # pass reduces gradients over them.
         self._mesh: Any = None
         self._synchronize = True
+        self._identity: dict[str, str] | None = None
+        # Of the whole policy, where it is sharded.
+        self._probe: Tensor | None = None
 
     @property
     def causal_lm(self) -> Any:
@@ -197,15 +123,41 @@ class Policy(nn.Module):
         """What the reference's values depend on besides the tokens, as digests and names.
 
         Of the base's weights as they are in memory, quantised or not, and of its configuration:
-        neither where they came from nor what is trained on them. To be asked before sharding.
+        neither where they came from nor what is trained on them. Computed once, and before the
+        weights are sharded.
         """
-        weights = hashlib.sha256()
-        for name, value in sorted(self.causal_lm.state_dict().items()):
-            if "lora_" in name:
-                continue
+        if self._identity is None:
+            self._identity = self._find_identity()
+        return self._identity
+
+    def remember(self, known: tuple[dict[str, str], Tensor] | None = None) -> None:
+        """Note, before the weights are sharded, what is to be the same afterwards.
+
+        Args:
+            known: what another process noted, which has all the weights; see `remembered`.
+        """
+        self._identity, self._probe = known or (self.identity(), self._probed())
+
+    def remembered(self) -> tuple[dict[str, str], Tensor]:
+        """Identity of the base, and the reference's values on a few tokens."""
+        assert self._identity is not None
+        assert self._probe is not None
+        return self._identity, self._probe
+
+    def _probed(self) -> Tensor:
+        return self.reference(probe_batch(self.causal_lm).to(self.causal_lm.device))[0].cpu()
+
+    def _find_identity(self) -> dict[str, str]:
+        def digest(item: tuple[str, Tensor]) -> bytes:
+            name, value = item
             described = f"{name.replace('.base_layer', '')} {value.dtype} {tuple(value.shape)}"
-            weights.update(described.encode())
-            weights.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+            of_weight = hashlib.sha256(described.encode())
+            of_weight.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+            return of_weight.digest()
+
+        frozen = sorted((n, v) for n, v in self.causal_lm.state_dict().items() if "lora_" not in n)
+        with ThreadPoolExecutor() as pool:
+            weights = hashlib.sha256(b"".join(pool.map(digest, frozen)))
         settings = {
             name: value
             for name, value in self.causal_lm.config.to_dict().items()
@@ -221,6 +173,21 @@ class Policy(nn.Module):
             "dtype": str(self.causal_lm.dtype).removeprefix("torch."),
             "attention": attention if self.layout == "separate" else SHARED_PROMPT_ATTENTION,
         }
+
+    def describe(self) -> str:
+        """Bytes of the weights by dtype, and how much of them is trained."""
+        sizes: dict[str, int] = {}
+        trained = sum(p.nbytes for p in self.parameters() if p.requires_grad)
+        for parameter in self.parameters():
+            kind = str(parameter.dtype).removeprefix("torch.")
+            four_bit: Any = getattr(parameter, "quant_state", None)
+            if four_bit is not None:
+                kind = f"4-bit {four_bit.quant_type}"
+            elif type(parameter).__name__ == "Int8Params":
+                kind = "8-bit integers"
+            sizes[kind] = sizes.get(kind, 0) + parameter.nbytes
+        parts = [f"{size / 2**20:,.1f} MiB {kind}" for kind, size in sorted(sizes.items())]
+        return f"{', '.join(parts)}; {trained / 2**20:,.1f} MiB of it trained"
 
     def is_fresh(self) -> bool:
         """Whether the adapter still computes nothing: every B of its products is zero."""
@@ -249,6 +216,18 @@ class Policy(nn.Module):
             full = self(group, by_full_logits=True)[0]
         self._compare(group, separate[-1:], full[-1:], "in separate rows", "the model's own logits")
         self._compare(group, shared, separate, "in the shared layout", "separate rows")
+
+    def check_shards(self) -> None:
+        """Compare the reference's values on a few tokens with those before it was sharded.
+
+        Raises:
+            PolicyError: naming the model, the difference and what to do.
+        """
+        if self._probe is None:
+            return
+        batch = probe_batch(self.causal_lm)
+        found = self.reference(batch.to(self.causal_lm.device))[0].cpu()
+        self._compare(batch, found, self._probe, "once sharded", "the whole model")
 
     def check_reference(self, batch: GroupBatch, look_up: Callable[[GroupBatch], Tensor]) -> None:
         """Compare cached reference log-probabilities of a small group with computed ones.
@@ -281,6 +260,7 @@ class Policy(nn.Module):
         remedy = {
             "in the shared layout": " Set model.layout: separate.",
             "in the reference cache": " Set model.reference: adapters-off, or clear the cache.",
+            "once sharded": " Train it on one device or with DDP.",
         }.get(where, "")
         raise PolicyError(
             f"{type(self.causal_lm).__name__} ({self.causal_lm.config.model_type}): a response of "
@@ -307,6 +287,8 @@ class Policy(nn.Module):
         from torch.distributed.fsdp import fully_shard
 
         self._mesh = mesh
+        if not any(parameter.is_meta for parameter in self.parameters()):
+            self.remember()
         for layer in decoder_layers(self.causal_lm):
             fully_shard(layer, mesh=mesh)
         fully_shard(self, mesh=mesh)
@@ -332,6 +314,14 @@ def decoder_layers(model: Any) -> list[nn.Module]:
     return [module for module in model.modules() if type(module).__name__ in names]
 
 
+def probe_batch(model: Any) -> GroupBatch:
+    """A prompt and two responses of fixed tokens that the model knows."""
+    tokens = torch.arange(1, 25) * 7919 % model.get_input_embeddings().weight.shape[0]
+    prompt, *responses = tokens.split(8)
+    group = TokenGroup(prompt, tuple(responses), (0.0, 1.0), "probe:1", {})
+    return GroupBatch.from_groups([group])
+
+
 def small_group(batch: GroupBatch) -> GroupBatch:
     """The smallest group of a batch, or its first responses."""
     sizes = [p + sum(r) for p, r in zip(batch.prompt_lengths, batch.response_lengths, strict=True)]
@@ -348,173 +338,3 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-# ---------------------------------------------------------------------------------- building
-
-
-def build_policy(
-    config: PolicyConfig,
-    layout: Layout,
-    responses_per_pass: int | None = None,
-) -> Policy:
-    """Load the base and put fresh adapters on it.
-
-    Args:
-        config: the base and the adapter.
-        layout: how batches are computed; "auto" is the cheaper for each batch where the
-            architecture can share a prompt.
-        responses_per_pass: responses that go through the model at a time; all of a batch if none.
-
-    Raises:
-        PolicyError: if the base is not a model, the adapter fits nothing, or the layout is not
-            possible for this architecture.
-    """
-    from mpo_lightning.gated import keep_less_of_gated_mlps
-    from mpo_lightning.linear import use_fast_products
-
-    base = _load_base(config)
-    chosen = _choose_layout(base.config, layout, config.attn_implementation)
-    if config.gradient_checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
-    model = _add_lora(base, config.lora)
-    use_fast_products(model)
-    keep_less_of_gated_mlps(model)
-    if config.compile:
-        for layer in decoder_layers(base):
-            # Whatever the lengths of a batch, it is compiled once.
-            layer.compile(dynamic=True)
-    # transformers loads models in eval mode, and Lightning keeps the mode that it finds.
-    model.train()
-    return Policy(model, layout=chosen, responses_per_pass=responses_per_pass)
-
-
-def _choose_layout(settings: Any, layout: Layout, attn_implementation: str | None) -> Layout:
-    model_type = settings.model_type
-    if layout == "separate":
-        return "separate"
-    if not can_share_prompts(settings):
-        if layout == "shared":
-            able = ", ".join(sorted(SHARED_PROMPT_MODELS | DENSE_MASK_MODELS))
-            raise PolicyError(
-                f"model.layout is shared, but {model_type} is not among the architectures that can "
-                f"share a prompt ({able}). Set it to auto."
-            )
-        rank_zero_info(f"Layout: separate rows, since {model_type} models cannot share a prompt.")
-        return "separate"
-    if attn_implementation is not None and model_type in SHARED_PROMPT_MODELS:
-        raise PolicyError(
-            f"model.policy.attn_implementation is {attn_implementation}, but a shared prompt has "
-            "an attention of its own. Set model.layout: separate, or leave attn_implementation out."
-        )
-    if layout == "shared":
-        return "shared"
-    rank_zero_info("Layout: a group's prompt is shared where that computes fewer tokens.")
-    return "auto"
-
-
-def _load_base(config: PolicyConfig) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    folder = Path(config.base)
-    if (folder / "adapter_config.json").is_file():
-        raise PolicyError(
-            f"model.policy.base: {folder} is an adapter, not a model. The reference of a trained "
-            "adapter is not its base: merge it (PeftModel.merge_and_unload), save the result, and "
-            "name that folder."
-        )
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise PolicyError(
-                f"model.policy.base: {folder} holds no config.json, so it is not a model's folder."
-            )
-        # What an exported adapter names as its base must not depend on the working directory.
-        name = str(folder.resolve())
-    else:
-        name = config.base
-    hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    try:
-        settings = AutoConfig.from_pretrained(name, **hub)
-        _switch_off_dropout(settings)
-        kwargs: dict[str, Any] = {
-            "dtype": config.dtype,
-            "attn_implementation": config.attn_implementation,
-            **hub,
-        }
-        if config.random_init:
-            del kwargs["revision"]
-            if config.dtype == "auto":
-                kwargs["dtype"] = settings.dtype or torch.float32
-            return AutoModelForCausalLM.from_config(settings, **kwargs)
-        model, loaded = AutoModelForCausalLM.from_pretrained(
-            name, config=settings, use_safetensors=True, output_loading_info=True, **kwargs
-        )
-    except (OSError, ValueError, ImportError) as error:
-        raise PolicyError(
-            f"model.policy.base: {config.base} cannot be loaded as a causal language model: {error}"
-        ) from error
-    absent = sorted([*loaded["missing_keys"], *(str(key) for key in loaded["mismatched_keys"])])
-    if absent:
-        raise PolicyError(
-            f"model.policy.base: {config.base} lacks {len(absent)} weights of "
-            f"{type(model).__name__} (first: {absent[:3]}); they would be random."
-        )
-    return model
-
-
-def _switch_off_dropout(settings: Any) -> None:
-    """Set the base's own dropout to zero: the reference has none, and log-ratios start at 0."""
-    names = [
-        name
-        for name, value in settings.to_dict().items()
-        if isinstance(value, float) and value > 0 and "drop" in name
-    ]
-    for name in names:
-        setattr(settings, name, 0.0)
-    if names:
-        rank_zero_info(f"The base model's own dropout is off: {', '.join(names)}.")
-
-
-def _add_lora(base: Any, lora: LoRA) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    settings = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=lora.r,
-        lora_alpha=lora.lora_alpha,
-        lora_dropout=lora.lora_dropout,
-        target_modules=lora.target_modules,
-        exclude_modules=lora.exclude_modules,
-        use_rslora=lora.use_rslora,
-        use_dora=lora.use_dora,
-        bias="none",
-    )
-    linear = sorted(
-        {n.rpartition(".")[2] for n, m in base.named_modules() if isinstance(m, nn.Linear)}
-    )
-    try:
-        model = get_peft_model(base, settings)
-    except ValueError as error:
-        raise PolicyError(
-            f"model.policy.lora.target_modules {lora.target_modules} cannot be adapted: {error} "
-            f"Linear layers of this model: {', '.join(linear)}."
-        ) from error
-    if isinstance(lora.target_modules, list):
-        adapted = model.targeted_module_names
-        unmatched = [
-            target
-            for target in lora.target_modules
-            if not any(name == target or name.endswith(f".{target}") for name in adapted)
-        ]
-        if unmatched:
-            raise PolicyError(
-                f"model.policy.lora.target_modules: {unmatched} match no layer. "
-                f"Linear layers of this model: {', '.join(linear)}."
-            )
-    other = [n for n, p in model.named_parameters() if p.requires_grad and "lora_" not in n]
-    if other:
-        raise PolicyError(
-            f"{other[:3]} would be trained beside the adapters, and switching the adapters off "
-            "would not restore them."
-        )
-    return model

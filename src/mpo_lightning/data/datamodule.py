@@ -1,7 +1,10 @@
 """PreferenceDataModule: files of scored groups to loaders of GroupBatch."""
 
+import struct
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from hashlib import blake2b
 from typing import Any, Literal
 
 import torch
@@ -21,7 +24,9 @@ from mpo_lightning.data.tokens import (
     OverLong,
     PromptFormat,
     load_tokenizer,
+    tokenizer_digest,
 )
+from mpo_lightning.resume import ResumeError, compare
 
 __all__ = ["GroupDataset", "PreferenceDataModule"]
 
@@ -49,6 +54,18 @@ class GroupDataset(Dataset[GroupBatch]):
     def sizes(self) -> list[int]:
         """Tokens of each group, its prompt once and its responses."""
         return [len(group.prompt) + sum(map(len, group.responses)) for group in self.groups]
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all that training sees of the groups, in order: token ids and scores."""
+        content = blake2b(digest_size=16)
+        for group in self.groups:
+            parts = (group.prompt, *group.responses)
+            content.update(struct.pack(f"<{len(parts)}q", *map(len, parts)))
+            for part in parts:
+                content.update(part.numpy().astype("<i4").tobytes())
+            content.update(struct.pack(f"<{len(group.scores)}d", *group.scores))
+        return content.hexdigest()
 
     def __getitem__(self, step: StepGroups) -> GroupBatch:
         """The batch of a step."""
@@ -148,6 +165,8 @@ class PreferenceDataModule(LightningDataModule):
         self.tokenizer: Any = None
         self.datasets: dict[Role, GroupDataset] = {}
         self.reports: list[DataReport] = []
+        # Of a checkpoint that the run goes on from: how its groups were dealt out.
+        self._resumed_order: dict[str, Any] | None = None
 
     def setup(self, stage: str) -> None:
         """Read, check and tokenise what the stage needs; say what was kept and what was dropped.
@@ -230,6 +249,9 @@ class PreferenceDataModule(LightningDataModule):
                 epoch += 1
             else:
                 sampler.skip = batches.current.processed
+                self._expect_resumed_order(processes["num_replicas"])
+                # It is.
+                warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
         sampler.set_epoch(epoch)
         return DataLoader(
             dataset,
@@ -237,7 +259,67 @@ class PreferenceDataModule(LightningDataModule):
             batch_size=None,
             num_workers=self.num_workers,
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
+            # Its own, since each new iterator draws a number, also after a resume.
+            generator=torch.Generator().manual_seed(self.seed),
         )
+
+    # --------------------------------------------------------------------------- checkpoints
+
+    def _order(self, processes: int) -> dict[str, Any]:
+        """What decides which groups a step holds."""
+        by_tokens = self.tokens_per_batch is not None
+        groups = self.groups_per_batch
+        return {
+            "seed": self.seed,
+            "tokens_per_batch": self.tokens_per_batch,
+            "groups of all processes in a batch": groups and groups * processes,
+            "processes (with tokens_per_batch)": processes if by_tokens else None,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run has to have as well: tokenizer, training groups, their order."""
+        assert self.trainer is not None
+        if "train" not in self.datasets:
+            return {}
+        return {
+            "tokenizer": tokenizer_digest(self.tokenizer),
+            "train": self.datasets["train"].digest,
+            "order": self._order(self.trainer.world_size),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Refuse to go on from a checkpoint of another tokenizer or other training groups.
+
+        Raises:
+            ResumeError: saying which.
+        """
+        if not state or self.tokenizer is None:
+            return
+        digest = tokenizer_digest(self.tokenizer)
+        remedy = "Use the one that the run began with (data.tokenizer)."
+        compare("tokenizer", {"digest": state["tokenizer"]}, {"digest": digest}, remedy)
+        if "train" not in self.datasets:
+            return
+        remedy = (
+            "Use the files, and the data settings, that the run began with, or begin a new run."
+        )
+        found, here = {"digest": state["train"]}, {"digest": self.datasets["train"].digest}
+        compare("data set (data.train)", found, here, remedy)
+        self._resumed_order = state["order"]
+
+    def _expect_resumed_order(self, processes: int) -> None:
+        """Inside an epoch: what the checkpoint's batches left over must be what is left here.
+
+        Raises:
+            ResumeError: naming the setting that differs.
+        """
+        if self._resumed_order is None:
+            raise ResumeError(
+                "The checkpoint was written inside an epoch of other data. Go on from one that was "
+                "written at an epoch's end."
+            )
+        remedy = "Go on with the same, or from a checkpoint that was written at an epoch's end."
+        compare("order of groups", self._resumed_order, self._order(processes), remedy)
 
     def train_dataloader(self) -> DataLoader[GroupBatch]:
         """Training groups, in a new order each epoch."""

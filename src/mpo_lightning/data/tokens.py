@@ -10,9 +10,11 @@ The rules, and why they are rules:
 - The limit is each response's own: the length of a sibling has no say.
 """
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any, Literal
 
 import torch
@@ -20,13 +22,33 @@ import torch
 from mpo_lightning.batch import TokenGroup
 from mpo_lightning.data.groups import DataError, Message, PreferenceGroup, collect_errors
 
-__all__ = ["Boundary", "DataReport", "GroupTokenizer", "OverLong", "PromptFormat", "load_tokenizer"]
+__all__ = [
+    "Boundary",
+    "DataReport",
+    "GroupTokenizer",
+    "OverLong",
+    "PromptFormat",
+    "load_tokenizer",
+    "tokenizer_digest",
+]
 
 OverLong = Literal["drop_group", "drop_response", "cut", "error"]
 PromptFormat = Literal["auto", "chat", "text"]
 Boundary = Literal["strict", "separate"]
 
 _SENTINEL = "sentinel"
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Of all that decides which tokens a text becomes, wherever the tokenizer lies."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    content = {
+        "vocabulary": sorted(tokenizer.get_vocab().items()) if backend is None else None,
+        "backend": None if backend is None else backend.to_str(),
+        "template": tokenizer.chat_template,
+        "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+    }
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:

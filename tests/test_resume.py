@@ -1,0 +1,219 @@
+"""Runs that were killed go on as if they had not been; what they must not go on from is refused."""
+
+import os
+import random
+import resource
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from conftest import example_rows, make_tokenizer
+from mpo_lightning.resume import of_all_processes, random_state, restore_random_state
+from runs import OVERLAYS, assert_same_adapter, assert_same_metrics, fit, metrics, write_recipe
+
+SAVE_EACH_STEP = ["--checkpoint.every_n_train_steps=1"]
+GO_ON = ["--ckpt_path=last"]
+
+
+def kill_at(batch: int) -> list[str]:
+    return ["--trainer.callbacks+=interruptions.KillAtBatch", f"--trainer.callbacks.batch={batch}"]
+
+
+@pytest.fixture
+def recipe(base: str, write_jsonl: Callable[..., str], tmp_path: Path) -> Path:
+    """11 groups in 6 batches of which 4 make an optimizer step, with dropout, and validation."""
+    return write_recipe(
+        tmp_path,
+        base,
+        write_jsonl(example_rows(11)),
+        trainer={"accumulate_grad_batches": 4, "gradient_clip_val": 0.5, "val_check_interval": 3},
+        model={"policy": {"base": base, "lora": {"r": 4, "lora_dropout": 0.2}}},
+        data={"val": write_jsonl(example_rows(3, seed=1), "val.jsonl")},
+    )
+
+
+@pytest.mark.parametrize(
+    ("batch", "options"),
+    [
+        (2, []),  # before anything was saved: from the start
+        (4, []),  # between two steps
+        (6, []),  # between two epochs
+        (9, []),  # with gradients of three batches
+        (9, ["--data.num_workers=2"]),
+        (9, ["--data.tokens_per_batch=150", "--model.responses_per_pass=2"]),
+        (9, ["--model.policy.quantization=nf4"]),
+    ],
+    ids=str,
+)
+def test_killed_run_goes_on_bit_for_bit(
+    recipe: Path, tmp_path: Path, batch: int, options: list[str]
+) -> None:
+    """Same losses, same order of groups, same adapter; with dropout, in mid-accumulation."""
+    fit(recipe, tmp_path / "whole", *options, *SAVE_EACH_STEP)
+    killed = fit(
+        recipe, tmp_path / "killed", *options, *SAVE_EACH_STEP, *kill_at(batch), check=False
+    )
+    assert killed.returncode == -9
+    fit(recipe, tmp_path / "killed", *options, *SAVE_EACH_STEP, *GO_ON)
+    expected, found = metrics(tmp_path / "whole"), metrics(tmp_path / "killed")
+    assert_same_metrics(found, expected[-len(found) :])
+    assert batch < 4 or len(found) < len(expected)
+    assert_same_adapter(tmp_path / "killed", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_killed_processes_go_on_bit_for_bit(recipe: Path, tmp_path: Path, strategy: str) -> None:
+    """All processes die in mid-epoch and mid-accumulation: 3 batches each, 2 to a step."""
+    options = [*OVERLAYS[strategy], "--trainer.accumulate_grad_batches=2", *SAVE_EACH_STEP]
+    fit(recipe, tmp_path / "whole", *options)
+    killed = fit(recipe, tmp_path / "killed", *options, *kill_at(4), check=False)
+    assert killed.returncode != 0
+    fit(recipe, tmp_path / "killed", *options, *GO_ON)
+    expected, found = metrics(tmp_path / "whole"), metrics(tmp_path / "killed")
+    assert 0 < len(found) < len(expected)
+    assert_same_metrics(found, expected[-len(found) :])
+    assert_same_adapter(tmp_path / "killed", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("first", "then"), [("fsdp2", "single"), ("single", "fsdp2")])
+def test_run_goes_on_with_another_strategy(
+    recipe: Path, tmp_path: Path, first: str, then: str
+) -> None:
+    """Optimizer states are numbered alike whether they were sharded or not."""
+    options = ["--trainer.accumulate_grad_batches=1", "--model.policy.lora.lora_dropout=0"]
+    batch = {"single": ["--data.groups_per_batch=2"], "fsdp2": ["--data.groups_per_batch=1"]}
+    fit(recipe, tmp_path / "whole", *OVERLAYS["single"], *options, *batch["single"])
+    killed = [*OVERLAYS[first], *options, *batch[first], *SAVE_EACH_STEP, *kill_at(8)]
+    assert fit(recipe, tmp_path / "parts", *killed, check=False).returncode != 0
+    fit(recipe, tmp_path / "parts", *OVERLAYS[then], *options, *batch[then], *GO_ON)
+    assert_same_adapter(tmp_path / "parts", tmp_path / "whole", 1e-5)
+
+
+# --------------------------------------------------------------------------- told to end, no room
+
+
+def test_run_that_is_told_to_end_saves_and_goes_on(recipe: Path, tmp_path: Path) -> None:
+    """SIGTERM comes with gradients of two batches; nothing but the run's end was to be saved."""
+    term = ["--trainer.callbacks+=interruptions.TermAtBatch", "--trainer.callbacks.batch=9"]
+    fit(recipe, tmp_path / "whole")
+    ended = fit(recipe, tmp_path / "ended", *term)
+    assert "Told to end: saved" in ended.stderr + ended.stdout
+    checkpoint = torch.load(tmp_path / "ended" / "checkpoints" / "last.ckpt")
+    assert checkpoint["global_step"] == 3
+    fit(recipe, tmp_path / "ended", *GO_ON)
+    assert_same_adapter(tmp_path / "ended", tmp_path / "whole")
+
+
+def test_run_killed_while_it_saves_leaves_the_checkpoint_before(
+    recipe: Path, tmp_path: Path
+) -> None:
+    """The second save of last.ckpt dies with its file half written."""
+    fit(recipe, tmp_path / "whole", *SAVE_EACH_STEP)
+    dying = ["--trainer.callbacks+=interruptions.KillWhileSaving", "--trainer.callbacks.save=4"]
+    root = tmp_path / "killed"
+    killed = fit(recipe, root, *SAVE_EACH_STEP, *dying, check=False)
+    assert killed.returncode == -9
+    assert (root / "checkpoints" / ".last.ckpt.partial").is_file()
+    assert torch.load(root / "checkpoints" / "last.ckpt")["global_step"] == 1
+    fit(recipe, root, *SAVE_EACH_STEP, *GO_ON)
+    assert_same_adapter(root, tmp_path / "whole")
+    assert not [path for path in (root / "checkpoints").iterdir() if "partial" in path.name]
+
+
+def test_full_disk_ends_the_run_and_leaves_the_checkpoint_before(
+    recipe: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "full"
+    fit(recipe, root, "--trainer.max_epochs=1")
+    file = root / "checkpoints" / "last.ckpt"
+    before = file.read_bytes()
+
+    def no_room() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
+
+    ended = fit(recipe, root, *GO_ON, check=False, preexec_fn=no_room)
+    assert ended.returncode == 1
+    assert "the checkpoint cannot be written" in ended.stderr
+    assert "Make room or give access" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert file.read_bytes() == before
+    fit(recipe, root, *GO_ON)
+
+
+# ------------------------------------------------------------------------------------- refusals
+
+
+@pytest.fixture
+def checkpoint(recipe: Path, tmp_path: Path) -> Path:
+    """Of a run that was killed inside an epoch."""
+    fit(recipe, tmp_path / "run", *SAVE_EACH_STEP, *kill_at(9), check=False)
+    return tmp_path / "run" / "checkpoints" / "last.ckpt"
+
+
+def test_what_a_run_must_not_go_on_from_is_refused_by_name(
+    base: str, recipe: Path, checkpoint: Path, write_jsonl: Callable[..., str], tmp_path: Path
+) -> None:
+    other = str(tmp_path / "other")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] += 1
+    model.save_pretrained(other)
+    AutoTokenizer.from_pretrained(base).save_pretrained(other)
+    make_tokenizer(vocab_size=320).save_pretrained(tmp_path / "tokens")
+    rows = example_rows(11)
+    rows[7]["scores"][0] += 0.5
+    cases = {
+        "another base model: its weights": [f"--model.policy.base={other}"],
+        "another tokenizer": [f"--data.tokenizer={tmp_path / 'tokens'}"],
+        "adapter is not this run's": ["--model.policy.lora.r=8"],
+        "another data set (data.train)": [f"--data.train={write_jsonl(rows, 'changed.jsonl')}"],
+        "another order of groups: its groups": ["--data.groups_per_batch=3"],
+        "another order of groups: its seed": ["--data.seed=5"],
+    }
+    for message, options in cases.items():
+        result = fit(recipe, tmp_path / "again", f"--ckpt_path={checkpoint}", *options, check=False)
+        assert result.returncode == 1, message
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr
+    sharded = [*OVERLAYS["fsdp2"], f"--model.policy.base={other}", f"--ckpt_path={checkpoint}"]
+    result = fit(recipe, tmp_path / "again", *sharded, check=False)
+    assert result.returncode != 0
+    assert "another base model: its weights" in result.stderr
+
+
+def test_the_same_elsewhere_is_accepted(
+    base: str, recipe: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Neither where base and data lie nor how a batch is computed is part of what was trained."""
+    shutil.copytree(base, tmp_path / "moved")
+    shutil.copy(tmp_path / "groups.jsonl", tmp_path / "moved.jsonl")
+    options = [f"--model.policy.base={tmp_path / 'moved'}", "--model.layout=separate"]
+    options += [f"--data.train={tmp_path / 'moved.jsonl'}", f"--ckpt_path={checkpoint}"]
+    fit(recipe, tmp_path / "again", *options)
+
+
+# ------------------------------------------------------------------------------------ the parts
+
+
+def test_random_numbers_go_on_from_a_state(tmp_path: Path) -> None:
+    """Of all three generators, through a checkpoint that holds nothing but plain values."""
+
+    def draw() -> list[Any]:
+        return [random.random(), random.gauss(0, 1), np.random.normal(), torch.rand(2).tolist()]
+
+    draw()
+    torch.save(random_state(), tmp_path / "state.pt")
+    expected = draw()
+    draw()
+    restore_random_state(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert draw() == expected
+
+
+def test_one_process_is_all_processes() -> None:
+    assert of_all_processes({"a": os.getpid()}) == [{"a": os.getpid()}]

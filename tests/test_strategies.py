@@ -1,0 +1,169 @@
+"""The shipped strategies give the numbers of one process, launched as users launch them."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from conftest import example_rows, make_tokenizer, tiny_config
+from mpo_lightning.strategy import wrap_policy
+from runs import (
+    OVERLAYS,
+    ROOT,
+    STRATEGIES,
+    adapter,
+    assert_same_adapter,
+    assert_same_metrics,
+    fit,
+    metrics,
+    write_recipe,
+)
+
+
+@pytest.fixture
+def recipe(base: str, write_jsonl: Callable[..., str], tmp_path: Path) -> Path:
+    """19 ragged groups, 4 to a step: 5 optimizer steps of which the last holds 3 groups."""
+    return write_recipe(
+        tmp_path,
+        base,
+        write_jsonl(example_rows(19)),
+        trainer={"max_epochs": 1, "gradient_clip_val": 0.5},
+        data={"val": write_jsonl(example_rows(5, seed=1), "val.jsonl")},
+    )
+
+
+# Products with rounded weights amplify rounding of the activations; 4-bit values are the same.
+TOLERANCE = {"none": 1e-5, "nf4": 1e-4, "int8": 1e-3}
+
+
+def run(recipe: Path, root: Path, name: str, quantization: str, *options: str) -> None:
+    if name == "fsdp2" and quantization == "nf4":
+        name, quantization = "fsdp2-4bit", "none"
+    options = (*options, f"--data.groups_per_batch={4 if name == 'single' else 2}")
+    if quantization != "none":
+        options += (f"--model.policy.quantization={quantization}",)
+    fit(recipe, root, *OVERLAYS[name], *options)
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_same_numbers_everywhere(recipe: Path, tmp_path: Path, quantization: str) -> None:
+    """Losses, metrics and adapter after 5 optimizer steps: one process, DDP, FSDP2."""
+    roots = {name: tmp_path / name for name in ("single", "ddp", "fsdp2")}
+    for name, root in roots.items():
+        run(recipe, root, name, quantization)
+    expected = metrics(roots["single"])
+    assert len(expected) == 6
+    tolerance = TOLERANCE[quantization]
+    for root in (roots["ddp"], roots["fsdp2"]):
+        assert_same_metrics(metrics(root), expected, tolerance)
+        assert_same_adapter(root, roots["single"], tolerance)
+
+
+def test_8_bit_base_trains_alike_on_two_processes(recipe: Path, tmp_path: Path) -> None:
+    for name in ("single", "ddp"):
+        run(recipe, tmp_path / name, name, "int8")
+    tolerance = TOLERANCE["int8"]
+    expected = metrics(tmp_path / "single")
+    assert_same_metrics(metrics(tmp_path / "ddp"), expected, tolerance, order=False)
+    refused = fit(
+        recipe,
+        tmp_path / "fsdp2",
+        *OVERLAYS["fsdp2"],
+        "--model.policy.quantization=int8",
+        check=False,
+    )
+    assert refused.returncode != 0
+    assert "int8, whose weights cannot be sharded" in refused.stderr
+
+
+def test_torchrun_launches_it(recipe: Path, tmp_path: Path) -> None:
+    run(recipe, tmp_path / "single", "single", "none")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    torchrun += ["--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    options = [*OVERLAYS["fsdp2"], "--data.groups_per_batch=2"]
+    fit(recipe, tmp_path / "torchrun", *options, launcher=torchrun)
+    assert_same_adapter(tmp_path / "torchrun", tmp_path / "single", 1e-5)
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "fsdp2-4bit"])
+def test_overlays_run_over_the_quick_start(toy_world: Path, tmp_path: Path, name: str) -> None:
+    """From its own folder, as the README says, only shorter."""
+    command = [sys.executable, "-m", "mpo_lightning", "fit"]
+    command += ["--config", str(ROOT / "configs" / "quickstart.yaml")]
+    command += ["--config", str(STRATEGIES / f"{name}.yaml"), "--trainer.accelerator=cpu"]
+    command += ["--trainer.devices=2", f"--trainer.default_root_dir={tmp_path}"]
+    command += ["--trainer.max_steps=3", "--trainer.limit_val_batches=1"]
+    command += [f"--trainer.logger.save_dir={tmp_path}"]
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, cwd=toy_world.parent
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert len([row for row in metrics(tmp_path) if "train/loss" in row]) == 3
+    assert any(weight.any() for key, weight in adapter(tmp_path).items() if "lora_B" in key)
+
+
+# ----------------------------------------------------------------------------------- the parts
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_only_the_first_process_ever_holds_the_whole_base(
+    write_jsonl: Callable[..., str], tmp_path: Path, tied: bool
+) -> None:
+    """The second one's peak of memory is lower by most of the base's size."""
+    settings = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 24}
+    config = LlamaConfig(
+        **{**tiny_config().to_dict(), **settings, "head_dim": 64, "tie_word_embeddings": tied}
+    )
+    folder = tmp_path / "base"
+    model = AutoModelForCausalLM.from_config(config)
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    recipe = write_recipe(
+        tmp_path, str(folder), write_jsonl(example_rows(2)), trainer={"max_epochs": 1}
+    )
+    watch = ["--trainer.callbacks+=interruptions.MemoryAtStart"]
+    watch += [f"--trainer.callbacks.folder={tmp_path}"]
+    fit(recipe, tmp_path / "run", *OVERLAYS["fsdp2"], *watch)
+    peaks = [json.loads((tmp_path / f"memory{rank}.json").read_text()) for rank in (0, 1)]
+    assert size > 90 * 2**20
+    assert peaks[1] < peaks[0] - 0.4 * size
+
+
+def test_units_of_fsdp1_are_decoder_layers_and_adapters(base: str) -> None:
+    from mpo_lightning import LoRA, MPOModule, PolicyConfig
+
+    module = MPOModule(policy=PolicyConfig(base=base, lora=LoRA(r=4)))
+    module.configure_model()
+    assert module.policy is not None
+    chosen = wrap_policy(module)
+    units = {
+        name
+        for name, part in module.policy.causal_lm.named_modules()
+        if chosen(part, recurse=False, nonwrapped_numel=0)
+    }
+    layers = {name for name in units if name.count(".") == 2}
+    assert layers == {"model.layers.0", "model.layers.1"}
+    adapters = units - layers
+    assert len(adapters) == 2 * 7 * 2
+    assert all("lora_" in name for name in adapters)
+
+
+def test_configuration_of_fsdp1_is_refused_on_cpu(recipe: Path, tmp_path: Path) -> None:
+    options = [f"--config={STRATEGIES / 'fsdp.yaml'}", "--trainer.accelerator=cpu"]
+    result = fit(recipe, tmp_path / "run", *options, "--trainer.devices=1", check=False)
+    assert result.returncode != 0
+    assert "FSDP1 needs GPUs" in result.stderr
+
+
+def test_overlays_say_what_they_change_only() -> None:
+    for path in STRATEGIES.glob("*.yaml"):
+        content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert set(content) <= {"trainer", "model"}
+        assert set(content.get("model", {"policy": {}})["policy"]) <= {"quantization", "dtype"}
