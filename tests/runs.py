@@ -92,8 +92,7 @@ def fit(
 def metrics(root: Path) -> Rows:
     """What a run logged, without the clock."""
     with (root / "metrics.csv").open(encoding="utf-8") as file:
-        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
-    return rows
+        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
 
 
 def adapter(root: Path) -> dict[str, torch.Tensor]:

@@ -22,13 +22,13 @@ def products(
     """The shapes that were multiplied by either library, whatever the processor."""
     monkeypatch.setattr(linear, "onednn_is_faster", lambda: request.param)
     shapes: list[tuple[int, ...]] = []
-    original = linear._product
+    original = linear.product
 
     def product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         shapes.append((*rows.shape, weight.shape[0]))
         return original(rows, weight, bias)
 
-    monkeypatch.setattr(linear, "_product", product)
+    monkeypatch.setattr(linear, "product", product)
     return shapes
 
 

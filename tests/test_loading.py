@@ -136,7 +136,7 @@ def test_gradients_are_those_of_the_dequantised_base(
     )
     torch.manual_seed(0)
     expected = build_policy(PolicyConfig(base=base), "shared")
-    expected.causal_lm.load_state_dict({k: v for k, v in dequantised(policy).items()}, strict=False)
+    expected.causal_lm.load_state_dict(dequantised(policy), strict=False)
     for one in (policy, expected):
         with torch.no_grad():
             for name, parameter in one.named_parameters():

@@ -44,10 +44,10 @@ def recipe(base: str, write_jsonl: Callable[..., str], tmp_path: Path) -> Path:
         (2, []),  # before anything was saved: from the start
         (4, []),  # between two steps
         (6, []),  # between two epochs
-        (9, []),  # with gradients of three batches
-        (9, ["--data.num_workers=2"]),
-        (9, ["--data.tokens_per_batch=150", "--model.responses_per_pass=2"]),
-        (9, ["--model.policy.quantization=nf4"]),
+        (11, []),  # inside an epoch, with the gradient of a batch
+        (11, ["--data.num_workers=2"]),
+        (11, ["--data.tokens_per_batch=150", "--model.responses_per_pass=2"]),
+        (11, ["--model.policy.quantization=nf4"]),
     ],
     ids=str,
 )
@@ -92,6 +92,8 @@ def test_run_goes_on_with_another_strategy(
     killed = [*OVERLAYS[first], *options, *batch[first], *SAVE_EACH_STEP, *kill_at(8)]
     assert fit(recipe, tmp_path / "parts", *killed, check=False).returncode != 0
     fit(recipe, tmp_path / "parts", *OVERLAYS[then], *options, *batch[then], *GO_ON)
+    names = {path.name for path in (tmp_path / "parts" / "checkpoints").glob("last*")}
+    assert names == {"last.ckpt", "last-adapter"}
     assert_same_adapter(tmp_path / "parts", tmp_path / "whole", 1e-5)
 
 
@@ -152,7 +154,7 @@ def test_full_disk_ends_the_run_and_leaves_the_checkpoint_before(
 @pytest.fixture
 def checkpoint(recipe: Path, tmp_path: Path) -> Path:
     """Of a run that was killed inside an epoch."""
-    fit(recipe, tmp_path / "run", *SAVE_EACH_STEP, *kill_at(9), check=False)
+    fit(recipe, tmp_path / "run", *SAVE_EACH_STEP, *kill_at(11), check=False)
     return tmp_path / "run" / "checkpoints" / "last.ckpt"
 
 

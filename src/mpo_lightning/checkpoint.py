@@ -103,6 +103,14 @@ class RunCheckpoint(ModelCheckpoint):
     did not fail would wait for those that did.
     """
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on writing the ``last.ckpt`` that the run goes on from, not a second one beside it."""
+        super().on_train_start(trainer, pl_module)
+        resumed = Path(trainer.ckpt_path or "").absolute()
+        named = resumed.stem.partition("-v")[0] == self.CHECKPOINT_NAME_LAST
+        if named and self.dirpath is not None and resumed.parent == Path(self.dirpath):
+            self.last_model_path = str(resumed)
+
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:

@@ -5,47 +5,63 @@ product, each of the MLP's inner width: the largest part of what a layer keeps. 
 the other two are elementwise and computed again when the backward pass comes to them.
 """
 
+from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
+
+from mpo_lightning.linear import FastLoraLinear, product
 
 __all__ = ["keep_less_of_gated_mlps"]
 
+Activation = Callable[[Tensor], Tensor]
 
-def _gated_product(mlp: Any, gate: Tensor, up: Tensor) -> Tensor:
-    product: Tensor = mlp.act_fn(gate) * up
-    return product
+
+class _Gated(torch.autograd.Function):
+    """``act(gate) * up`` and, where ``down`` is given, that times ``down.T`` (an adapter's A)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, gate: Tensor, up: Tensor, down: Tensor | None, act: Activation
+    ) -> tuple[Tensor, Tensor | None]:
+        ctx.act = act
+        ctx.save_for_backward(gate, up, down)
+        inner = act(gate) * up
+        return inner, None if down is None else product(inner, down)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        gate, up, down = ctx.saved_tensors
+        with torch.enable_grad():
+            gate, up = gate.detach().requires_grad_(), up.detach().requires_grad_()
+            inner = ctx.act(gate) * up
+        of_inner, of_low = gradients
+        of_down = None
+        if of_low is not None and down is not None:
+            rows = of_low.reshape(-1, of_low.shape[-1])
+            of_down = rows.t() @ inner.detach().reshape(-1, inner.shape[-1])
+            through = product(of_low.contiguous(), down.t())
+            of_inner = through if of_inner is None else through.add_(of_inner)
+        of_gate, of_up = torch.autograd.grad(inner, (gate, up), of_inner)
+        return of_gate, of_up, of_down, None
 
 
 def _forward(self: Any, x: Tensor) -> Tensor:
     """As the MLP's own, see above."""
-    gate, up = self.gate_proj(x), self.up_proj(x)
+    gate, up, down = self.gate_proj(x), self.up_proj(x), self.down_proj
     # The compiler decides by itself what it computes again.
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        lean: Tensor = self.down_proj(_gated_product(self, gate, up))
-        return lean
-    product = checkpoint(
-        _gated_product, self, gate, up, use_reentrant=False, preserve_rng_state=False
-    )
-    # Not the tensor itself: what a hook names stays in memory.
-    place, size, dtype = product.data_ptr(), product.numel(), product.dtype
-
-    def pack(kept: Tensor) -> Tensor | torch.Size:
-        is_product = kept.data_ptr() == place and kept.numel() == size and kept.is_contiguous()
-        return kept.shape if is_product and kept.dtype == dtype else kept
-
-    def unpack(kept: Tensor | torch.Size) -> Tensor:
-        if isinstance(kept, Tensor):
-            return kept
-        with torch.no_grad():
-            return _gated_product(self, gate, up).view(kept)
-
-    with saved_tensors_hooks(pack, unpack):
-        output: Tensor = self.down_proj(product)
+        output: Tensor = down(self.act_fn(gate) * up)
+    elif isinstance(down, FastLoraLinear) and down.is_plain(gate) and not down.drops:
+        inner, low = _Gated.apply(gate, up, down.down_weight, self.act_fn)  # type: ignore[no-untyped-call]
+        output = down.join(inner, low)
+    else:
+        inner, _ = _Gated.apply(gate, up, None, self.act_fn)  # type: ignore[no-untyped-call]
+        output = down(inner)
     return output
 
 

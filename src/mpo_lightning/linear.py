@@ -15,7 +15,13 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-__all__ = ["FastLinear", "FastLoraLinear", "onednn_is_faster", "use_fast_products"]
+__all__ = [
+    "FastLinear",
+    "FastLoraLinear",
+    "onednn_is_faster",
+    "product",
+    "use_fast_products",
+]
 
 
 @cache
@@ -30,7 +36,7 @@ def onednn_is_faster() -> bool:
     return torch.backends.mkldnn.is_available() and "Intel" not in name  # type: ignore[no-untyped-call]
 
 
-def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``rows @ weight.T + bias``; the weight may be a transposed view."""
     if not onednn_is_faster():
         return nn.functional.linear(rows, weight, bias)
@@ -40,7 +46,7 @@ def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 def _sum_over_rows(left: Tensor, right: Tensor) -> Tensor:
     """``left.T @ right``, the gradient of a weight."""
-    return _product(left.t(), right.t()) if len(left) else left.t() @ right
+    return product(left.t(), right.t()) if len(left) else left.t() @ right
 
 
 def _flat(values: Tensor) -> Tensor:
@@ -76,7 +82,7 @@ class _Linear(torch.autograd.Function):
         low = None if low is None else low.contiguous()
         ctx.save_for_backward(kept, weight, low, up)
         ctx.scaling = scaling
-        output = _product(inputs, weight, bias)
+        output = product(inputs, weight, bias)
         if low is not None and up is not None:
             _flat(output).addmm_(_flat(low), up.t(), alpha=scaling)
         return output
@@ -89,10 +95,10 @@ class _Linear(torch.autograd.Function):
         rows = _flat(gradient)
         needed = ctx.needs_input_grad
         return (
-            _product(gradient, weight.t()) if needed[0] else None,
+            product(gradient, weight.t()) if needed[0] else None,
             _sum_over_rows(rows, _flat(inputs)) if needed[1] else None,
             rows.sum(0) if needed[2] else None,
-            _product(gradient, up.t()).mul_(ctx.scaling) if needed[3] else None,
+            product(gradient, up.t()).mul_(ctx.scaling) if needed[3] else None,
             _sum_over_rows(rows, _flat(low)).mul_(ctx.scaling) if needed[4] else None,
             None,
         )
@@ -114,22 +120,41 @@ class FastLoraLinear(LoraLinear):  # type: ignore[misc]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """As PEFT's."""
+        if args or kwargs or not self.is_plain(x):
+            output: Tensor = super().forward(x, *args, **kwargs)
+            return output
+        (name,) = self.active_adapters
+        return self.join(x, self.lora_A[name](self.lora_dropout[name](x)))
+
+    def is_plain(self, x: Tensor) -> bool:
+        """Whether inputs like these are computed here: one plain adapter, all in float32 on CPU."""
         base, active = self.get_base_layer(), self.active_adapters
-        plain = (
+        return (
             type(base) is FastLinear
             and len(active) == 1
             and active[0] in self.lora_A
             and active[0] not in self.lora_variant
             and self.lora_B[active[0]].bias is None
             and self.lora_B[active[0]].weight.dtype == torch.float32
-            and not (self.disable_adapters or self.merged or args or kwargs)
+            and not (self.disable_adapters or self.merged)
+            and _in_float32_on_cpu(x, base.weight)
         )
-        if not plain or not _in_float32_on_cpu(x, base.weight):
-            output: Tensor = super().forward(x, *args, **kwargs)
-            return output
-        (name,) = active
-        low = self.lora_A[name](self.lora_dropout[name](x))
-        up, scaling = self.lora_B[name].weight, self.scaling[name]
+
+    @property
+    def drops(self) -> bool:
+        """Whether the active adapter's inputs go through dropout."""
+        return not isinstance(self.lora_dropout[self.active_adapters[0]], nn.Identity)
+
+    @property
+    def down_weight(self) -> Tensor:
+        """The active adapter's A, (r, in)."""
+        weight: Tensor = self.lora_A[self.active_adapters[0]].weight
+        return weight
+
+    def join(self, x: Tensor, low: Tensor) -> Tensor:
+        """The layer's output from its inputs and their product with the adapter's A."""
+        (name,) = self.active_adapters
+        base, up, scaling = self.get_base_layer(), self.lora_B[name].weight, self.scaling[name]
         merged: Tensor = _Linear.apply(x, base.weight, base.bias, low, up, scaling)  # type: ignore[no-untyped-call]
         return merged
 
