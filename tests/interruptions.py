@@ -56,6 +56,15 @@ class KillWhileSaving(Callback):
         mpo_lightning.checkpoint._to_disk = dying
 
 
+class LittleMemory(Callback):
+    """From the first step on the system grants the process no more than 200 MiB; Linux only."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        limit = pages * resource.getpagesize() + 200 * 2**20
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
 class MemoryAtStart(Callback):
     """Notes the most memory that each process held up to the first batch, bytes; Linux only."""
 
@@ -74,7 +83,6 @@ class Explosive(MPO):
 
     Args:
         score: the score.
-        once: only in the first batch that has it.
     """
 
     score: float = 13.0
@@ -82,7 +90,7 @@ class Explosive(MPO):
     def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
         loss = super().__call__(log_ratios, scores, valid)
         bad = ((scores == self.score) & valid).any(1)
-        return torch.where(bad, loss * torch.nan, loss)
+        return loss * torch.where(bad, torch.nan, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,5 +103,5 @@ class ExplosiveGradient(MPO):
         loss = super().__call__(log_ratios, scores, valid)
         bad = ((scores == self.score) & valid).any(1)
         # The root's slope at zero is infinite.
-        zero = (log_ratios[:, 0] - log_ratios[:, 0].detach()).abs()
-        return torch.where(bad, loss + zero.sqrt(), loss)
+        zero = log_ratios[bad, 0] - log_ratios[bad, 0].detach()
+        return loss.index_add(0, bad.nonzero().flatten(), zero.sqrt())

@@ -1,6 +1,6 @@
 """What a run does when numbers stop being numbers, or memory runs out."""
 
-import resource
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,46 +65,33 @@ def test_such_steps_can_be_left_out_and_are_counted(
     counts = [row["train/skipped_steps"] for row in metrics(root)]
     assert len(counts) == 3
     assert counts[-1] == 1
-    assert sum("train/loss" in row for row in metrics(root)) == 2
+    finite = [math.isfinite(row["train/loss"]) for row in metrics(root)]
+    assert finite.count(False) == (0 if kind else 1)
     assert torch.load(root / "checkpoints" / "last.ckpt")["skipped_steps"] == 1
 
 
 def test_a_skipped_step_changes_no_weight(recipe: Path, tmp_path: Path) -> None:
     """Neither by momentum nor by weight decay: ended right before it or after it is the same."""
-    decay = "--model.optimizer.weight_decay=0.5"
-    step = {}
-    for name, steps in (("all", 3), ("before", 0)):
-        result = fit(
-            recipe, tmp_path / name, *explode(), "--model.on_nonfinite=skip", decay, check=True
-        )
-        rows = metrics(tmp_path / name)
-        step[name] = [("train/loss" in row) for row in rows], steps, result
-    bad = step["all"][0].index(False)
-    if bad == 0:
-        pytest.fail("the bad row must not come first: choose another seed")
+    options = [*explode(), "--model.on_nonfinite=skip", "--model.optimizer.weight_decay=0.5"]
+    options += ["--data.seed=1"]
+    fit(recipe, tmp_path / "all", *options)
+    losses = [row["train/loss"] for row in metrics(tmp_path / "all")]
+    bad = list(map(math.isfinite, losses)).index(False)
+    assert bad > 0, "weights that never moved prove nothing: take another seed"
     for name, steps in (("with", bad + 1), ("without", bad)):
-        options = ["--model.on_nonfinite=skip", decay, f"--trainer.max_steps={steps}"]
-        fit(recipe, tmp_path / name, *explode(), *options)
+        fit(recipe, tmp_path / name, *options, f"--trainer.max_steps={steps}")
     assert_same_adapter(tmp_path / "with", tmp_path / "without")
 
 
 def test_out_of_memory_gives_advice(
-    base: str, recipe: Path, write_jsonl: Callable[..., str], tmp_path: Path
+    recipe: Path, write_jsonl: Callable[..., str], tmp_path: Path
 ) -> None:
-    """The system refuses the memory of a group of very many responses."""
-    row = {"prompt": "Name a fruit.", "responses": [], "scores": []}
-    for number in range(3000):
-        row["responses"].append(f"An apple grows on a tree; so does a pear {number}.")  # type: ignore[attr-defined]
-        row["scores"].append(number % 7)  # type: ignore[attr-defined]
-    data = write_jsonl([row], "large.jsonl")
-
-    def little_memory() -> None:
-        limit = 5 * 2**30
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-
-    result = fit(
-        recipe, tmp_path / "run", f"--data.train={data}", check=False, preexec_fn=little_memory
-    )
+    """The system refuses the memory for a group of very many responses."""
+    texts = [f"An apple grows on a tree; so does a pear {number}." for number in range(3000)]
+    row = {"prompt": "A fruit?", "responses": texts, "scores": [i % 7 for i in range(3000)]}
+    options = [f"--data.train={write_jsonl([row], 'large.jsonl')}"]
+    options += ["--trainer.callbacks+=interruptions.LittleMemory"]
+    result = fit(recipe, tmp_path / "run", *options, check=False)
     assert result.returncode == 1
     assert "Out of memory. What takes less of it" in result.stderr
     assert "model.responses_per_pass" in result.stderr

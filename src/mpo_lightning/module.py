@@ -314,15 +314,16 @@ class MPOModule(LightningModule):
             for parameter in group["params"]
             if parameter.grad is not None
         ]
+        groups = values.pop("groups")
         if self._all_finite(values["loss"], parameters):
             # What Lightning and the strategy have divided the sum by so far, undone.
-            divided = self.trainer.accumulate_grad_batches * self.trainer.world_size
-            factor = divided / values.pop("groups")
+            factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / groups
             for parameter in parameters:
                 parameter.grad.mul_(factor.to(parameter.grad.dtype))
-            self._log("train", values)
         else:
             self._without_update(parameters)
+        # Also of a step that was left out: a logger would repeat the values of the step before.
+        self._log("train", values)
         self._window.clear()
         if self.on_nonfinite == "skip":
             self.log("train/skipped_steps", float(self._skipped_steps), batch_size=1)
