@@ -38,6 +38,21 @@ class TermAtBatch(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+class TermInValidation(Callback):
+    """The first process is told to end while it is at a batch of the n-th validation."""
+
+    def __init__(self, validation: int) -> None:
+        self.left = validation
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.left -= 1
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if self.left == 0 and trainer.is_global_zero:
+            self.left -= 1
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 class KillWhileSaving(Callback):
     """The process is gone in the middle of its n-th save, when files are written but not placed."""
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from lightning.pytorch import Trainer
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, OPTConfig
 
 import mpo_lightning.loading
 from conftest import example_rows, plain_logps, random_groups, tiny_config, tiny_model
@@ -204,6 +204,21 @@ def test_widths_that_do_not_fill_blocks_compute_the_same(tmp_path: Path) -> None
     with torch.no_grad():
         expected = plain_logps(quantised(str(tmp_path), "nf4"), batch).float()
     torch.testing.assert_close(policy.reference(batch), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_that_cannot_be_packed_are_refused(tmp_path: Path) -> None:
+    config = OPTConfig(
+        vocab_size=384,
+        hidden_size=33,
+        ffn_dim=51,
+        num_hidden_layers=1,
+        num_attention_heads=3,
+        max_position_embeddings=64,
+        word_embed_proj_dim=33,
+    )
+    tiny_model(config).save_pretrained(tmp_path)
+    with pytest.raises(PolicyError, match=r"holds 33 x 33 weights, which cannot be packed by 2"):
+        build_policy(PolicyConfig(base=str(tmp_path), quantization="nf4"), "auto")
 
 
 # -------------------------------------------------------------------------------------- security

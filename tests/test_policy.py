@@ -333,3 +333,16 @@ def test_saved_adapter_loads_in_peft_and_gives_the_same_logits(base: str, tmp_pa
     policy.eval()
     with torch.no_grad():
         torch.testing.assert_close(loaded(ids).logits, policy.causal_lm(ids).logits)
+
+
+def test_weights_that_changed_in_sharding_are_found(base: str) -> None:
+    """What is remembered of the whole policy holds its shards to account, whatever was trained."""
+    policy = make(base)
+    policy.remember()
+    shake(policy)
+    policy.check_shards()
+    with torch.no_grad():
+        weight = policy.causal_lm.model.layers[1].self_attn.v_proj.base_layer.weight
+        weight.copy_(weight.roll(1, 0))
+    with pytest.raises(PolicyError, match=r"once sharded.*Train it on one device or with DDP"):
+        policy.check_shards()

@@ -100,15 +100,42 @@ def test_run_goes_on_with_another_strategy(
 # --------------------------------------------------------------------------- told to end, no room
 
 
-def test_run_that_is_told_to_end_saves_and_goes_on(recipe: Path, tmp_path: Path) -> None:
-    """SIGTERM comes with gradients of two batches; nothing but the run's end was to be saved."""
-    term = ["--trainer.callbacks+=interruptions.TermAtBatch", "--trainer.callbacks.batch=9"]
+TERM = {
+    "with gradients of two batches": ["TermAtBatch", "--trainer.callbacks.batch=9"],
+    "in a validation": ["TermInValidation", "--trainer.callbacks.validation=3"],
+}
+
+
+@pytest.mark.parametrize("moment", TERM)
+def test_run_that_is_told_to_end_saves_and_goes_on(
+    recipe: Path, tmp_path: Path, moment: str
+) -> None:
+    """SIGTERM comes when nothing was to be saved before the run's end."""
+    callback, option = TERM[moment]
     fit(recipe, tmp_path / "whole")
-    ended = fit(recipe, tmp_path / "ended", *term)
+    ended = fit(
+        recipe, tmp_path / "ended", f"--trainer.callbacks+=interruptions.{callback}", option
+    )
     assert "Told to end: saved" in ended.stderr + ended.stdout
     checkpoint = torch.load(tmp_path / "ended" / "checkpoints" / "last.ckpt")
-    assert checkpoint["global_step"] == 3
+    assert 0 < checkpoint["global_step"] < 4
     fit(recipe, tmp_path / "ended", *GO_ON)
+    expected, found = metrics(tmp_path / "whole"), metrics(tmp_path / "ended")
+    assert_same_metrics(found, expected[-len(found) :])
+    assert_same_adapter(tmp_path / "ended", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_processes_that_are_told_to_end_save_and_go_on(
+    recipe: Path, tmp_path: Path, strategy: str
+) -> None:
+    callback, _ = TERM["with gradients of two batches"]
+    options = [*OVERLAYS[strategy], "--trainer.accumulate_grad_batches=2"]
+    term = [f"--trainer.callbacks+=interruptions.{callback}", "--trainer.callbacks.batch=3"]
+    fit(recipe, tmp_path / "whole", *options)
+    ended = fit(recipe, tmp_path / "ended", *options, *term, check=False)
+    assert "Told to end: saved" in ended.stderr + ended.stdout
+    fit(recipe, tmp_path / "ended", *options, *GO_ON)
     assert_same_adapter(tmp_path / "ended", tmp_path / "whole")
 
 

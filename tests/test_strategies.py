@@ -1,9 +1,11 @@
 """The shipped strategies give the numbers of one process, launched as users launch them."""
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +84,24 @@ def test_8_bit_base_trains_alike_on_two_processes(recipe: Path, tmp_path: Path) 
     assert "int8, whose weights cannot be sharded" in refused.stderr
 
 
-def test_torchrun_launches_it(recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_torchrun_launches_two_nodes(recipe: Path, tmp_path: Path, strategy: str) -> None:
+    """Two agents that know nothing of each other but a rendezvous, as on two machines."""
     run(recipe, tmp_path / "single", "single", "none")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    torchrun += ["--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    options = [*OVERLAYS["fsdp2"], "--data.groups_per_batch=2"]
-    fit(recipe, tmp_path / "torchrun", *options, launcher=torchrun)
-    assert_same_adapter(tmp_path / "torchrun", tmp_path / "single", 1e-5)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    torchrun += ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", "--rdzv-id=test"]
+    options = [*OVERLAYS[strategy], "--data.groups_per_batch=2"]
+    options += ["--trainer.num_nodes=2", "--trainer.devices=1"]
+
+    def node(_: int) -> None:
+        fit(recipe, tmp_path / "nodes", *options, launcher=torchrun)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(node, range(2)))
+    assert_same_adapter(tmp_path / "nodes", tmp_path / "single", 1e-5)
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2", "fsdp2-4bit"])

@@ -312,6 +312,8 @@ def _load_base(config: PolicyConfig, device: torch.device, *, flat_storage: bool
         return _loaded(config, lambda: AutoModelForCausalLM.from_config(settings, **kwargs))
     if config.quantization != "none":
         kwargs |= _quantised(config, settings, device, flat_storage=flat_storage)
+        if config.quantization == "nf4":
+            _refuse_unpackable(config, settings, kwargs["quantization_config"])
     model, loaded = _loaded(
         config,
         lambda: AutoModelForCausalLM.from_pretrained(
@@ -367,6 +369,29 @@ def _quantised(
         bnb_4bit_quant_storage=dtype if flat_storage else torch.uint8,
     )
     return {"quantization_config": four_bit, "device_map": where}
+
+
+def _refuse_unpackable(config: PolicyConfig, settings: Any, four_bit: Any) -> None:
+    """Refuse layers whose weights do not fill whole elements of the storage.
+
+    Raises:
+        PolicyError: naming the first such layer.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(
+            settings, trust_remote_code=config.trust_remote_code
+        )
+    storage = four_bit.bnb_4bit_quant_storage
+    packed = 2 * storage.itemsize
+    for name, module in empty.named_modules():
+        if isinstance(module, nn.Linear) and module.weight.numel() % packed:
+            raise PolicyError(
+                f"model.policy.quantization is nf4, but {name} of {config.base} holds "
+                f"{module.out_features} x {module.in_features} weights, which cannot be packed by "
+                f"{packed} into {storage}. Use int8 or none."
+            )
 
 
 def _compute_alike_in_training_and_evaluation(base: Any) -> None:

@@ -109,6 +109,7 @@ class MPOModule(LightningModule):
         self._window_open = False
         self._window: list[tuple[GroupBatch, Tensor, Tensor]] = []
         self._stepping = False
+        self._validating = False
         self._skipped_steps = 0
         # The end of the last optimizer step; and random numbers that a checkpoint brought.
         self._boundary: Boundary | None = None
@@ -194,7 +195,7 @@ class MPOModule(LightningModule):
     def on_train_start(self) -> None:
         """With a cached reference, compute what the cache lacks of the training data."""
         self._fill_cache(self.trainer.train_dataloader)
-        self._window_open = False
+        self._window_open = self._validating = False
         self._window.clear()
         self.train_metrics.reset()
         if self._resumed_random is None:
@@ -203,6 +204,7 @@ class MPOModule(LightningModule):
     def on_validation_start(self) -> None:
         """The same for the validation data."""
         self._fill_cache(self.trainer.val_dataloaders)
+        self._validating = True
 
     def on_test_start(self) -> None:
         """The same for the test data."""
@@ -387,6 +389,7 @@ class MPOModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics."""
         self._log_epoch("val", self.val_metrics)
+        self._validating = False
 
     def test_step(self, batch: GroupBatch, batch_idx: int) -> None:
         """Add a batch to the test metrics."""
@@ -484,8 +487,8 @@ class MPOModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the adapter, leave the frozen base out, and add what an exact resume needs.
 
-        Inside an accumulation window it is the run as it was before the window: nothing was updated
-        since, and the window's batches are computed again.
+        Inside an accumulation window or a validation it is the run as it was before: nothing was
+        updated since, and those batches are computed again.
 
         Raises:
             CheckpointError: in the middle of an optimizer step, when some weights may be updated
@@ -505,7 +508,7 @@ class MPOModule(LightningModule):
         checkpoint["base"] = self._base()
         checkpoint["flat"] = isinstance(self.trainer.strategy, FSDPStrategy)
         checkpoint["skipped_steps"] = self._skipped_steps
-        inside = self._boundary if self._window_open else None
+        inside = self._boundary if self._window_open or self._validating else None
         if inside is not None:
             checkpoint["loops"]["fit_loop"] = deepcopy(inside.loops)
         checkpoint["random"] = of_all_processes(random_state() if inside is None else inside.random)
