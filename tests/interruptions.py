@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,20 @@ class KillAtBatch(Callback):
 
 
 class TermAtBatch(Callback):
-    """The first process is told to end (SIGTERM) while it is at a batch."""
+    """The first process is told to end (SIGTERM) while it is at a batch.
 
-    def __init__(self, batch: int) -> None:
+    Args:
+        batch: counted from 0 over the whole run.
+        wait: seconds before, in which another process comes to wait for this one.
+    """
+
+    def __init__(self, batch: int, wait: float = 0) -> None:
         self.batch = batch
+        self.wait = wait
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if trainer.fit_loop.total_batch_idx == self.batch and trainer.is_global_zero:
+            time.sleep(self.wait)
             os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "src" / "mpo_lightning"
 # From the ground up; a file imports from floors below its own only.
 FLOORS = [
-    {"losses", "batch", "linear", "resume", "checkpoint", "optim"},
+    {"losses", "batch", "linear", "ending", "resume", "checkpoint", "optim"},
     {"metrics", "reference", "attention", "gated", "data.groups", "data.sampler", "faults"},
     {"logps", "data.sources", "data.tokens", "predictions"},
     {"policy", "data.datamodule"},

@@ -129,11 +129,12 @@ def test_run_that_is_told_to_end_saves_and_goes_on(
 def test_processes_that_are_told_to_end_save_and_go_on(
     recipe: Path, tmp_path: Path, strategy: str
 ) -> None:
-    callback, _ = TERM["with gradients of two batches"]
+    """The other one waits inside an exchange of gradients when the signal comes to both."""
     options = [*OVERLAYS[strategy], "--trainer.accumulate_grad_batches=2"]
-    term = [f"--trainer.callbacks+=interruptions.{callback}", "--trainer.callbacks.batch=3"]
+    term = ["--trainer.callbacks+=interruptions.TermAtBatch"]
+    term += ["--trainer.callbacks.batch=4", "--trainer.callbacks.wait=3"]
     fit(recipe, tmp_path / "whole", *options)
-    ended = fit(recipe, tmp_path / "ended", *options, *term, check=False)
+    ended = fit(recipe, tmp_path / "ended", *options, *term)
     assert "Told to end: saved" in ended.stderr + ended.stdout
     fit(recipe, tmp_path / "ended", *options, *GO_ON)
     assert_same_adapter(tmp_path / "ended", tmp_path / "whole")

@@ -11,6 +11,7 @@ import torch.distributed
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mpo_lightning.checkpoint import CheckpointError, RunCheckpoint
 from mpo_lightning.data.datamodule import PreferenceDataModule
@@ -151,6 +152,16 @@ def main(args: ArgsType = None) -> None:
         if not is_out_of_memory(error):
             raise
         sys.exit("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]))
-    # Lightning leaves gloo's threads running; a process that ends with them may abort.
+    except SIGTERMException:
+        _part()
+        raise
+    _part()
+
+
+def _part() -> None:
+    """Part from the other processes, all of which have come to their end.
+
+    Lightning leaves gloo's threads running; a process that ends with them may abort.
+    """
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -20,6 +20,7 @@ from torch.optim import AdamW, Optimizer
 from mpo_lightning.batch import GroupBatch
 from mpo_lightning.checkpoint import AdapterCheckpointIO, CheckpointError
 from mpo_lightning.data.datamodule import GroupDataset
+from mpo_lightning.ending import Ending
 from mpo_lightning.faults import MemoryAdvice, NonFiniteError, all_finite, describe_nonfinite
 from mpo_lightning.loading import PolicyConfig, build_policy
 from mpo_lightning.logps import Layout
@@ -111,6 +112,7 @@ class MPOModule(LightningModule):
         self._stepping = False
         self._validating = False
         self._skipped_steps = 0
+        self._ending = Ending()
         # The end of the last optimizer step; and random numbers that a checkpoint brought.
         self._boundary: Boundary | None = None
         self._resumed_random: dict[str, Any] | None = None
@@ -194,6 +196,7 @@ class MPOModule(LightningModule):
 
     def on_train_start(self) -> None:
         """With a cached reference, compute what the cache lacks of the training data."""
+        self._ending.listen()
         self._fill_cache(self.trainer.train_dataloader)
         self._window_open = self._validating = False
         self._window.clear()
@@ -230,6 +233,8 @@ class MPOModule(LightningModule):
             self._cache = ReferenceCache(self.reference_cache, {**identity, "dtype": dtype})
 
         def compute(batch: GroupBatch) -> Tensor:
+            # What is computed so far is kept.
+            self._ending.end_alone()
             with trainer.precision_plugin.forward_context():
                 return self._policy.reference(batch.to(self.device))
 
@@ -283,9 +288,10 @@ class MPOModule(LightningModule):
             self._resumed_random = None
 
     def on_train_batch_end(self, outputs: Any, batch: GroupBatch, batch_idx: int) -> None:
-        """Note where the run stands after each optimizer step."""
+        """Note where the run stands after each optimizer step, and end it if it is told to."""
         if not self._window_open:
             self._boundary = Boundary.here(self.trainer)
+        self._ending.end_together(self.trainer)
 
     def training_step(self, batch: GroupBatch, batch_idx: int) -> Tensor:
         """Sum of the groups' losses; on_before_optimizer_step makes the gradient a mean."""
@@ -385,6 +391,11 @@ class MPOModule(LightningModule):
     def validation_step(self, batch: GroupBatch, batch_idx: int) -> None:
         """Add a batch to the validation metrics."""
         self._step(batch, self.val_metrics)
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        """End the run if it is told to."""
+        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
+            self._ending.end_together(self.trainer)
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics."""
