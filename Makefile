@@ -34,8 +34,8 @@ quickstart: $(READY) ## Train on a small world that is made here, on CPU, and sh
 		--adapter $(WORLD)/run/checkpoints/last-adapter \
 		--metrics $(WORLD)/run/metrics.csv --out $(WORLD)/run
 
-test: $(READY) ## Run all tests
-	@$(BIN)/python -m pytest
+test: $(READY) ## Run all tests, two at a time
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(READY) ## Lint, check formatting and types
 	@$(BIN)/ruff check .

@@ -87,17 +87,20 @@ def kept(mlp: Callable[[Tensor], Tensor], inputs: Tensor) -> int:
     return sum(event.self_cpu_memory_usage for event in profiler.events())
 
 
-def test_two_tensors_of_the_inner_width_are_kept_in_the_place_of_four() -> None:
+@pytest.mark.parametrize(("fast", "spared"), [(True, 2), (False, 1)])
+def test_less_is_kept_of_the_inner_width(fast: bool, spared: int) -> None:
+    """Of four tensors two remain with plain LoRA in float32 on CPU, three with PEFT's own way."""
     tokens, inner = 50, 64
     inputs = torch.randn(1, tokens, 32, requires_grad=True)
     sizes = []
     for lean in (False, True):
         model = lora(GATED["llama"])
-        use_fast_products(model)
+        if fast:
+            use_fast_products(model)
         if lean:
             keep_less_of_gated_mlps(model)
         sizes.append(kept(mlp_of(model), inputs))
-    assert sizes[0] - sizes[1] == 2 * tokens * inner * 4
+    assert sizes[0] - sizes[1] == spared * tokens * inner * 4
 
 
 def test_checkpoints_around_it_keep_nothing_of_it() -> None:

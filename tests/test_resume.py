@@ -19,6 +19,11 @@ from runs import OVERLAYS, assert_same_adapter, assert_same_metrics, fit, metric
 
 SAVE_EACH_STEP = ["--checkpoint.every_n_train_steps=1"]
 GO_ON = ["--ckpt_path=last"]
+PLAIN_FSDP2 = {
+    "data_parallel_size": 2,
+    "tensor_parallel_size": 1,
+    "save_distributed_checkpoint": "false",
+}
 
 
 def kill_at(batch: int) -> list[str]:
@@ -95,6 +100,19 @@ def test_run_goes_on_with_another_strategy(
     names = {path.name for path in (tmp_path / "parts" / "checkpoints").glob("last*")}
     assert names == {"last.ckpt", "last-adapter"}
     assert_same_adapter(tmp_path / "parts", tmp_path / "whole", 1e-5)
+
+
+def test_optimizer_states_that_are_numbered_otherwise_are_refused(
+    recipe: Path, tmp_path: Path
+) -> None:
+    """They would be taken for those of other weights."""
+    lightnings = ["--trainer.strategy=lightning.pytorch.strategies.ModelParallelStrategy"]
+    lightnings += [f"--trainer.strategy.{name}={value}" for name, value in PLAIN_FSDP2.items()]
+    fit(recipe, tmp_path / "run", *lightnings, "--trainer.devices=2", "--trainer.max_epochs=1")
+    for strategy in ("single", "fsdp2"):
+        result = fit(recipe, tmp_path / "run", *OVERLAYS[strategy], *GO_ON, check=False)
+        assert result.returncode == 1
+        assert "optimizer's state by all weights, this strategy by trained" in result.stderr
 
 
 # --------------------------------------------------------------------------- told to end, no room

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
@@ -517,12 +517,19 @@ class MPOModule(LightningModule):
         # By itself, since some strategies have taken the weights out when a checkpoint is checked.
         checkpoint["adapter_shapes"] = shapes
         checkpoint["base"] = self._base()
-        checkpoint["flat"] = isinstance(self.trainer.strategy, FSDPStrategy)
+        checkpoint["optimizer_numbers"] = self._optimizer_numbers()
         checkpoint["skipped_steps"] = self._skipped_steps
         inside = self._boundary if self._window_open or self._validating else None
         if inside is not None:
             checkpoint["loops"]["fit_loop"] = deepcopy(inside.loops)
         checkpoint["random"] = of_all_processes(random_state() if inside is None else inside.random)
+
+    def _optimizer_numbers(self) -> str:
+        """What the numbers in an optimizer's state count, under this strategy."""
+        strategy = self.trainer.strategy
+        sharded = isinstance(strategy, FSDPStrategy | ModelParallelStrategy)
+        trained_only = getattr(strategy, "numbers_trained_weights", not sharded)
+        return "trained weights" if trained_only else "all weights"
 
     def _base(self) -> dict[str, str]:
         identity = self._policy.identity()
@@ -539,11 +546,6 @@ class MPOModule(LightningModule):
         trainer = self._trainer
         if trainer is None or trainer.state.fn != TrainerFn.FITTING:
             return
-        if checkpoint["flat"] != isinstance(trainer.strategy, FSDPStrategy):
-            raise ResumeError(
-                "FSDP1 numbers the optimizer's state in another way than all other strategies: go "
-                "on with the strategy that wrote the checkpoint."
-            )
         self._skipped_steps = checkpoint["skipped_steps"]
         states = checkpoint["random"]
         if len(states) != trainer.world_size:
@@ -556,11 +558,11 @@ class MPOModule(LightningModule):
         self._boundary = Boundary(deepcopy(checkpoint["loops"]["fit_loop"]), self._resumed_random)
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another adapter or another base.
+        """Refuse a checkpoint of another adapter or another base, or that cannot be gone on from.
 
         Raises:
             PolicyError: if the checkpoint's adapter has other layers or shapes.
-            ResumeError: if the base is another one.
+            ResumeError: if the base is another one, or the strategy that wrote it was.
         """
         if "base" not in checkpoint:
             raise ResumeError(
@@ -586,6 +588,16 @@ class MPOModule(LightningModule):
             )
         remedy = "Use the model.policy settings that wrote it."
         compare("base model", checkpoint["base"], self._base(), remedy)
+        if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        if checkpoint["optimizer_numbers"] != self._optimizer_numbers():
+            raise ResumeError(
+                "The checkpoint numbers the optimizer's state by "
+                f"{checkpoint['optimizer_numbers']}, this strategy by {self._optimizer_numbers()}. "
+                "Lightning's own FSDPStrategy and ModelParallelStrategy go on from their own "
+                "checkpoints only; mpo_lightning.strategy.FSDP2 and unsharded runs from each "
+                "other's."
+            )
 
     def _write_adapter(self, path: Any, state_dict: dict[str, Tensor]) -> None:
         weights = {name.removeprefix(ADAPTER_PREFIX): value for name, value in state_dict.items()}

@@ -30,6 +30,9 @@ class FSDP2(ModelParallelStrategy):
         process_group_backend: of `torch.distributed`; nccl on GPUs and gloo on CPU if none.
     """
 
+    # In the optimizer's state, as without sharding; Lightning's numbers count frozen ones as well.
+    numbers_trained_weights = True
+
     def __init__(self, process_group_backend: str | None = None) -> None:
         super().__init__(
             tensor_parallel_size=1,
