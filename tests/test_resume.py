@@ -43,33 +43,30 @@ def recipe(base: str, write_jsonl: Callable[..., str], tmp_path: Path) -> Path:
     )
 
 
-@pytest.mark.parametrize(
-    ("batch", "options"),
-    [
-        (2, []),  # before anything was saved: from the start
-        (4, []),  # between two steps
-        (6, []),  # between two epochs
-        (11, []),  # inside an epoch, with the gradient of a batch
-        (11, ["--data.num_workers=2"]),
-        (11, ["--data.tokens_per_batch=150", "--model.responses_per_pass=2"]),
-        (11, ["--model.policy.quantization=nf4"]),
-    ],
-    ids=str,
-)
-def test_killed_run_goes_on_bit_for_bit(
-    recipe: Path, tmp_path: Path, batch: int, options: list[str]
-) -> None:
+# Before anything was saved, between two steps, between two epochs, and inside an epoch with the
+# gradient of a batch.
+MOMENTS = [2, 4, 6, 11]
+OTHERS = {
+    "slices": "--data.num_workers=2 --data.tokens_per_batch=150 --model.responses_per_pass=2",
+    "nf4": "--model.policy.quantization=nf4",
+}
+
+
+@pytest.mark.parametrize("name", ["plain", *OTHERS])
+def test_killed_run_goes_on_bit_for_bit(recipe: Path, tmp_path: Path, name: str) -> None:
     """Same losses, same order of groups, same adapter; with dropout, in mid-accumulation."""
-    fit(recipe, tmp_path / "whole", *options, *SAVE_EACH_STEP)
-    killed = fit(
-        recipe, tmp_path / "killed", *options, *SAVE_EACH_STEP, *kill_at(batch), check=False
-    )
-    assert killed.returncode == -9
-    fit(recipe, tmp_path / "killed", *options, *SAVE_EACH_STEP, *GO_ON)
-    expected, found = metrics(tmp_path / "whole"), metrics(tmp_path / "killed")
-    assert_same_metrics(found, expected[-len(found) :])
-    assert batch < 4 or len(found) < len(expected)
-    assert_same_adapter(tmp_path / "killed", tmp_path / "whole")
+    options = [*OTHERS.get(name, "").split(), *SAVE_EACH_STEP]
+    fit(recipe, tmp_path / "whole", *options)
+    expected = metrics(tmp_path / "whole")
+    for batch in MOMENTS if name == "plain" else MOMENTS[-1:]:
+        root = tmp_path / f"killed{batch}"
+        killed = fit(recipe, root, *options, *kill_at(batch), check=False)
+        assert killed.returncode == -9
+        fit(recipe, root, *options, *GO_ON)
+        found = metrics(root)
+        assert_same_metrics(found, expected[-len(found) :])
+        assert batch < 4 or len(found) < len(expected)
+        assert_same_adapter(root, tmp_path / "whole")
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])

@@ -102,10 +102,10 @@ def compare(what: str, found: dict[str, Any], expected: dict[str, Any], remedy: 
         ResumeError: naming the first entry that differs.
     """
     for name, value in expected.items():
-        if name in found and found[name] != value:
+        if found.get(name) != value:
             raise ResumeError(
                 f"The checkpoint was written with another {what}: its {name} is "
-                f"{_short(found[name])}, but here {_short(value)}. {remedy}"
+                f"{_short(found.get(name))}, but here {_short(value)}. {remedy}"
             )
 
 

@@ -68,11 +68,11 @@ class FSDP2(ModelParallelStrategy):
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Read a checkpoint of any strategy but FSDP1, and take weights and optimizer from it.
+        """Read a checkpoint, and take weights and optimizer from it; always as plain values.
 
         Raises:
             PolicyError: if it is of another adapter.
-            ResumeError: if it is of another base.
+            ResumeError: if it is of another base, or numbers the optimizer's state otherwise.
         """
         from torch.distributed.checkpoint.state_dict import (
             StateDictOptions,
@@ -84,13 +84,17 @@ class FSDP2(ModelParallelStrategy):
         assert isinstance(module, MPOModule)
         assert model is not None
         path = Path(self.broadcast(checkpoint_path))
-        checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu")
+        checkpoint: dict[str, Any] = torch.load(
+            path, mmap=True, map_location="cpu", weights_only=True
+        )
         # Before anything of it is taken.
         module.check_checkpoint(checkpoint)
         whole = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
         set_model_state_dict(model, checkpoint.pop("state_dict"), options=whole)
         names = {id(parameter): name for name, parameter in model.named_parameters()}
-        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=False):
+        # Nothing but weights is taken for an evaluation, and of a file that holds no more.
+        states = checkpoint.get("optimizer_states", [])
+        for optimizer, state in zip(self.optimizers, states, strict=False):
             order = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
             named: Any = {
                 "state": {order[number]: value for number, value in state["state"].items()},
