@@ -169,6 +169,17 @@ def dequantised(policy: Any) -> dict[str, torch.Tensor]:
     return weights
 
 
+def test_storage_that_can_be_flattened_holds_the_same_weights(
+    base: str, ragged_batch: GroupBatch
+) -> None:
+    """FSDP1 flattens 4-bit weights together with bfloat16 ones."""
+    config = PolicyConfig(base=base, quantization="nf4", dtype="bfloat16")
+    plain = build_policy(config, "shared")
+    flat = build_policy(config, "shared", flat_storage=True)
+    assert {p.dtype for p in flat.parameters() if not p.requires_grad} == {torch.bfloat16}
+    assert torch.equal(flat.reference(ragged_batch), plain.reference(ragged_batch))
+
+
 # ------------------------------------------------------------------------------------- refusals
 
 

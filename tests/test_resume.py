@@ -171,16 +171,19 @@ def test_run_killed_while_it_saves_leaves_the_checkpoint_before(
     assert not [path for path in (root / "checkpoints").iterdir() if "partial" in path.name]
 
 
+@pytest.mark.parametrize("name", ["last.ckpt", "last-adapter/tokenizer.json"])
 def test_full_disk_ends_the_run_and_leaves_the_checkpoint_before(
-    recipe: Path, tmp_path: Path
+    recipe: Path, tmp_path: Path, name: str
 ) -> None:
+    """Half of a file can be written."""
     root = tmp_path / "full"
     fit(recipe, root, "--trainer.max_epochs=1")
     file = root / "checkpoints" / "last.ckpt"
     before = file.read_bytes()
+    half = (root / "checkpoints" / name).stat().st_size // 2
 
     def no_room() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (half, half))
 
     ended = fit(recipe, root, *GO_ON, check=False, preexec_fn=no_room)
     assert ended.returncode == 1

@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch import Trainer
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from conftest import example_rows, make_tokenizer, tiny_config
-from mpo_lightning.strategy import wrap_policy
+from mpo_lightning import LoRA, MPOModule, PolicyConfig
+from mpo_lightning.policy import PolicyError
+from mpo_lightning.strategy import FSDP1, wrap_policy
 from runs import (
     OVERLAYS,
     ROOT,
@@ -149,8 +152,6 @@ def test_only_the_first_process_ever_holds_the_whole_base(
 
 
 def test_units_of_fsdp1_are_decoder_layers_and_adapters(base: str) -> None:
-    from mpo_lightning import LoRA, MPOModule, PolicyConfig
-
     module = MPOModule(policy=PolicyConfig(base=base, lora=LoRA(r=4)))
     module.configure_model()
     assert module.policy is not None
@@ -165,6 +166,26 @@ def test_units_of_fsdp1_are_decoder_layers_and_adapters(base: str) -> None:
     adapters = units - layers
     assert len(adapters) == 2 * 7 * 2
     assert all("lora_" in name for name in adapters)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "dtype", "precision", "message"),
+    [
+        ("nf4", "bfloat16", "bf16-mixed", "FSDP1 stores 4-bit weights together"),
+        ("nf4", "auto", "bf16-true", "FSDP1 stores 4-bit weights together"),
+        ("int8", "bfloat16", "bf16-true", "int8, whose weights cannot be sharded"),
+    ],
+)
+def test_bits_that_fsdp1_cannot_flatten_are_refused(
+    base: str, quantization: Any, dtype: Any, precision: Any, message: str
+) -> None:
+    policy = PolicyConfig(base=base, quantization=quantization, dtype=dtype)
+    module = MPOModule(policy=policy)
+    module.trainer = Trainer(
+        accelerator="cpu", devices=1, strategy=FSDP1(), precision=precision, logger=False
+    )
+    with pytest.raises(PolicyError, match=message):
+        module.configure_model()
 
 
 def test_configuration_of_fsdp1_is_refused_on_cpu(recipe: Path, tmp_path: Path) -> None:

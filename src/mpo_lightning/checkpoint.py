@@ -67,9 +67,12 @@ class AdapterCheckpointIO(CheckpointIO):
             self.inner.save_checkpoint(checkpoint, new_file, storage_options)
             for written in (new_file, *new_folder.iterdir()):
                 _to_disk(written)
-        except OSError as error:
+        except Exception as error:
             shutil.rmtree(new_folder, ignore_errors=True)
             new_file.unlink(missing_ok=True)
+            # safetensors and tokenizers tell what the system said by other exceptions.
+            if not isinstance(error, OSError) and "(os error " not in str(error):
+                raise
             before = "the one before it is untouched" if file.exists() else "there was none before"
             raise CheckpointError(
                 f"{file}: the checkpoint cannot be written: {error}. Of this name {before}. Make "
@@ -98,9 +101,9 @@ def _to_disk(path: Path) -> None:
 class RunCheckpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint, which also saves when the run is told to end (SIGTERM).
 
-    Lightning ends a run with this signal between two steps, on all processes. After any other
-    exception there is nothing to save that a checkpoint before it does not hold, and processes that
-    did not fail would wait for those that did.
+    A run ends with this signal between two batches, on all processes. After any other exception
+    there is nothing to save that a checkpoint before it does not hold, and processes that did not
+    fail would wait for those that did.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

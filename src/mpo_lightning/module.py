@@ -1,7 +1,6 @@
 """MPOModule: groups in, loss and metrics out. It wires the floors below and adds no arithmetic."""
 
 import math
-from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from mpo_lightning.batch import GroupBatch
-from mpo_lightning.checkpoint import AdapterCheckpointIO, CheckpointError
+from mpo_lightning.checkpoint import AdapterCheckpointIO
 from mpo_lightning.data.datamodule import GroupDataset
 from mpo_lightning.ending import Ending
 from mpo_lightning.faults import MemoryAdvice, NonFiniteError, all_finite, describe_nonfinite
@@ -30,14 +29,7 @@ from mpo_lightning.optim import RunSchedule, WarmupCosine
 from mpo_lightning.policy import Policy, PolicyError
 from mpo_lightning.predictions import prediction_rows
 from mpo_lightning.reference import ReferenceCache, default_root, fill
-from mpo_lightning.resume import (
-    Boundary,
-    ResumeError,
-    compare,
-    of_all_processes,
-    random_state,
-    restore_random_state,
-)
+from mpo_lightning.resume import ResumeError, RunState, compare, of_all_processes
 
 __all__ = ["MPOModule"]
 
@@ -106,16 +98,11 @@ class MPOModule(LightningModule):
         # A checkpoint holds the adapter alone; on_load_checkpoint is strict about that.
         self.strict_loading = False
         self._checked = False
-        # Since the last optimizer step: whether there are gradients, and the losses behind them.
-        self._window_open = False
+        # Batches since the last optimizer step, with their losses and log-ratios.
         self._window: list[tuple[GroupBatch, Tensor, Tensor]] = []
-        self._stepping = False
-        self._validating = False
         self._skipped_steps = 0
+        self._run = RunState()
         self._ending = Ending()
-        # The end of the last optimizer step; and random numbers that a checkpoint brought.
-        self._boundary: Boundary | None = None
-        self._resumed_random: dict[str, Any] | None = None
 
     @property
     def _policy(self) -> Policy:
@@ -198,16 +185,14 @@ class MPOModule(LightningModule):
         """With a cached reference, compute what the cache lacks of the training data."""
         self._ending.listen()
         self._fill_cache(self.trainer.train_dataloader)
-        self._window_open = self._validating = False
         self._window.clear()
         self.train_metrics.reset()
-        if self._resumed_random is None:
-            self._boundary = Boundary.here(self.trainer)
+        self._run.begin(self.trainer)
 
     def on_validation_start(self) -> None:
         """The same for the validation data."""
         self._fill_cache(self.trainer.val_dataloaders)
-        self._validating = True
+        self._run.validating = True
 
     def on_test_start(self) -> None:
         """The same for the test data."""
@@ -282,20 +267,16 @@ class MPOModule(LightningModule):
 
     def on_train_batch_start(self, batch: GroupBatch, batch_idx: int) -> None:
         """Let random numbers go on where the run that is resumed was."""
-        if self._resumed_random is not None:
-            # Only now: making the loaders and the first checks drew some, too.
-            restore_random_state(self._resumed_random)
-            self._resumed_random = None
+        self._run.before_batch()
 
     def on_train_batch_end(self, outputs: Any, batch: GroupBatch, batch_idx: int) -> None:
         """Note where the run stands after each optimizer step, and end it if it is told to."""
-        if not self._window_open:
-            self._boundary = Boundary.here(self.trainer)
+        self._run.after_batch(self.trainer)
         self._ending.end_together(self.trainer)
 
     def training_step(self, batch: GroupBatch, batch_idx: int) -> Tensor:
         """Sum of the groups' losses; on_before_optimizer_step makes the gradient a mean."""
-        self._window_open = True
+        self._run.accumulates()
         # Lightning does so for DDP alone: gradients go between processes once an optimizer step.
         full = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
         self._policy.synchronize_gradients(full or self.trainer.is_last_batch)
@@ -336,7 +317,7 @@ class MPOModule(LightningModule):
         if self.on_nonfinite == "skip":
             self.log("train/skipped_steps", float(self._skipped_steps), batch_size=1)
         self.log("lr", optimizer.param_groups[0]["lr"], batch_size=1)
-        self._stepping = True
+        self._run.before_update()
 
     def _all_finite(self, loss: Tensor, parameters: list[Any]) -> bool:
         """Whether the step can be made; all processes agree."""
@@ -372,7 +353,7 @@ class MPOModule(LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Lightning's, after which no gradient is left over."""
         super().optimizer_step(*args, **kwargs)
-        self._window_open = self._stepping = False
+        self._run.after_update()
 
     def configure_gradient_clipping(
         self,
@@ -400,7 +381,7 @@ class MPOModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics."""
         self._log_epoch("val", self.val_metrics)
-        self._validating = False
+        self._run.validating = False
 
     def test_step(self, batch: GroupBatch, batch_idx: int) -> None:
         """Add a batch to the test metrics."""
@@ -498,18 +479,11 @@ class MPOModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the adapter, leave the frozen base out, and add what an exact resume needs.
 
-        Inside an accumulation window or a validation it is the run as it was before: nothing was
-        updated since, and those batches are computed again.
-
         Raises:
             CheckpointError: in the middle of an optimizer step, when some weights may be updated
                 and others not.
         """
-        if self._stepping:
-            raise CheckpointError(
-                "Nothing is saved in the middle of an optimizer step; the checkpoint before it "
-                "still stands."
-            )
+        self._run.save(checkpoint)
         shapes = self._adapter_shapes()
         checkpoint["state_dict"] = {
             name: value for name, value in checkpoint["state_dict"].items() if name in shapes
@@ -519,10 +493,6 @@ class MPOModule(LightningModule):
         checkpoint["base"] = self._base()
         checkpoint["optimizer_numbers"] = self._optimizer_numbers()
         checkpoint["skipped_steps"] = self._skipped_steps
-        inside = self._boundary if self._window_open or self._validating else None
-        if inside is not None:
-            checkpoint["loops"]["fit_loop"] = deepcopy(inside.loops)
-        checkpoint["random"] = of_all_processes(random_state() if inside is None else inside.random)
 
     def _optimizer_numbers(self) -> str:
         """What the numbers in an optimizer's state count, under this strategy."""
@@ -547,15 +517,7 @@ class MPOModule(LightningModule):
         if trainer is None or trainer.state.fn != TrainerFn.FITTING:
             return
         self._skipped_steps = checkpoint["skipped_steps"]
-        states = checkpoint["random"]
-        if len(states) != trainer.world_size:
-            rank_zero_warn(
-                f"The checkpoint was written by {len(states)} processes, here are "
-                f"{trainer.world_size}: what dropout draws is another than without the stop."
-            )
-            return
-        self._resumed_random = states[trainer.global_rank]
-        self._boundary = Boundary(deepcopy(checkpoint["loops"]["fit_loop"]), self._resumed_random)
+        self._run.load(checkpoint, trainer)
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another adapter or another base, or that cannot be gone on from.

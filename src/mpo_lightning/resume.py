@@ -5,16 +5,19 @@ Everything in a checkpoint is plain: `torch.load(..., weights_only=True)` reads 
 
 import random
 from copy import deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+
+from mpo_lightning.checkpoint import CheckpointError
 
 __all__ = [
-    "Boundary",
     "ResumeError",
+    "RunState",
     "compare",
     "of_all_processes",
     "random_state",
@@ -28,25 +31,97 @@ class ResumeError(ValueError):
     """A checkpoint that this run must not go on from; the message says what differs."""
 
 
-class Boundary:
-    """A run between two optimizer steps: its place, and the state of its random numbers.
+class _Boundary(NamedTuple):
+    """A run between two optimizer steps: Lightning's loops and this process's random numbers."""
 
-    Nothing else changes inside an accumulation window but gradients, so that the boundary before a
-    window and the weights of now are a whole checkpoint; the window's batches are computed again.
+    loops: dict[str, Any]
+    random: RandomState
+
+
+class RunState:
+    """Where a run stands, for checkpoints from which it goes on as if it had never stopped.
+
+    Lightning's loops say which batch comes next, and this adds the state of random numbers. Inside
+    an accumulation window gradients are held that no checkpoint has, and inside a validation sums;
+    but nothing else has changed since the end of the last optimizer step, the *boundary*. So a
+    checkpoint from there holds the boundary's loops and random numbers with the weights of now, and
+    the batches since are computed again.
 
     Attributes:
-        loops: state of Lightning's loops.
-        random: state of this process's random numbers.
+        validating: whether a validation has begun and not come to its result.
     """
 
-    def __init__(self, loops: dict[str, Any], random: RandomState) -> None:
-        self.loops = loops
-        self.random = random
+    def __init__(self) -> None:
+        self.validating = False
+        self._accumulating = False
+        self._updating = False
+        self._boundary: _Boundary | None = None
+        # Of a checkpoint, until the first batch.
+        self._resumed: RandomState | None = None
 
-    @classmethod
-    def here(cls, trainer: Trainer) -> "Boundary":
-        """Where a trainer stands now."""
-        return cls(deepcopy(trainer.fit_loop.state_dict()), random_state())
+    def begin(self, trainer: Trainer) -> None:
+        """Training starts."""
+        self.validating = self._accumulating = self._updating = False
+        if self._resumed is None:
+            self._boundary = _here(trainer)
+
+    def before_batch(self) -> None:
+        """A training batch comes: let random numbers go on where the run that is resumed was."""
+        if self._resumed is not None:
+            # Only now: making the loaders and the first checks drew some, too.
+            restore_random_state(self._resumed)
+            self._resumed = None
+
+    def accumulates(self) -> None:
+        """There will be gradients that no checkpoint has."""
+        self._accumulating = True
+
+    def before_update(self) -> None:
+        """The optimizer is about to change the weights, one after the other."""
+        self._updating = True
+
+    def after_update(self) -> None:
+        """All weights are changed, and no gradient is left over."""
+        self._accumulating = self._updating = False
+
+    def after_batch(self, trainer: Trainer) -> None:
+        """A training batch is done."""
+        if not self._accumulating:
+            self._boundary = _here(trainer)
+
+    def save(self, checkpoint: dict[str, Any]) -> None:
+        """Add what a checkpoint of Lightning's lacks; all processes call this.
+
+        Raises:
+            CheckpointError: while some weights may be updated and others not.
+        """
+        if self._updating:
+            raise CheckpointError(
+                "Nothing is saved in the middle of an optimizer step; the checkpoint before it "
+                "still stands."
+            )
+        inside = self._accumulating or self.validating
+        if inside and self._boundary is not None:
+            checkpoint["loops"]["fit_loop"] = deepcopy(self._boundary.loops)
+            checkpoint["random"] = of_all_processes(self._boundary.random)
+        else:
+            checkpoint["random"] = of_all_processes(random_state())
+
+    def load(self, checkpoint: dict[str, Any], trainer: Trainer) -> None:
+        """Take over what `save` added; said where it does not fit the number of processes."""
+        states = checkpoint["random"]
+        if len(states) != trainer.world_size:
+            rank_zero_warn(
+                f"The checkpoint was written by {len(states)} processes, here are "
+                f"{trainer.world_size}: what dropout draws is another than without the stop."
+            )
+            return
+        self._resumed = states[trainer.global_rank]
+        self._boundary = _Boundary(deepcopy(checkpoint["loops"]["fit_loop"]), self._resumed)
+
+
+def _here(trainer: Trainer) -> _Boundary:
+    return _Boundary(deepcopy(trainer.fit_loop.state_dict()), random_state())
 
 
 def random_state() -> RandomState:
