@@ -180,11 +180,12 @@ class Policy(nn.Module):
         trained = sum(p.nbytes for p in self.parameters() if p.requires_grad)
         for parameter in self.parameters():
             kind = str(parameter.dtype).removeprefix("torch.")
-            four_bit: Any = getattr(parameter, "quant_state", None)
-            if four_bit is not None:
-                kind = f"4-bit {four_bit.quant_type}"
+            packed = getattr(parameter, "quant_state", None) is not None
+            # Sharded, they are plain bytes.
+            if packed or parameter.dtype == torch.uint8:
+                kind = "4-bit"
             elif type(parameter).__name__ == "Int8Params":
-                kind = "8-bit integers"
+                kind = "8-bit"
             sizes[kind] = sizes.get(kind, 0) + parameter.nbytes
         parts = [f"{size / 2**20:,.1f} MiB {kind}" for kind, size in sorted(sizes.items())]
         return f"{', '.join(parts)}; {trained / 2**20:,.1f} MiB of it trained"
