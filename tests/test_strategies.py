@@ -116,6 +116,8 @@ def test_overlays_run_over_the_quick_start(toy_world: Path, tmp_path: Path, name
     command += ["--trainer.devices=2", f"--trainer.default_root_dir={tmp_path}"]
     command += ["--trainer.max_steps=3", "--trainer.limit_val_batches=1"]
     command += [f"--trainer.logger.save_dir={tmp_path}"]
+    # With all that saves memory as well.
+    command += ["--model.responses_per_pass=3", "--model.policy.gradient_checkpointing=true"]
     result = subprocess.run(
         command, capture_output=True, text=True, timeout=300, check=False, cwd=toy_world.parent
     )

@@ -287,9 +287,9 @@ class Policy(nn.Module):
         """
         from torch.distributed.fsdp import fully_shard
 
-        self._mesh = mesh
         if not any(parameter.is_meta for parameter in self.parameters()):
             self.remember()
+        self._mesh = mesh
         for layer in decoder_layers(self.causal_lm):
             fully_shard(layer, mesh=mesh)
         fully_shard(self, mesh=mesh)
