@@ -2,7 +2,7 @@
 
 Lightning's own handler sends a message between processes from inside the signal handler. Where it
 comes between two messages of training the processes wait for one another forever (seen with
-lightning 2.6.6 on two processes, in half of all trials). Here the handler notes the signal, and the
+lightning 2.6.6 on two processes, in three of eight trials). Here the handler notes the signal, and the
 processes speak about it between two batches.
 """
 
