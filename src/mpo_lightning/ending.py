@@ -2,8 +2,8 @@
 
 Lightning's own handler sends a message between processes from inside the signal handler. Where it
 comes between two messages of training the processes wait for one another forever (seen with
-lightning 2.6.6 on two processes, in three of eight trials). Here the handler notes the signal, and the
-processes speak about it between two batches.
+lightning 2.6.6 on two processes, in three of eight trials). Here the handler notes the signal, and
+the processes speak about it between two batches.
 """
 
 import signal
