@@ -76,6 +76,7 @@ def test_8_bit_base_trains_alike_on_two_processes(recipe: Path, tmp_path: Path) 
     tolerance = TOLERANCE["int8"]
     expected = metrics(tmp_path / "single")
     assert_same_metrics(metrics(tmp_path / "ddp"), expected, tolerance, order=False)
+    assert_same_adapter(tmp_path / "ddp", tmp_path / "single", tolerance)
     refused = fit(
         recipe,
         tmp_path / "fsdp2",
@@ -107,7 +108,7 @@ def test_torchrun_launches_two_nodes(recipe: Path, tmp_path: Path, strategy: str
     assert_same_adapter(tmp_path / "nodes", tmp_path / "single", 1e-5)
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp2", "fsdp2-4bit"])
+@pytest.mark.parametrize("name", ["single", "ddp", "fsdp2", "fsdp2-4bit"])
 def test_overlays_run_over_the_quick_start(toy_world: Path, tmp_path: Path, name: str) -> None:
     """From its own folder, as the README says, only shorter."""
     command = [sys.executable, "-m", "mpo_lightning", "fit"]

@@ -8,9 +8,8 @@ from mpo_lightning.batch import GroupBatch
 
 __all__ = ["MemoryAdvice", "NonFiniteError", "all_finite", "describe_nonfinite", "is_out_of_memory"]
 
-# In the order in which they cost time.
 ADVICE = (
-    "Out of memory. What takes less of it, the cheapest first: smaller data.tokens_per_batch (or "
+    "Out of memory. What takes less of it: smaller data.tokens_per_batch (or "
     "groups_per_batch) and larger trainer.accumulate_grad_batches: together no result changes; "
     "model.responses_per_pass: 8 or fewer; model.policy.dtype: bfloat16; "
     "model.policy.gradient_checkpointing: true; model.policy.quantization: nf4; smaller "

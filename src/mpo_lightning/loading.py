@@ -179,14 +179,9 @@ class _Loader:
         return _load_base(self.config, self.device, flat_storage=self.flat_storage)
 
     def _empty_base(self) -> Any:
-        from transformers import AutoModelForCausalLM
-
         settings, kwargs = _settings_of_base(self.config)
-        kwargs.pop("revision")
-        if self.config.dtype == "auto":
-            kwargs["dtype"] = settings.dtype or torch.float32
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(settings, **kwargs)
+            return _from_settings(self.config, settings, kwargs)
 
 
 def _in_shards(load: _Loader, mesh: Any) -> Policy:
@@ -301,19 +296,34 @@ def _loaded(config: PolicyConfig, load: Callable[[], Any]) -> Any:
         ) from error
 
 
+def _dtype(config: PolicyConfig, settings: Any) -> torch.dtype:
+    """Dtype of the weights that are not quantised."""
+    dtype: torch.dtype = (
+        settings.dtype or torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype)
+    )
+    return dtype
+
+
+def _from_settings(config: PolicyConfig, settings: Any, kwargs: dict[str, Any]) -> Any:
+    """A base that reads no file, with random weights, or none at all on the meta device."""
+    from transformers import AutoModelForCausalLM
+
+    how = {name: value for name, value in kwargs.items() if name != "revision"}
+    return AutoModelForCausalLM.from_config(settings, **how | {"dtype": _dtype(config, settings)})
+
+
 def _load_base(config: PolicyConfig, device: torch.device, *, flat_storage: bool) -> Any:
     from transformers import AutoModelForCausalLM
 
     settings, kwargs = _settings_of_base(config)
     if config.random_init:
-        del kwargs["revision"]
-        if config.dtype == "auto":
-            kwargs["dtype"] = settings.dtype or torch.float32
-        return _loaded(config, lambda: AutoModelForCausalLM.from_config(settings, **kwargs))
+        return _loaded(config, lambda: _from_settings(config, settings, kwargs))
     if config.quantization != "none":
-        kwargs |= _quantised(config, settings, device, flat_storage=flat_storage)
+        quantised = _quantised(config, settings, device, flat_storage=flat_storage)
         if config.quantization == "nf4":
-            _refuse_unpackable(config, settings, kwargs["quantization_config"])
+            storage = quantised["quantization_config"].bnb_4bit_quant_storage
+            _refuse_unpackable(config, settings, kwargs, storage)
+        kwargs |= quantised
     model, loaded = _loaded(
         config,
         lambda: AutoModelForCausalLM.from_pretrained(
@@ -353,10 +363,7 @@ def _quantised(
             f"model.policy.base: {config.base} is quantised already. Leave "
             "model.policy.quantization at none to use it as it is, or name the unquantised model."
         )
-    if config.dtype == "auto":
-        dtype = settings.dtype or torch.float32
-    else:
-        dtype = getattr(torch, config.dtype)
+    dtype = _dtype(config, settings)
     where = {"": str(device)}
     if config.quantization == "int8":
         return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True), "device_map": where}
@@ -371,22 +378,21 @@ def _quantised(
     return {"quantization_config": four_bit, "device_map": where}
 
 
-def _refuse_unpackable(config: PolicyConfig, settings: Any, four_bit: Any) -> None:
+def _refuse_unpackable(
+    config: PolicyConfig, settings: Any, kwargs: dict[str, Any], storage: torch.dtype
+) -> None:
     """Refuse layers whose weights do not fill whole elements of the storage.
 
     Raises:
         PolicyError: naming the first such layer.
     """
-    from transformers import AutoModelForCausalLM
-
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(
-            settings, trust_remote_code=config.trust_remote_code
-        )
-    storage = four_bit.bnb_4bit_quant_storage
-    packed = 2 * storage.itemsize
+        empty = _from_settings(config, settings, kwargs)
+    head, packed = empty.get_output_embeddings(), 2 * storage.itemsize
     for name, module in empty.named_modules():
-        if isinstance(module, nn.Linear) and module.weight.numel() % packed:
+        # The head is not quantised.
+        linear = isinstance(module, nn.Linear) and module is not head
+        if linear and module.weight.numel() % packed:
             raise PolicyError(
                 f"model.policy.quantization is nf4, but {name} of {config.base} holds "
                 f"{module.out_features} x {module.in_features} weights, which cannot be packed by "
