@@ -116,8 +116,10 @@ def test_optimizer_states_that_are_numbered_otherwise_are_refused(
 
 
 TERM = {
-    "with gradients of two batches": ["TermAtBatch", "--trainer.callbacks.batch=9"],
-    "in a validation": ["TermInValidation", "--trainer.callbacks.validation=3"],
+    # Of batches 6 to 9, which make one optimizer step, it is the third.
+    "with gradients of three batches": ["TermAtBatch", "--trainer.callbacks.batch=8"],
+    "in a validation": ["TermInValidation", "--trainer.callbacks.validation=2"],
+    "in a validation with gradients": ["TermInValidation", "--trainer.callbacks.validation=3"],
 }
 
 
