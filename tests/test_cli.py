@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import mpo_lightning.module
 from conftest import example_rows, random_groups
 from mpo_lightning import LoRA, MPOModule, PolicyConfig, PreferenceDataModule
 from mpo_lightning.batch import GroupBatch
-from mpo_lightning.cli import main
+from mpo_lightning.cli import COMMANDS, main
 from mpo_lightning.losses import MPO
 from mpo_lightning.reference import ReferenceCache
 
@@ -390,13 +391,31 @@ def test_reference_caches_are_shown_and_cleared(
 def test_wrong_use_of_the_cache_command(
     args: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    assert "mpo-lightning cache --help" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stopped:
         main(["cache", *args])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_overview_names_every_command_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from mpo_lightning.cli import main; main(['--help']); "
+        "sys.exit('torch' in sys.modules or 'jsonargparse' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert all(f"  {name} " in result.stdout for name in COMMANDS)
+
+
+def test_every_command_has_its_module() -> None:
+    for command in COMMANDS.values():
+        assert callable(import_module(command.module).main)
+
+
+def test_an_unknown_command_is_refused_with_those_there_are() -> None:
+    with pytest.raises(SystemExit, match="'trian' is not a command(.|\n)*fit"):
+        main(["trian"])
 
 
 def test_help_of_the_module_and_of_a_subcommand() -> None:

@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.strategies import DDPStrategy
 
 from mpo_lightning import MPOModule, PreferenceDataModule
-from mpo_lightning.cli import MPOCLI
+from mpo_lightning.commands.run import MPOCLI
 from mpo_lightning.strategy import FSDP1, FSDP2
 
 ROOT = Path(__file__).parent.parent

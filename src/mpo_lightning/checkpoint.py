@@ -13,12 +13,14 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from mpo_lightning.errors import UserError
+
 __all__ = ["AdapterCheckpointIO", "CheckpointError", "RunCheckpoint", "adapter_folder"]
 
 WriteAdapter = Callable[[Path, dict[str, Tensor]], None]
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint that could not be written; the message says why and what still stands."""
 
 

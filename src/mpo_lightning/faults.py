@@ -5,6 +5,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from mpo_lightning.batch import GroupBatch
+from mpo_lightning.errors import UserError
 
 __all__ = ["MemoryAdvice", "NonFiniteError", "all_finite", "describe_nonfinite", "is_out_of_memory"]
 
@@ -17,7 +18,7 @@ ADVICE = (
 )
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(UserError, RuntimeError):
     """A loss or gradient that is not finite; the message names the groups and their values."""
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mpo_lightning.attention import SHARED_PROMPT_ATTENTION
 from mpo_lightning.batch import GroupBatch, TokenGroup
+from mpo_lightning.errors import UserError
 from mpo_lightning.logps import Layout, response_logps
 
 __all__ = ["Policy", "PolicyError", "decoder_layers"]
@@ -26,7 +27,7 @@ __all__ = ["Policy", "PolicyError", "decoder_layers"]
 CHECKED_RESPONSES = 8
 
 
-class PolicyError(ValueError):
+class PolicyError(UserError, ValueError):
     """A base model or adapter that cannot be trained as asked; the message says what to do."""
 
 

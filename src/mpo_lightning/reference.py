@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from mpo_lightning.batch import GroupBatch, TokenGroup
+from mpo_lightning.errors import UserError
 
 __all__ = [
     "CacheInfo",
@@ -57,7 +58,7 @@ Keys = NDArray[np.bytes_]
 Values = NDArray[np.float64]
 
 
-class ReferenceCacheError(ValueError):
+class ReferenceCacheError(UserError, ValueError):
     """A cache that cannot be used; the message says which file, what was found, what to do."""
 
 

@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from mpo_lightning.checkpoint import CheckpointError
+from mpo_lightning.errors import UserError
 
 __all__ = [
     "ResumeError",
@@ -27,7 +28,7 @@ __all__ = [
 RandomState = dict[str, Any]
 
 
-class ResumeError(ValueError):
+class ResumeError(UserError, ValueError):
     """A checkpoint that this run must not go on from; the message says what differs."""
 
 

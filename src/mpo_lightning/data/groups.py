@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from mpo_lightning.errors import UserError
+
 __all__ = ["DataError", "Message", "PreferenceGroup", "check_row", "check_rows"]
 
 Message = dict[str, str]
@@ -16,7 +18,7 @@ LAST_ROLES = ("user", "tool")
 SHOWN_ERRORS = 10
 
 
-class DataError(ValueError):
+class DataError(UserError, ValueError):
     """Data that cannot be used as it is; the message says where, what was found and what to do."""
 
     @classmethod

@@ -1,0 +1,1 @@
+"""What ``mpo-lightning`` can be told to do, one module a command."""

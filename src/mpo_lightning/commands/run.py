@@ -1,0 +1,88 @@
+"""``mpo-lightning fit|validate|test|predict --config FILE``: Lightning's own command line."""
+
+from typing import Any
+
+import torch.distributed
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from mpo_lightning.checkpoint import RunCheckpoint
+from mpo_lightning.data.datamodule import PreferenceDataModule
+from mpo_lightning.errors import UserError
+from mpo_lightning.module import MPOModule
+from mpo_lightning.predictions import PredictionWriter
+
+__all__ = ["MPOCLI", "main"]
+
+
+def _checkpoint_folder(root: str | None) -> str:
+    return f"{root or '.'}/checkpoints"
+
+
+class MPOCLI(LightningCLI):
+    """LightningCLI with a checkpoint to resume from and a place for predictions."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add ``checkpoint`` and ``predictions``."""
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        # `--ckpt_path last` finds what a fixed folder holds, whatever version the logger is at.
+        parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", _checkpoint_folder)
+        parser.set_defaults({"checkpoint.save_last": True})
+        parser.add_lightning_class_args(PredictionWriter, "predictions")
+
+    def instantiate_classes(self) -> None:
+        """Make model, data and trainer; a value that one of them refuses is a usage error."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            self.parser.error(str(error))
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        if config.get("enable_checkpointing") is False:
+            # Lightning refuses a checkpoint callback then, and ours is always among the arguments.
+            callbacks = [c for c in callbacks if not isinstance(c, RunCheckpoint)]
+        return super()._instantiate_trainer(config, callbacks)
+
+    def before_instantiate_classes(self) -> None:
+        """Take the tokenizer from the base where none is named."""
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        assert isinstance(config, Namespace)
+        if config.data.tokenizer is None:
+            config.data.tokenizer = config.model.policy.base
+
+
+def main(args: list[str]) -> None:
+    """Run Lightning's command line.
+
+    Args:
+        args: the arguments, the command's name first.
+    """
+    try:
+        MPOCLI(
+            MPOModule,
+            PreferenceDataModule,
+            seed_everything_default=0,
+            # Long training lets one response of each chosen set take all the mass.
+            trainer_defaults={"max_epochs": 1},
+            auto_configure_optimizers=False,
+            # A repeated or resumed run, and validate after fit, write their configuration again.
+            save_config_kwargs={"overwrite": True},
+            args=args,
+        )
+    except SIGTERMException:
+        _part()
+        raise
+    except FileExistsError as error:
+        raise UserError(str(error)) from error
+    _part()
+
+
+def _part() -> None:
+    """Part from the other processes, all of which have come to their end.
+
+    Lightning leaves gloo's threads running; a process that ends with them may abort.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
