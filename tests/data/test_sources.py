@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from mpo_lightning.data.groups import DataError
-from mpo_lightning.data.sources import read_rows
+from mpo_lightning.data.sources import open_source, read_rows
 
 ROWS: list[dict[str, Any]] = [
     {
@@ -96,6 +96,48 @@ def test_split_of_a_saved_folder(
     read = list(read_rows(f"{folder}{suffix}", default_split=default))
     assert [row for _, row in read] == rows
     assert read[0][0] == f"{folder}{suffix}:1"
+
+
+def test_folder_of_parts_is_one_source(tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    (folder / "part-00001.jsonl").write_text(one_a_line(ROWS[2:]), encoding="utf-8")
+    (folder / "part-00000.jsonl").write_text(one_a_line(ROWS[:2]), encoding="utf-8")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), folder / "part-00002.parquet")
+    (folder / "settings.json").write_text("{}", encoding="utf-8")
+    places = ["0.jsonl:1", "0.jsonl:2", "1.jsonl:1", "2.parquet:1", "2.parquet:2", "2.parquet:3"]
+    assert list(read_rows(str(folder))) == [
+        (f"{folder}/part-0000{place}", row)
+        for place, row in zip(places, [*ROWS, *ROWS], strict=True)
+    ]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_any_range_of_rows(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    source = open_source(str(write(tmp_path)))
+    assert len(source) == len(ROWS)
+    for start in range(len(ROWS) + 1):
+        for stop in range(start, len(ROWS) + 1):
+            assert [row for _, row in source.rows(start, stop)] == ROWS[start:stop]
+    assert source[2][1] == ROWS[2]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_digest_is_of_the_content(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+    one, two = write(tmp_path / "one"), write(tmp_path / "two")
+    if not one.is_dir():
+        # Wherever the file lies; a saved data set carries a name of its own for its content.
+        assert open_source(str(one)).digest == open_source(str(two)).digest
+    before = open_source(str(one)).digest
+    assert open_source(str(one)).digest == before
+    ROWS[1]["scores"][0] += 1
+    try:
+        write(tmp_path / "two")
+        assert open_source(str(tmp_path / "two" / one.name)).digest != before
+    finally:
+        ROWS[1]["scores"][0] -= 1
 
 
 def test_json_lines_count_lines_as_an_editor_does(tmp_path: Path) -> None:
@@ -217,7 +259,7 @@ def test_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["folder", "folder.parquet"])
 def test_folder_that_is_no_dataset(name: str, tmp_path: Path) -> None:
     (tmp_path / name).mkdir()
-    (tmp_path / name / "rows.jsonl").write_text(one_a_line(ROWS), encoding="utf-8")
+    (tmp_path / name / "rows.txt").write_text(one_a_line(ROWS), encoding="utf-8")
     with pytest.raises(DataError, match=rf"{name}: not a folder that datasets' save_to_disk wrote"):
         list(read_rows(str(tmp_path / name)))
     # Nor is it guessed at when a split is named.

@@ -1,13 +1,22 @@
 """From the rows of a source to checked groups, with what became of every row."""
 
+from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
+from json import dumps
+from typing import Any
+
+import numpy as np
 
 from mpo_lightning.data.groups import DataError, PreferenceGroup, check_row
-from mpo_lightning.data.schemas import Schema, SkippedRow, detect
-from mpo_lightning.data.sources import read_rows
+from mpo_lightning.data.schemas import Canonical, Converted, Schema, SkippedRow, detect
+from mpo_lightning.data.sources import RawRow, RowSource, open_source
 
-__all__ = ["Outcome", "read_outcomes"]
+__all__ = ["GroupReader", "Outcome", "read_outcomes"]
+
+# Columns of a canonical row with one entry a response.
+OF_RESPONSES = ("responses", "scores", "truncated")
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,134 @@ class Outcome:
     notes: tuple[str, ...] = ()
 
 
+class GroupReader:
+    """Gives any range of a source's groups without holding the others.
+
+    Args:
+        data: file, folder or hub id; see `open_source`.
+        schema: shape of the rows; found from the first row's columns if none.
+        columns: other names of columns: the name in the source, and the name to read it as.
+        default_split: split of a hub id or saved DatasetDict that names none.
+
+    Raises:
+        DataError: if the source cannot be read at all, no schema fits it, or a column to be renamed
+            is not there.
+    """
+
+    def __init__(
+        self,
+        data: str,
+        *,
+        schema: Schema | None = None,
+        columns: Mapping[str, str] | None = None,
+        default_split: str = "train",
+    ) -> None:
+        self.source: RowSource = open_source(data, default_split=default_split)
+        self.columns = dict(columns or {})
+        self.schema = schema or self._detect()
+        # Where a row holds one response: the rows of each group, group after group.
+        self._members: tuple[Any, Any] | None = None
+        if self.schema.one_response_a_row:
+            self._members = self._group_rows()
+
+    def __len__(self) -> int:
+        """Number of groups, those included that will turn out to be unusable."""
+        return len(self.source) if self._members is None else len(self._members[1]) - 1
+
+    def outcomes(self, start: int = 0, stop: int | None = None) -> Iterator[Outcome]:
+        """What becomes of the groups from start to stop (all if none), both counted from 0."""
+        stop = len(self) if stop is None else stop
+        if self._members is None:
+            for name, row in self.source.rows(start, stop):
+                yield self._outcome([(name, row)])
+            return
+        rows, ends = self._members
+        for group in range(start, stop):
+            yield self._outcome(
+                [self.source[row] for row in rows[ends[group] : ends[group + 1]].tolist()]
+            )
+
+    def _detect(self) -> Schema:
+        for name, row in self.source.rows(0, len(self.source)):
+            if isinstance(row, Mapping):
+                absent = sorted(set(self.columns) - set(row))
+                if absent:
+                    raise DataError(
+                        f"{name}: data.columns renames {absent}; found the columns "
+                        f"{sorted(map(str, row))}."
+                    )
+                return detect(self._rename(row, name), name)
+        # What is wrong with the rows will be told by their check.
+        return Canonical()
+
+    def _rename(self, row: Mapping[Any, object], source: str) -> dict[Any, object]:
+        renamed = {self.columns.get(name, name): value for name, value in row.items()}
+        if len(renamed) < len(row):
+            raise DataError(
+                f"{source}: data.columns renames onto columns that are there already, among "
+                f"{sorted(map(str, row))}. Rename those, too."
+            )
+        return renamed
+
+    def _convert(self, name: str, row: RawRow) -> Converted:
+        if isinstance(row, DataError):
+            raise row
+        if not isinstance(row, Mapping):
+            # Its check tells what is wrong.
+            check_row(row, name)
+        assert isinstance(row, Mapping)
+        return self.schema.convert(self._rename(row, name), name)
+
+    def _outcome(self, rows: list[tuple[str, RawRow]]) -> Outcome:
+        first = rows[0][0]
+        try:
+            converted = [self._convert(name, row) for name, row in rows]
+            whole = converted[0].row if self._members is None else _merged(converted)
+            group = check_row(whole, first)
+        except SkippedRow as skipped:
+            return Outcome(first, skipped=str(skipped))
+        except DataError as error:
+            return Outcome(first, error=error)
+        return Outcome(first, group=group, notes=tuple(n for c in converted for n in c.notes))
+
+    def _group_rows(self) -> tuple[Any, Any]:
+        """Numbers of the rows, those of one prompt together, and where each prompt's begin."""
+        numbers: dict[bytes, int] = {}
+        group_of_row = array("q")
+        for name, row in self.source.rows(0, len(self.source)):
+            try:
+                prompt = self._convert(name, row).row.get("prompt")
+                key = blake2b(dumps(prompt, sort_keys=True).encode(), digest_size=16).digest()
+            except (DataError, SkippedRow):
+                # On its own, so that what is wrong with it is told of it alone.
+                key = name.encode()
+            group_of_row.append(numbers.setdefault(key, len(numbers)))
+        groups = np.frombuffer(group_of_row, dtype=np.int64)
+        counts = np.bincount(groups, minlength=len(numbers))
+        return np.argsort(groups, kind="stable"), np.concatenate([[0], np.cumsum(counts)])
+
+
+def _merged(parts: list[Converted]) -> dict[str, object]:
+    """The canonical row of one prompt's rows.
+
+    Raises:
+        SkippedRow: if there is only one.
+    """
+    if len(parts) == 1:
+        raise SkippedRow("with a single response")
+    rows = [part.row for part in parts]
+    merged: dict[str, object] = {"prompt": rows[0]["prompt"]}
+    names = dict.fromkeys(name for row in rows for name in row if name != "prompt")
+    for name in names:
+        values = [row.get(name) for row in rows]
+        if name in OF_RESPONSES:
+            merged[name] = [entry for value in values for entry in value]  # type: ignore[attr-defined]
+        else:
+            same = all(value == values[0] for value in values)
+            merged[name] = values[0] if same else values
+    return merged
+
+
 def read_outcomes(
     data: str,
     *,
@@ -36,29 +173,6 @@ def read_outcomes(
     columns: Mapping[str, str] | None = None,
     default_split: str = "train",
 ) -> Iterator[Outcome]:
-    """Read a source row by row; a bad row is an outcome, not the end.
-
-    Args:
-        data: file, folder or hub id; see `read_rows`.
-        schema: shape of the rows; found from the first row's columns if none.
-        columns: other names of columns: the name in the source, and the name to read it as.
-        default_split: split of a hub id or saved DatasetDict that names none.
-
-    Raises:
-        DataError: if the source cannot be read at all, or no schema fits it.
-    """
-    for source, row in read_rows(data, default_split=default_split):
-        if isinstance(row, Mapping):
-            named = {(columns or {}).get(name, name): value for name, value in row.items()}
-            schema = schema or detect(named, source)
-            row = named
-        try:
-            assert schema is not None
-            converted = schema.convert(row, source)
-            group = check_row(converted.row, source)
-        except SkippedRow as skipped:
-            yield Outcome(source, skipped=str(skipped))
-        except DataError as error:
-            yield Outcome(source, error=error)
-        else:
-            yield Outcome(source, group=group, notes=converted.notes)
+    """Read a source group by group; a bad row is an outcome, not the end. See `GroupReader`."""
+    reader = GroupReader(data, schema=schema, columns=columns, default_split=default_split)
+    yield from reader.outcomes()

@@ -1,23 +1,62 @@
-"""Rows from files, saved ``datasets`` folders and hub data sets, each with where it came from."""
+"""Rows from files, saved ``datasets`` folders and hub data sets, each with where it came from.
+
+A source is opened once, which counts its rows and reads its content through for a digest, and then
+gives any range of rows without holding the others: several processes can share the work.
+"""
 
 import json
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from hashlib import blake2b
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 from mpo_lightning.data.groups import DataError
 
-__all__ = ["read_rows"]
+__all__ = ["RowSource", "open_source", "read_rows"]
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
+# Rows that are held at a time where a library reads ahead.
+READ_AHEAD = 256
+
+# As it was read; one that cannot be read at all is the DataError that says so.
+RawRow = object
 
 
-def read_rows(data: str, *, default_split: str = "train") -> Iterator[tuple[str, object]]:
-    """Yield ``("file:row", row)`` of every row; rows count from 1, in JSON Lines they are lines.
+class RowSource(ABC):
+    """The rows of one data set, in order.
+
+    Attributes:
+        name: as the user gave it; rows are named ``name:number``.
+        digest: of the content.
+    """
+
+    name: str
+    digest: str
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of rows."""
+
+    @abstractmethod
+    def rows(self, start: int, stop: int) -> Iterator[tuple[str, RawRow]]:
+        """Yield ``("file:row", row)`` of the rows from start to stop, both counted from 0."""
+
+    def __getitem__(self, index: int) -> tuple[str, RawRow]:
+        """One row."""
+        return next(self.rows(index, index + 1))
+
+
+def open_source(data: str, *, default_split: str = "train") -> RowSource:
+    """Open a source of rows.
 
     Args:
-        data: a ``.jsonl``, ``.json`` (an array of objects) or ``.parquet`` file, or a folder
-            written by ``datasets.save_to_disk`` or a hub id, these two with a split after a colon
-            if wanted (``org/name:train_prefs``).
+        data: a ``.jsonl``, ``.json`` (an array of objects) or ``.parquet`` file, a folder of such
+            files, or a folder written by ``datasets.save_to_disk`` or a hub id, these two with a
+            split after a colon if wanted (``org/name:train_prefs``).
         default_split: split of a hub id or saved DatasetDict that names none.
 
     Raises:
@@ -26,65 +65,91 @@ def read_rows(data: str, *, default_split: str = "train") -> Iterator[tuple[str,
     path = Path(data)
     name, _, split = data.partition(":")
     if path.is_file():
-        readers = {".jsonl": _json_lines, ".json": _json_array, ".parquet": _parquet}
-        if path.suffix not in readers:
-            raise DataError(f"{data}: found suffix {path.suffix!r}; expected one of {SUFFIXES}.")
-        rows = readers[path.suffix](path)
+        source = _open_file(path, data)
+    elif path.is_dir() and _parts(path):
+        source = _Parts(data, [_open_file(part, str(part)) for part in _parts(path)])
     elif path.is_dir():
-        rows = _saved_dataset(path, "", default_split)
+        source = _saved_dataset(data, path, "", default_split)
     elif path.suffix in SUFFIXES:
         raise DataError(f"{data}: no such file (working directory: {Path.cwd()}).")
     elif Path(name).is_dir():
-        rows = _saved_dataset(Path(name), split, default_split)
+        source = _saved_dataset(data, Path(name), split, default_split)
     else:
-        rows = _hub_dataset(name, split or default_split)
-    empty = True
-    for number, row in rows:
-        empty = False
-        yield f"{data}:{number}", row
-    if empty:
+        source = _hub_dataset(data, name, split or default_split)
+    if not len(source):
         raise DataError(f"{data}: holds no rows.")
+    return source
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, object]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            text = _decode(line, f"{path}:{number}")
-            if not text.strip():
-                continue
-            try:
-                row = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno}). "
-                    "Each line must be one whole object: the line may be cut, or the file may be "
-                    "a JSON array, which is named .json."
-                ) from error
-            if isinstance(row, list):
-                raise DataError(
-                    f"{path}:{number}: found a JSON array; expected one object a line. "
-                    "Rename the file to .json if it holds one array of objects."
-                )
-            yield number, row
+def read_rows(data: str, *, default_split: str = "train") -> Iterator[tuple[str, object]]:
+    """Yield ``("file:row", row)`` of every row; rows count from 1, in JSON Lines they are lines.
+
+    Args:
+        data: see `open_source`.
+        default_split: split of a hub id or saved DatasetDict that names none.
+
+    Raises:
+        DataError: if the source or one of its rows cannot be read as what it claims to be.
+    """
+    source = open_source(data, default_split=default_split)
+    for name, row in source.rows(0, len(source)):
+        if isinstance(row, DataError):
+            raise row
+        yield name, row
 
 
-def _json_array(path: Path) -> Iterator[tuple[int, object]]:
-    text = _decode(path.read_bytes(), str(path))
-    if not text.strip():
-        return
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}: not valid JSON ({error.msg} at line {error.lineno}, column {error.colno}). "
-            "Name a file with one object a line .jsonl."
-        ) from error
-    if not isinstance(rows, list):
-        raise DataError(
-            f"{path}: found {type(rows).__name__}; expected an array of objects. "
-            "Name a file with one object a line .jsonl."
-        )
-    yield from enumerate(rows, start=1)
+def _parts(folder: Path) -> list[Path]:
+    """Files of rows in a folder, such as ``sample`` and ``score`` write them."""
+    return sorted(path for path in folder.iterdir() if path.suffix in {".jsonl", ".parquet"})
+
+
+def _open_file(path: Path, name: str) -> RowSource:
+    openers: dict[str, Callable[[Path, str], RowSource]] = {
+        ".jsonl": _JsonLines,
+        ".json": _JsonArray,
+        ".parquet": _Parquet,
+    }
+    if path.suffix not in openers:
+        raise DataError(f"{name}: found suffix {path.suffix!r}; expected one of {SUFFIXES}.")
+    return openers[path.suffix](path, name)
+
+
+class _Parts(RowSource):
+    """Several files, one after the other."""
+
+    def __init__(self, name: str, parts: Sequence[RowSource]) -> None:
+        self.name = name
+        self.parts = parts
+        self.ends = list(accumulate(map(len, parts)))
+        self.digest = _digest_of(*(part.digest for part in parts))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def rows(self, start: int, stop: int) -> Iterator[tuple[str, RawRow]]:
+        """The rows of the files, each named by its own."""
+        for number in range(bisect_right(self.ends, start), len(self.parts)):
+            part, end = self.parts[number], self.ends[number]
+            first = end - len(part)
+            if first >= stop:
+                return
+            yield from part.rows(max(start - first, 0), min(stop - first, len(part)))
+
+
+def _digest_of(*parts: str) -> str:
+    return blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
+
+
+def _digest_of_files(paths: Sequence[Path]) -> str:
+    content = blake2b(digest_size=16)
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                content.update(block)
+    return content.hexdigest()
+
+
+# ----------------------------------------------------------------------------------------- JSON
 
 
 def _decode(raw: bytes, source: str) -> str:
@@ -97,23 +162,155 @@ def _decode(raw: bytes, source: str) -> str:
         ) from error
 
 
-def _parquet(path: Path) -> Iterator[tuple[int, object]]:
-    import pyarrow
-    import pyarrow.parquet
+class _JsonLines(RowSource):
+    """A file with one object a line; blank lines are no rows."""
 
+    def __init__(self, path: Path, name: str) -> None:
+        self.path = path
+        self.name = name
+        # Where each row begins, and the number of its line.
+        self.places, self.lines = array("q"), array("q")
+        content, place = blake2b(digest_size=16), 0
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                content.update(line)
+                if line.strip(b"\xef\xbb\xbf \t\r\n\f\v"):
+                    self.places.append(place)
+                    self.lines.append(number)
+                place += len(line)
+        self.digest = content.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def rows(self, start: int, stop: int) -> Iterator[tuple[str, RawRow]]:
+        """The rows, named by their lines."""
+        with self.path.open("rb") as file:
+            for index in range(start, stop):
+                file.seek(self.places[index])
+                source = f"{self.name}:{self.lines[index]}"
+                yield source, _parse_line(file.readline(), source)
+
+
+def _parse_line(line: bytes, source: str) -> RawRow:
     try:
-        file = pyarrow.parquet.ParquetFile(path)
-        number = 0
-        for batch in file.iter_batches():
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
-    # Damaged pages are an OSError.
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet ({error}). Write it again.") from error
+        row: RawRow = json.loads(_decode(line, source))
+    except DataError as error:
+        return error
+    except json.JSONDecodeError as error:
+        return DataError(
+            f"{source}: not valid JSON ({error.msg} at column {error.colno}). "
+            "Each line must be one whole object: the line may be cut, or the file may be "
+            "a JSON array, which is named .json."
+        )
+    if isinstance(row, list):
+        return DataError(
+            f"{source}: found a JSON array; expected one object a line. "
+            "Rename the file to .json if it holds one array of objects."
+        )
+    return row
 
 
-def _saved_dataset(path: Path, split: str, default_split: str) -> Iterator[tuple[int, object]]:
+class _JsonArray(RowSource):
+    """A file that is one array of objects; it is held whole."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.name = name
+        raw = path.read_bytes()
+        self.digest = blake2b(raw, digest_size=16).hexdigest()
+        text = _decode(raw, name)
+        self.values: list[Any] = []
+        if not text.strip():
+            return
+        try:
+            rows = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{name}: not valid JSON ({error.msg} at line {error.lineno}, column "
+                f"{error.colno}). Name a file with one object a line .jsonl."
+            ) from error
+        if not isinstance(rows, list):
+            raise DataError(
+                f"{name}: found {type(rows).__name__}; expected an array of objects. "
+                "Name a file with one object a line .jsonl."
+            )
+        self.values = rows
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def rows(self, start: int, stop: int) -> Iterator[tuple[str, RawRow]]:
+        """The rows, counted from 1."""
+        for number, row in enumerate(self.values[start:stop], start=start + 1):
+            yield f"{self.name}:{number}", row
+
+
+# ---------------------------------------------------------------------------------------- Arrow
+
+
+class _Parquet(RowSource):
+    """A Parquet file, of which one row group is held at a time."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.path = path
+        self.name = name
+        metadata = self._read(lambda file: file.metadata)
+        groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+        self.ends = list(accumulate(group.num_rows for group in groups))
+        self.digest = _digest_of_files([path])
+
+    def _read(self, what: Any) -> Any:
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            with pyarrow.parquet.ParquetFile(self.path) as file:
+                return what(file)
+        # Damaged pages are an OSError.
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(
+                f"{self.name}: cannot be read as Parquet ({error}). Write it again."
+            ) from error
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def rows(self, start: int, stop: int) -> Iterator[tuple[str, RawRow]]:
+        """The rows, counted from 1."""
+        for number in range(bisect_right(self.ends, start), len(self.ends)):
+            first = self.ends[number - 1] if number else 0
+            if first >= stop:
+                return
+            table = self._read(lambda file, number=number: file.read_row_group(number))
+            begin, end = max(start, first), min(stop, self.ends[number])
+            for at in range(begin, end, READ_AHEAD):
+                block = table.slice(at - first, min(READ_AHEAD, end - at)).to_pylist()
+                for row_number, row in enumerate(block, start=at + 1):
+                    yield f"{self.name}:{row_number}", row
+
+
+class _Dataset(RowSource):
+    """A data set of the ``datasets`` library, memory-mapped."""
+
+    def __init__(self, dataset: Any, name: str) -> None:
+        self.dataset = dataset
+        self.name = name
+        files = [Path(file["filename"]) for file in dataset.cache_files]
+        # A data set is its files and, where rows were selected, which of them.
+        self.digest = _digest_of(dataset._fingerprint, _digest_of_files(files))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def rows(self, start: int, stop: int) -> Iterator[tuple[str, RawRow]]:
+        """The rows, counted from 1."""
+        for at in range(start, stop, READ_AHEAD):
+            columns = self.dataset[at : min(at + READ_AHEAD, stop)]
+            for number, values in enumerate(zip(*columns.values(), strict=True), start=at + 1):
+                yield f"{self.name}:{number}", dict(zip(columns, values, strict=True))
+
+
+def _saved_dataset(data: str, path: Path, split: str, default_split: str) -> RowSource:
     from datasets import DatasetDict, load_from_disk
 
     try:
@@ -121,7 +318,8 @@ def _saved_dataset(path: Path, split: str, default_split: str) -> Iterator[tuple
     # A damaged state or Arrow file is a ValueError.
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{path}: not a folder that datasets' save_to_disk wrote ({error})."
+            f"{path}: not a folder that datasets' save_to_disk wrote ({error}), and without .jsonl "
+            "or .parquet files."
         ) from error
     if isinstance(dataset, DatasetDict):
         split = split or default_split
@@ -133,10 +331,10 @@ def _saved_dataset(path: Path, split: str, default_split: str) -> Iterator[tuple
         dataset = dataset[split]
     elif split:
         raise DataError(f"{path}: holds one data set and no splits. Name it without {split!r}.")
-    yield from enumerate(dataset, start=1)
+    return _Dataset(dataset, data)
 
 
-def _hub_dataset(name: str, split: str) -> Iterator[tuple[int, object]]:
+def _hub_dataset(data: str, name: str, split: str) -> RowSource:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
@@ -149,4 +347,4 @@ def _hub_dataset(name: str, split: str) -> Iterator[tuple[int, object]]:
             "hub failed "
             f"({type(error).__name__}: {error})."
         ) from error
-    yield from enumerate(dataset, start=1)
+    return _Dataset(dataset, data)
