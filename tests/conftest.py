@@ -1,6 +1,7 @@
 """Small real models, tokenizers and data, made here: nothing is downloaded."""
 
 import os
+import tempfile
 
 # Before the libraries are imported: they read these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -8,6 +9,9 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Models this small gain nothing from threads, and two processes share two cores.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Nothing that an earlier run has left behind is read.
+_CACHE = tempfile.TemporaryDirectory(prefix="mpo-lightning-cache-")
+os.environ["MPO_LIGHTNING_CACHE"] = _CACHE.name
 
 import json
 from collections.abc import Callable
@@ -157,7 +161,6 @@ def random_groups(
             responses=tuple(ids(length) for length in lengths),
             scores=tuple(torch.rand(len(lengths), generator=generator).tolist()),
             source=f"random:{number}",
-            extra={},
         )
         for number, (prompt, lengths) in enumerate(shape, start=1)
     ]

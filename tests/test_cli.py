@@ -347,6 +347,7 @@ def make_cache(root: Path, dtype: str) -> Path:
 def test_reference_caches_are_shown_and_cleared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("MPO_LIGHTNING_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     root = tmp_path / "mpo-lightning" / "reference"
     main(["cache", "show"])

@@ -884,12 +884,15 @@ def test_a_cache_that_is_cleared_while_in_use_says_so(tmp_path: Path) -> None:
 
 def test_the_default_root_is_the_users_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.delenv("MPO_LIGHTNING_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/scratch/me")
     assert default_root() == Path("/scratch/me/mpo-lightning/reference")
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     assert default_root() == Path("/home/me/.cache/mpo-lightning/reference")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert default_root() == Path("/home/me/.cache/mpo-lightning/reference")
+    monkeypatch.setenv("MPO_LIGHTNING_CACHE", "/scratch/mine")
+    assert default_root() == Path("/scratch/mine/reference")
 
 
 if __name__ == "__main__":

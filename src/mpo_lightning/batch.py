@@ -21,7 +21,7 @@ class TokenGroup(NamedTuple):
         responses: ids of each response, end-of-turn token included unless it was cut.
         scores: one score a response.
         source: where the row came from, as "file:row".
-        extra: the row's other columns, untouched.
+        extra: the row's other columns, as JSON.
         indices: the place of each response in its row, where some of the row were dropped; none
             given means all of them, in order.
     """
@@ -30,7 +30,7 @@ class TokenGroup(NamedTuple):
     responses: tuple[Tensor, ...]
     scores: tuple[float, ...]
     source: str
-    extra: dict[str, object]
+    extra: str = "{}"
     indices: tuple[int, ...] = ()
 
 
@@ -49,7 +49,7 @@ class GroupBatch:
         counted: bool (B,), False for a group that only keeps processes in step at an uneven end; it
             carries no loss and enters no metric.
         sources: "file:row" of each group.
-        extras: other columns of each group's row.
+        extras: other columns of each group's row, as JSON.
         indices: the place of each response in its row, B lists.
     """
 
@@ -63,7 +63,7 @@ class GroupBatch:
         valid: Tensor,
         counted: Tensor,
         sources: list[str],
-        extras: list[dict[str, object]],
+        extras: list[str],
         indices: list[list[int]],
     ) -> None:
         self.tokens = tokens

@@ -252,6 +252,10 @@ class SetLoss(ABC):
     def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
         """One loss per group: all arguments (B, N), the result (B,)."""
 
+    def has_contrast(self, scores: Tensor, valid: Tensor) -> Tensor:
+        """Whether each group teaches this loss something, bool (B,)."""
+        return chosen_set(scores, valid).any(1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class MPO(SetLoss):

@@ -18,7 +18,7 @@ from torch.optim import AdamW, Optimizer
 
 from mpo_lightning.batch import GroupBatch
 from mpo_lightning.checkpoint import AdapterCheckpointIO
-from mpo_lightning.data.datamodule import GroupDataset
+from mpo_lightning.data.dataset import GroupDataset
 from mpo_lightning.ending import Ending
 from mpo_lightning.faults import MemoryAdvice, NonFiniteError, all_finite, describe_nonfinite
 from mpo_lightning.loading import PolicyConfig, build_policy
@@ -235,7 +235,7 @@ class MPOModule(LightningModule):
                 dataset.groups,
                 compute,
                 # A training step has to hold the largest group anyway.
-                tokens_per_batch=max(dataset.sizes),
+                tokens_per_batch=int(dataset.sizes.max()),
                 rank=trainer.global_rank,
                 world_size=trainer.world_size,
                 broadcast=trainer.strategy.broadcast,

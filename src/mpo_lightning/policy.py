@@ -320,7 +320,7 @@ def probe_batch(model: Any) -> GroupBatch:
     """A prompt and two responses of fixed tokens that the model knows."""
     tokens = torch.arange(1, 25) * 7919 % model.get_input_embeddings().weight.shape[0]
     prompt, *responses = tokens.split(8)
-    group = TokenGroup(prompt, tuple(responses), (0.0, 1.0), "probe:1", {})
+    group = TokenGroup(prompt, tuple(responses), (0.0, 1.0), "probe:1")
     return GroupBatch.from_groups([group])
 
 

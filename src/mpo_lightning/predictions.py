@@ -1,6 +1,5 @@
 """What ``predict`` writes: log-probabilities, rewards and ranks of every response, as Parquet."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +62,7 @@ def prediction_rows(
         for slot, response in enumerate(batch.indices[group]):
             values = {name: column[group][slot] for name, column in columns.items()}
             identity = {"file": file, "row": int(row), "response": response}
-            # Parquet and datasets rows may hold dates and the like, which JSON has no form for.
-            rows.append({**identity, **values, "extra": json.dumps(extra, default=str)})
+            rows.append({**identity, **values, "extra": extra})
     return rows
 
 

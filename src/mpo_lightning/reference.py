@@ -27,6 +27,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from mpo_lightning.batch import GroupBatch, TokenGroup
 from mpo_lightning.errors import UserError
+from mpo_lightning.folders import cache_folder
 
 __all__ = [
     "CacheInfo",
@@ -63,9 +64,8 @@ class ReferenceCacheError(UserError, ValueError):
 
 
 def default_root() -> Path:
-    """The folder of all caches where none is named, below the user's cache folder."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "mpo-lightning" / "reference"
+    """The folder of all caches where none is named."""
+    return cache_folder("reference")
 
 
 # --------------------------------------------------------------------------------------- keys

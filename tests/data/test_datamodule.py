@@ -1,6 +1,7 @@
 """From files to batches, through a real Trainer."""
 
 import atexit
+import json
 import os
 import pickle
 from collections.abc import Callable
@@ -17,9 +18,11 @@ from torch import Tensor
 
 from conftest import example_rows, make_tokenizer, random_groups
 from mpo_lightning.batch import GroupBatch
-from mpo_lightning.data.datamodule import GroupDataset, PreferenceDataModule
+from mpo_lightning.data.datamodule import PreferenceDataModule
+from mpo_lightning.data.dataset import GroupDataset
 from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.sampler import StepGroups
+from mpo_lightning.losses import SetLoss
 
 Write = Callable[..., str]
 
@@ -120,7 +123,9 @@ def test_batches_hold_the_groups_of_the_file(
             row = rows[int(group.sources[0].removeprefix(f"{path}:")) - 1]
             assert tokenizer.decode(group.tokens) == text_of(row)
             assert group.scores.tolist() == [row["scores"]]
-            assert group.extras == [{"prompt_id": row["prompt_id"]}]
+            assert [json.loads(extra) for extra in group.extras] == [
+                {"prompt_id": row["prompt_id"]}
+            ]
             seen.append(row["prompt_id"])
     assert sorted(seen) == sorted(row["prompt_id"] for row in rows)
 
@@ -288,7 +293,7 @@ def test_eight_groups_where_no_limit_is_given(tokenizer_folder: str, write_jsonl
 
 def test_sizes_are_the_tokens_of_a_batch() -> None:
     dataset = GroupDataset(random_groups([(3, [1, 2]), (5, [4, 4, 1]), (1, [1])]))
-    assert dataset.sizes == [6, 14, 2]
+    assert dataset.sizes.tolist() == [6, 14, 2]
     for index, size in enumerate(dataset.sizes):
         assert len(dataset[StepGroups([index], counted=True)].tokens) == size
 
@@ -361,7 +366,7 @@ def test_each_role_reads_its_own_split(tokenizer_folder: str, tmp_path: Path) ->
     for stage in ("fit", "test", "predict"):
         data.setup(stage)
     ids = {
-        role: [group.extra["prompt_id"] for group in dataset.groups]
+        role: [json.loads(group.extra)["prompt_id"] for group in dataset.groups]
         for role, dataset in data.datasets.items()
     }
     expected = [row["prompt_id"] for row in rows[:9]]
@@ -416,12 +421,97 @@ def test_equal_scores_are_for_prediction_only(tokenizer_folder: str, write_jsonl
     rows[1]["scores"] = [2.0] * len(rows[1]["scores"])
     path = write_jsonl(rows)
     data = PreferenceDataModule(
-        tokenizer=tokenizer_folder, train=path, predict=path, equal_scores="error"
+        tokenizer=tokenizer_folder, train=path, predict=path, no_contrast="error"
     )
-    with pytest.raises(DataError, match=r"groups\.jsonl:2: scores"):
+    with pytest.raises(DataError, match=r"groups\.jsonl:2: scores: found \[2.0, .* in 1 such row"):
         data.setup("fit")
     data.setup("predict")
     assert len(data.datasets["predict"]) == 3
+
+
+def test_scores_that_are_equal_once_a_long_response_is_gone(
+    tokenizer_folder: str, write_jsonl: Write
+) -> None:
+    rows = example_rows(3)
+    rows[1].update(responses=["a", "b", "word " * 99], scores=[2, 2, 1])
+    data = PreferenceDataModule(
+        tokenizer=tokenizer_folder,
+        train=write_jsonl(rows),
+        max_length=100,
+        over_long="drop_response",
+    )
+    data.setup("fit")
+    assert data.reports[0].dropped == {"with all scores equal": 1}
+    assert data.reports[0].changed == {"beyond max_length dropped": 1}
+    assert len(data.datasets["train"]) == data.reports[0].kept == 2
+
+
+class Ranked(SetLoss):
+    """A loss that learns from scores of at least 5 beside others only."""
+
+    def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
+        return log_ratios.sum(1)
+
+    def has_contrast(self, scores: Tensor, valid: Tensor) -> Tensor:
+        high = (scores >= 5) & valid
+        return high.any(1) & (~high & valid).any(1)
+
+
+def test_the_module_s_loss_decides_what_has_contrast(
+    tokenizer_folder: str, write_jsonl: Write
+) -> None:
+    scores = [[1, 2], [4, 6, 5], [7, 8], [3, 3], [9, 0, 1]]
+    rows = [
+        {"prompt": f"Name {i}", "responses": [f"it {j}" for j in range(len(s))], "scores": s}
+        for i, s in enumerate(scores)
+    ]
+    path = write_jsonl(rows)
+    data = PreferenceDataModule(tokenizer=tokenizer_folder, train=path)
+    module = Recorder()
+    module.loss = Ranked()
+    make_trainer().fit(module, datamodule=data)
+    trained = [row for batch in module.trained[0] for row in batch.scores.tolist()]
+    assert sorted(trained) == [[4.0, 6.0, 5.0], [9.0, 0.0, 1.0]]
+    (report,) = data.reports
+    assert report.dropped == {
+        "with all scores equal": 1,
+        "whose scores Ranked has no contrast for": 2,
+    }
+    assert report.examples["whose scores Ranked has no contrast for"] == [f"{path}:1", f"{path}:3"]
+    assert (report.groups, report.kept, report.responses) == (5, 2, 6)
+
+
+@pytest.mark.parametrize(
+    ("over", "expected"),
+    [
+        ("group", [[0, 1], [0, 0.5, 1], [1, 0]]),
+        ("source", [[0, 1], [0, 0.5, 1], [1, 0]]),
+    ],
+)
+def test_ranks_of_several_sources(
+    over: str, expected: list[list[float]], tokenizer_folder: str, write_jsonl: Write
+) -> None:
+    """Each source has a scale of its own."""
+
+    def source(name: str, *scores: list[float]) -> str:
+        return write_jsonl(
+            [
+                {"prompt": f"{name} {s}", "responses": ["a", "b", "c"][: len(s)], "scores": s}
+                for s in scores
+            ],
+            name,
+        )
+
+    paths = [
+        source("a.jsonl", [1, 2]),
+        source("b.jsonl", [100, 200, 300]),
+        source("c.jsonl", [9, 8]),
+    ]
+    data = PreferenceDataModule(
+        tokenizer=tokenizer_folder, train=paths, normalize_scores="rank", normalize_over=over
+    )
+    data.setup("fit")
+    assert [list(group.scores) for group in data.datasets["train"].groups] == expected
 
 
 def test_bad_rows_stop_the_run(tokenizer_folder: str, write_jsonl: Write) -> None:
@@ -457,7 +547,7 @@ def test_missing_file(tokenizer_folder: str) -> None:
         fit(PreferenceDataModule(tokenizer=tokenizer_folder, train="gone.jsonl"))
 
 
-@pytest.mark.parametrize("name", ["groups_per_batch", "tokens_per_batch", "max_length"])
+@pytest.mark.parametrize("name", ["groups_per_batch", "tokens_per_batch", "max_length", "num_proc"])
 def test_settings_below_one(name: str) -> None:
     wrong: Any = {name: 0}
     with pytest.raises(ValueError, match=rf"data\.{name} must be at least 1, got 0"):

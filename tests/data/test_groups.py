@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mpo_lightning.data.groups import DataError, PreferenceGroup, check_row, check_rows
+from mpo_lightning.data.groups import DataError, PreferenceGroup, check_row
 
 ROW: dict[str, Any] = {"prompt": "Why?", "responses": ["a", "b"], "scores": [1.0, 2.0]}
 USER = {"role": "user", "content": "Why?"}
@@ -175,38 +175,3 @@ def test_int_scores_become_float() -> None:
 def test_other_columns_pass_through_untouched() -> None:
     extra = {"prompt_id": "p1", "logps": [-1.5, -2.5], "nested": {"a": [None]}, "score": None}
     assert check_row(row(**extra), "x:1").extra == extra
-
-
-@pytest.mark.parametrize(
-    ("scores", "contrast"), [([1, 1], False), ([1, 1.0, 1], False), ([0, 0.5], True)]
-)
-def test_contrast_is_a_difference_of_scores(scores: list[float], contrast: bool) -> None:
-    responses = [f"r{index}" for index in range(len(scores))]
-    assert check_row(row(responses=responses, scores=scores), "x:1").has_contrast is contrast
-
-
-def numbered(rows: list[Any]) -> list[tuple[str, Any]]:
-    return [(f"x:{number}", each) for number, each in enumerate(rows, start=1)]
-
-
-def test_good_rows_keep_their_order() -> None:
-    groups = check_rows(numbered([row(prompt=f"Why {number}?") for number in range(5)]))
-    assert [group.prompt for group in groups] == [f"Why {number}?" for number in range(5)]
-    assert [group.source for group in groups] == [f"x:{number}" for number in range(1, 6)]
-
-
-def test_one_bad_row_is_the_message() -> None:
-    with pytest.raises(DataError, match=r"^x:2: prompt: found ''"):
-        check_rows(numbered([ROW, row(prompt=""), ROW]))
-
-
-@pytest.mark.parametrize("bad", [2, 10, 11, 25])
-def test_all_bad_rows_are_counted_and_ten_shown(bad: int) -> None:
-    rows = [each for _ in range(bad) for each in (ROW, row(prompt=""))]
-    with pytest.raises(DataError) as caught:
-        check_rows(numbered(rows))
-    title, *lines = str(caught.value).splitlines()
-    assert title.startswith(f"{bad} rows ")
-    named = [match[1] for line in lines if (match := re.match(r" +(x:\d+): prompt: found", line))]
-    assert named == [f"x:{2 * number}" for number in range(1, min(bad, 10) + 1)]
-    assert lines[len(named) :] == ([f"  ... and {bad - 10} more"] if bad > 10 else [])

@@ -10,8 +10,9 @@ from tokenizers.processors import TemplateProcessing
 
 from conftest import CHAT_TEMPLATE, example_rows, make_tokenizer
 from mpo_lightning.batch import TokenGroup
-from mpo_lightning.data.groups import DataError, check_rows
-from mpo_lightning.data.tokens import DataReport, GroupTokenizer, load_tokenizer
+from mpo_lightning.data.groups import DataError, check_row
+from mpo_lightning.data.report import DataReport
+from mpo_lightning.data.tokens import GroupTokenizer, load_tokenizer
 
 BOS, EOS = 0, 1
 ANSWER = "<|assistant|>\n"
@@ -35,11 +36,30 @@ def tokenize(
         "over_long": "error",
         "prompt_format": "auto",
         "boundary": "strict",
-        "equal_scores": "error",
     }
     scored = [{"scores": list(range(len(row["responses"]))), **row} for row in rows]
-    groups = check_rows((f"x:{number}", row) for number, row in enumerate(scored, start=1))
-    return GroupTokenizer(tokenizer, **{**defaults, **settings})(groups, "x")
+    tokenize = GroupTokenizer(tokenizer, **{**defaults, **settings})
+    report = DataReport("x", groups=len(rows))
+    groups = []
+    for number, row in enumerate(scored, start=1):
+        group = check_row(row, f"x:{number}")
+        try:
+            ids = tokenize(group, report)
+        except DataError as error:
+            report.fail(error)
+            continue
+        if ids is not None:
+            groups.append(
+                TokenGroup(
+                    torch.tensor(ids.prompt),
+                    tuple(map(torch.tensor, ids.responses)),
+                    tuple(group.scores[index] for index in ids.indices),
+                    group.source,
+                    indices=tuple(ids.indices),
+                )
+            )
+    report.check()
+    return groups, report
 
 
 def tokenize_one(tokenizer: Any, prompt: Any, responses: list[str], **settings: Any) -> TokenGroup:
@@ -71,7 +91,7 @@ def with_template(template: str, **changes: Any) -> Any:
 def test_chat_ids_are_those_of_the_template_by_hand(bos: bool, boundary: str) -> None:
     tokenizer = make_tokenizer(bos=bos)
     rows = example_rows(20)
-    groups, _ = tokenize(tokenizer, *rows, boundary=boundary, equal_scores="keep")
+    groups, _ = tokenize(tokenizer, *rows, boundary=boundary)
     for row, group in zip(rows, groups, strict=True):
         prompt = "<|bos|>" if bos else ""
         if isinstance(row["prompt"], str):
@@ -87,7 +107,6 @@ def test_chat_ids_are_those_of_the_template_by_hand(bos: bool, boundary: str) ->
             assert [*group.prompt.tolist(), *ids.tolist()] == whole[:-1]
             assert tokenizer.decode(ids) == f"{text}<|eos|>"
         assert group.scores == tuple(row["scores"])
-        assert group.extra == {"prompt_id": row["prompt_id"]}
     assert [group.source for group in groups] == [f"x:{number}" for number in range(1, 21)]
 
 
@@ -98,7 +117,7 @@ def test_text_ids_are_prompt_and_response_by_hand(kind: str, boundary: str) -> N
     tokenizer = bos_adding_tokenizer() if adds else make_tokenizer(chat=False, bos=kind == "bos")
     rows = [row for row in example_rows(40) if isinstance(row["prompt"], str)]
     rows = [{**row, "responses": [f" {text}" for text in row["responses"]]} for row in rows]
-    groups, _ = tokenize(tokenizer, *rows, boundary=boundary, equal_scores="keep")
+    groups, _ = tokenize(tokenizer, *rows, boundary=boundary)
     for row, group in zip(rows, groups, strict=True):
         start = [BOS] if adds else []
         assert group.prompt.tolist() == start + encode(tokenizer, row["prompt"])
@@ -401,25 +420,17 @@ def test_drop_response() -> None:
     assert (report.groups, report.kept, report.responses) == (2, 2, 4)
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        pytest.param(sized(SHORT, LONG), id="one left"),
-        pytest.param(sized(LONG, LONG + "a"), id="none left"),
-        pytest.param(sized(SHORT, MIDDLE, LONG, scores=[2, 2, 1]), id="equal scores left"),
-    ],
-)
-def test_drop_response_that_leaves_no_contrast_drops_the_group(row: dict[str, Any]) -> None:
+@pytest.mark.parametrize("row", [sized(SHORT, LONG), sized(LONG, LONG + "a")], ids=["one", "none"])
+def test_drop_response_that_leaves_too_few_drops_the_group(row: dict[str, Any]) -> None:
     groups, report = tokenize(
         make_tokenizer(chat=False),
         row,
         sized(SHORT, MIDDLE),
         max_length=10,
         over_long="drop_response",
-        equal_scores="drop",
     )
     assert [group.source for group in groups] == ["x:2"]
-    assert report.dropped == {"without contrast after their long responses were dropped": 1}
+    assert report.dropped == {"with too few responses within max_length": 1}
     assert report.kept == 1
 
 
@@ -429,9 +440,39 @@ def test_without_need_of_contrast_one_response_is_a_group() -> None:
         sized(LONG, SHORT),
         max_length=10,
         over_long="drop_response",
-        equal_scores="keep",
+        min_responses=1,
     )
     assert (lengths(group), group.scores) == ([2], (1.0,))
+
+
+@pytest.mark.parametrize(
+    ("keep", "indices"), [("first", (0, 1, 2)), ("balanced", (0, 2, 4)), ("extremes", (2, 3, 4))]
+)
+def test_responses_that_are_kept_keep_their_scores_and_places(
+    keep: str, indices: tuple[int, ...]
+) -> None:
+    texts = ["one", "two", "three", "four", "five"]
+    row = {"prompt": "Why?", "responses": texts, "scores": [2, 3, 4, 1, 5]}
+    groups, report = tokenize(
+        make_tokenizer(), row, sized(SHORT, LONG), max_responses=3, keep_responses=keep
+    )
+    tokenizer = make_tokenizer()
+    assert groups[0].indices == indices
+    assert groups[0].scores == tuple(row["scores"][index] for index in indices)
+    assert [tokenizer.decode(ids[:-1]) for ids in groups[0].responses] == [
+        texts[index] for index in indices
+    ]
+    assert report.changed == {"beyond max_responses left out": 2}
+    assert report.responses == 5
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_response_that_generation_cut_has_no_end(chat: bool) -> None:
+    tokenizer = make_tokenizer(chat=chat)
+    row = {"prompt": PROMPT, "responses": ["It scatters", "Blue"], "truncated": [True, False]}
+    (group,), _ = tokenize(tokenizer, row)
+    assert group.responses[0].tolist() == encode(tokenizer, "It scatters")
+    assert group.responses[1].tolist() == [*encode(tokenizer, "Blue"), EOS]
 
 
 def test_over_long_error() -> None:
@@ -473,29 +514,6 @@ def test_prompt_one_below_the_limit_leaves_room_for_one_token() -> None:
 # ------------------------------------------------------------------------------ scores and report
 
 
-EQUAL = sized(SHORT, MIDDLE, LONG, scores=[2, 2.0, 2])
-UNEQUAL = sized(SHORT, MIDDLE, LONG, scores=[2, 2, 3])
-
-
-def test_equal_scores_drop() -> None:
-    groups, report = tokenize(make_tokenizer(), EQUAL, UNEQUAL, EQUAL, equal_scores="drop")
-    assert [group.source for group in groups] == ["x:2"]
-    assert report.dropped == {"with all scores equal": 2}
-    assert report.examples == {"with all scores equal": ["x:1", "x:3"]}
-    assert (report.groups, report.kept, report.responses) == (3, 1, 3)
-
-
-def test_equal_scores_error() -> None:
-    with pytest.raises(DataError, match=r"^x:2: scores: found 3 times 2\.0; .*data\.equal_scores"):
-        tokenize(make_tokenizer(), UNEQUAL, EQUAL, equal_scores="error")
-
-
-def test_equal_scores_keep() -> None:
-    groups, report = tokenize(make_tokenizer(), EQUAL, UNEQUAL, equal_scores="keep")
-    assert [group.scores for group in groups] == [(2.0, 2.0, 2.0), (2.0, 2.0, 3.0)]
-    assert not report.dropped
-
-
 def test_repeated_responses_are_counted_and_kept() -> None:
     groups, report = tokenize(
         make_tokenizer(),
@@ -509,14 +527,12 @@ def test_repeated_responses_are_counted_and_kept() -> None:
 
 
 def test_report_as_text() -> None:
-    rows = [EQUAL] * 5 + [UNEQUAL, sized(SHORT, MIDDLE, MIDDLE + "a", scores=[1, 2, 3])]
-    _, report = tokenize(
-        make_tokenizer(chat=False), *rows, max_length=10, over_long="cut", equal_scores="drop"
-    )
+    rows = [sized(SHORT, LONG)] * 5 + [sized(SHORT, MIDDLE, SHORT)]
+    _, report = tokenize(make_tokenizer(chat=False), *rows, max_length=10, over_long="drop_group")
     assert str(report).splitlines() == [
-        "x: 2 of 7 groups, 3.0 responses each",
-        "  groups dropped: 5 with all scores equal (first: x:1, x:2, x:3)",
-        "  responses: 2 cut to max_length (first: x:6, x:7)",
+        "x: 1 of 6 groups, 3.0 responses each",
+        "  groups dropped: 5 with a response beyond max_length (first: x:1, x:2, x:3)",
+        "  responses: 1 repeat another response of their group (first: x:6)",
     ]
 
 
@@ -524,23 +540,22 @@ def test_nothing_left_is_an_error_with_the_report() -> None:
     with pytest.raises(DataError) as caught:
         tokenize(
             make_tokenizer(chat=False),
-            EQUAL,
             sized(SHORT, LONG),
+            {"prompt": PROMPT * 9, "responses": [SHORT, MIDDLE]},
             max_length=10,
             over_long="drop_group",
-            equal_scores="drop",
         )
     message = str(caught.value)
     assert "No group of x can be used" in message
     assert "0 of 2 groups" in message
-    assert "1 with all scores equal (first: x:1)" in message
-    assert "1 with a response beyond max_length (first: x:2)" in message
+    assert "1 with a response beyond max_length (first: x:1)" in message
+    assert "1 with a prompt beyond max_length (first: x:2)" in message
 
 
 def test_all_rows_that_cannot_be_tokenised_are_reported_together() -> None:
     trap = {"prompt": "Name a dog: ", "responses": ["dog", "cat"]}
     with pytest.raises(DataError) as caught:
-        tokenize(make_tokenizer(chat=False), *[trap, UNEQUAL] * 12)
+        tokenize(make_tokenizer(chat=False), *[trap, sized(SHORT, MIDDLE)] * 12)
     lines = str(caught.value).splitlines()
     assert lines[0].startswith("12 rows")
     assert [line.split(": ", 1)[0] for line in lines[1:11]] == [

@@ -1,34 +1,37 @@
 """PreferenceDataModule: files of scored groups to loaders of GroupBatch."""
 
-import struct
 import warnings
-from collections.abc import Callable, Sequence
-from functools import cached_property
-from hashlib import blake2b
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from mpo_lightning.batch import GroupBatch, TokenGroup
-from mpo_lightning.data.groups import DataError, check_rows
-from mpo_lightning.data.sampler import GroupSampler, StepGroups
-from mpo_lightning.data.sources import read_rows
+from mpo_lightning.batch import GroupBatch
+from mpo_lightning.data.dataset import GroupDataset, Groups
+from mpo_lightning.data.groups import DataError
+from mpo_lightning.data.prepare import prepare
+from mpo_lightning.data.reading import GroupReader
+from mpo_lightning.data.report import DataReport
+from mpo_lightning.data.sampler import GroupSampler
+from mpo_lightning.data.schemas import Schema
+from mpo_lightning.data.scores import Keep, Normalization, Scale, normalize_scores
 from mpo_lightning.data.tokens import (
     Boundary,
-    DataReport,
     GroupTokenizer,
     OverLong,
     PromptFormat,
     load_tokenizer,
     tokenizer_digest,
 )
+from mpo_lightning.folders import cache_folder
+from mpo_lightning.losses import MPO, SetLoss
 from mpo_lightning.resume import ResumeError, compare
 
-__all__ = ["GroupDataset", "PreferenceDataModule"]
+__all__ = ["PreferenceDataModule"]
 
 Role = Literal["train", "val", "test", "predict"]
 # Which files a Trainer function reads; it cannot do without the first.
@@ -40,54 +43,18 @@ ROLES_OF_STAGE: dict[str, tuple[Role, ...]] = {
 }
 
 
-class GroupDataset(Dataset[GroupBatch]):
-    """Tokenised groups; an item is the batch of the groups that a sampler names for a step."""
-
-    def __init__(self, groups: Sequence[TokenGroup]) -> None:
-        self.groups = groups
-
-    def __len__(self) -> int:
-        """Number of groups."""
-        return len(self.groups)
-
-    @cached_property
-    def sizes(self) -> list[int]:
-        """Tokens of each group, its prompt once and its responses."""
-        return [len(group.prompt) + sum(map(len, group.responses)) for group in self.groups]
-
-    @cached_property
-    def digest(self) -> str:
-        """Of all that training sees of the groups, in order: token ids and scores."""
-        content = blake2b(digest_size=16)
-        for group in self.groups:
-            parts = (group.prompt, *group.responses)
-            content.update(struct.pack(f"<{len(parts)}q", *map(len, parts)))
-            for part in parts:
-                content.update(part.numpy().astype("<i4").tobytes())
-            content.update(struct.pack(f"<{len(group.scores)}d", *group.scores))
-        return content.hexdigest()
-
-    def __getitem__(self, step: StepGroups) -> GroupBatch:
-        """The batch of a step."""
-        groups = [self.groups[index] for index in step.indices]
-        return GroupBatch.from_groups(groups, counted=step.counted)
-
-    def __getstate__(self) -> list[TokenGroup]:
-        """The groups by value, for workers that are not forked: torch opens a file a tensor."""
-        return [_with_ids(group, Tensor.numpy) for group in self.groups]
-
-    def __setstate__(self, groups: list[TokenGroup]) -> None:
-        """The groups as tensors again."""
-        self.groups = [_with_ids(group, torch.from_numpy) for group in groups]
+# Groups whose scores are looked at together.
+AT_A_TIME = 4096
 
 
 class PreferenceDataModule(LightningDataModule):
     """Scored groups from files, checked, tokenised and batched whole.
 
     A row has ``prompt`` (a text, or a list of ``{"role", "content"}`` messages), ``responses`` (a
-    list of texts) and ``scores`` (one number each, higher is better); see docs/data.md. A source
-    is a ``.jsonl``, ``.json`` or ``.parquet`` file, a folder of ``datasets.save_to_disk``, or a
-    hub id, with a split after a colon if wanted.
+    list of texts) and ``scores`` (one number each, higher is better), or the columns of a known
+    public data set; see docs/data.md. A source is a ``.jsonl``, ``.json`` or ``.parquet`` file, a
+    folder of such files or of ``datasets.save_to_disk``, or a hub id, with a split after a colon
+    if wanted. Token ids are computed once and kept on disk.
 
     Args:
         tokenizer: folder or hub id of the tokenizer; the command line takes the model's base where
@@ -96,6 +63,8 @@ class PreferenceDataModule(LightningDataModule):
         val: what to validate on.
         test: what to test on.
         predict: what to predict for.
+        schema: shape of the rows; found from their columns if none.
+        columns: columns to read under another name: the name in the source, and the name to use.
         groups_per_batch: groups (prompts) of a step on one process, at most; 8 where neither this
             nor tokens_per_batch is given.
         tokens_per_batch: tokens of a step on one process, at most: each group's prompt once and its
@@ -105,13 +74,21 @@ class PreferenceDataModule(LightningDataModule):
         over_long: what to do with a response beyond the limit. "drop_group", "drop_response" (the
             others are compared among themselves), "cut" or "error". A prompt that leaves no room
             drops its group, or is an error.
-        equal_scores: what to do with a group whose scores are all equal and that has nothing to
-            contrast; predict keeps it.
+        max_responses: responses of a group that are kept at most; all if none.
+        keep_responses: which. "first" as given, "balanced" as many above the group's mean score as
+            not, "extremes" the highest and the lowest scored.
+        normalize_scores: bring scores to one scale. "z-score" counts from the mean in standard
+            deviations; "rank" is 0 for the lowest and 1 for the highest.
+        normalize_over: each group by itself, or all groups of a source together.
+        no_contrast: what to do with a group that teaches the loss nothing: all its scores are
+            equal, or the loss's partition leaves one set empty; predict keeps it.
         prompt_format: "chat" renders with the chat template, "text" writes prompt and response one
             after the other, "auto" is chat where the tokenizer has a template.
         boundary: "strict" wants the prompt's tokens to begin the tokens of prompt + response,
             "separate" tokenises the two apart.
         num_workers: processes that prepare batches.
+        num_proc: processes that tokenize; all processors that are free to use if none.
+        cache: folder where token ids are kept; one of the user's cache folder if none.
         seed: seed of the order of the training groups.
         trust_remote_code: let a hub tokenizer run its own code.
     """
@@ -124,25 +101,35 @@ class PreferenceDataModule(LightningDataModule):
         val: str | list[str] | None = None,
         test: str | list[str] | None = None,
         predict: str | list[str] | None = None,
+        schema: Schema | None = None,
+        columns: dict[str, str] | None = None,
         groups_per_batch: int | None = None,
         tokens_per_batch: int | None = None,
         max_length: int = 2048,
         over_long: OverLong = "drop_group",
-        equal_scores: Literal["drop", "error"] = "drop",
         prompt_format: PromptFormat = "auto",
         boundary: Boundary = "strict",
+        max_responses: int | None = None,
+        keep_responses: Keep = "first",
+        normalize_scores: Normalization = "none",
+        normalize_over: Scale = "group",
+        no_contrast: Literal["drop", "error"] = "drop",
         num_workers: int = 0,
+        num_proc: int | None = None,
+        cache: str | None = None,
         seed: int = 0,
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("groups_per_batch", groups_per_batch),
-            ("tokens_per_batch", tokens_per_batch),
-            ("max_length", max_length),
+        for name, value, least in (
+            ("groups_per_batch", groups_per_batch, 1),
+            ("tokens_per_batch", tokens_per_batch, 1),
+            ("max_length", max_length, 1),
+            ("max_responses", max_responses, 2),
+            ("num_proc", num_proc, 1),
         ):
-            if value is not None and value < 1:
-                raise ValueError(f"data.{name} must be at least 1, got {value}.")
+            if value is not None and value < least:
+                raise ValueError(f"data.{name} must be at least {least}, got {value}.")
         self.tokenizer_path = tokenizer
         self.sources: dict[Role, list[str]] = {
             "train": _as_list(train),
@@ -156,7 +143,15 @@ class PreferenceDataModule(LightningDataModule):
         self.tokens_per_batch = tokens_per_batch
         self.max_length = max_length
         self.over_long: OverLong = over_long
-        self.equal_scores: Literal["drop", "error"] = equal_scores
+        self.schema = schema
+        self.columns = columns
+        self.max_responses = max_responses
+        self.keep_responses: Keep = keep_responses
+        self.normalize_scores: Normalization = normalize_scores
+        self.normalize_over: Scale = normalize_over
+        self.no_contrast: Literal["drop", "error"] = no_contrast
+        self.num_proc = num_proc
+        self.cache = cache_folder("tokens") if cache is None else Path(cache)
         self.prompt_format: PromptFormat = prompt_format
         self.boundary: Boundary = boundary
         self.num_workers = num_workers
@@ -182,39 +177,107 @@ class PreferenceDataModule(LightningDataModule):
                 self.datasets[role] = self._load(role)
 
     def _load(self, role: Role) -> GroupDataset:
+        from datasets import concatenate_datasets
+
         if self.tokenizer is None:
             if self.tokenizer_path is None:
                 raise DataError("data.tokenizer is not set: the folder or hub id of a tokenizer.")
             self.tokenizer = load_tokenizer(
                 self.tokenizer_path, trust_remote_code=self.trust_remote_code
             )
+        contrasts = role != "predict"
         tokenize = GroupTokenizer(
             self.tokenizer,
             max_length=self.max_length,
             over_long=self.over_long,
             prompt_format=self.prompt_format,
             boundary=self.boundary,
-            equal_scores="keep" if role == "predict" else self.equal_scores,
+            max_responses=self.max_responses,
+            keep_responses=self.keep_responses,
+            min_responses=2 if contrasts else 1,
         )
-        groups: list[TokenGroup] = []
+        parts: list[Groups] = []
         for source in self.sources[role]:
-            split = {"val": "validation", "predict": "test"}.get(role, role)
-            checked = check_rows(read_rows(source, default_split=split))
-            tokens, report = tokenize(checked, source)
+            reader = GroupReader(
+                source,
+                schema=self.schema,
+                columns=self.columns,
+                default_split={"val": "validation", "predict": "test"}.get(role, role),
+            )
+            data, report = prepare(reader, tokenize, root=self.cache, processes=self.num_proc)
+            report.check()
+            groups = Groups(data)
+            scores = normalize_scores(
+                groups.scores, groups.counts, self.normalize_scores, self.normalize_over
+            )
+            groups = Groups(data, scores)
+            if contrasts:
+                groups = self._with_contrast(groups, report)
+                report.check()
             rank_zero_info(f"data.{role}: {report}")
             self.reports.append(report)
-            groups += tokens
+            parts.append(groups)
+        starts = np.cumsum([0, *(len(part.data) for part in parts)]).tolist()
+        groups = Groups(
+            concatenate_datasets([part.data for part in parts]),
+            np.concatenate([part.scores for part in parts]),
+            np.concatenate([part.kept + start for part, start in zip(parts, starts, strict=False)]),
+        )
         dataset = GroupDataset(groups)
-        if self.tokens_per_batch is not None:
-            beyond = [size for size in dataset.sizes if size > self.tokens_per_batch]
-            if beyond:
-                rank_zero_warn(
-                    f"data.{role}: {len(beyond)} of {len(groups)} groups hold more than "
-                    f"{self.tokens_per_batch} tokens (data.tokens_per_batch), the largest "
-                    f"{max(beyond)}. Each is a batch of its own; model.responses_per_pass keeps "
-                    "the memory that it takes constant."
-                )
+        self._warn_of_large_groups(role, dataset)
         return dataset
+
+    def _with_contrast(self, groups: Groups, report: DataReport) -> Groups:
+        """The groups that teach the loss of the module something; the others are counted.
+
+        Raises:
+            DataError: for a group without contrast, if it is an error.
+        """
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        loss = getattr(module, "loss", None)
+        if not isinstance(loss, SetLoss):
+            loss = MPO()
+        contrast, equal = np.ones((2, len(groups)), dtype=bool)
+        for start in range(0, len(groups), AT_A_TIME):
+            scores, valid = groups.slots(start, start + AT_A_TIME)
+            part = slice(start, start + AT_A_TIME)
+            contrast[part] = loss.has_contrast(scores, valid).numpy()
+            equal[part] = ((scores == scores[:, :1]) | ~valid).all(1).numpy()
+        if contrast.all():
+            return groups
+        if self.no_contrast == "error":
+            without = np.flatnonzero(~contrast)
+            first = groups[int(without[0])]
+            raise DataError.of_field(
+                first.source,
+                "scores",
+                found=f"{list(first.scores)}, in {len(without)} such row(s)",
+                expected=f"scores that give {type(loss).__name__} something to contrast",
+                remedy="Remove the rows, or set data.no_contrast: drop.",
+            )
+        for reason, dropped in (
+            ("with all scores equal", ~contrast & equal),
+            (f"whose scores {type(loss).__name__} has no contrast for", ~contrast & ~equal),
+        ):
+            report.drop_all(
+                reason, [groups.source(i) for i in np.flatnonzero(dropped)[:3]], int(dropped.sum())
+            )
+        kept = Groups(groups.data, groups.scores, groups.kept[contrast])
+        report.kept = len(kept)
+        report.responses = int(kept.counts.sum())
+        return kept
+
+    def _warn_of_large_groups(self, role: Role, dataset: GroupDataset) -> None:
+        if self.tokens_per_batch is None:
+            return
+        beyond = dataset.sizes[dataset.sizes > self.tokens_per_batch]
+        if len(beyond):
+            rank_zero_warn(
+                f"data.{role}: {len(beyond)} of {len(dataset)} groups hold more than "
+                f"{self.tokens_per_batch} tokens (data.tokens_per_batch), the largest "
+                f"{beyond.max()}. Each is a batch of its own; model.responses_per_pass keeps "
+                "the memory that it takes constant."
+            )
 
     def _loader(self, role: Role) -> DataLoader[GroupBatch]:
         assert self.trainer is not None
@@ -339,11 +402,6 @@ class PreferenceDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[GroupBatch]:
         """Groups to predict for, in file order."""
         return self._loader("predict")
-
-
-def _with_ids(group: TokenGroup, change: Callable[[Any], Any]) -> TokenGroup:
-    responses = tuple(change(response) for response in group.responses)
-    return group._replace(prompt=change(group.prompt), responses=responses)
 
 
 def _as_list(value: str | list[str] | None) -> list[str]:

@@ -1,21 +1,18 @@
 """The canonical row and its check: ``prompt``, ``responses``, ``scores``."""
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from mpo_lightning.errors import UserError
 
-__all__ = ["DataError", "Message", "PreferenceGroup", "check_row", "check_rows"]
+__all__ = ["DataError", "Message", "PreferenceGroup", "check_row"]
 
 Message = dict[str, str]
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
+OWN_FIELDS = ("prompt", "responses", "scores", "truncated")
 ROLES = ("system", "user", "assistant", "tool")
 LAST_ROLES = ("user", "tool")
-SHOWN_ERRORS = 10
 
 
 class DataError(UserError, ValueError):
@@ -47,6 +44,8 @@ class PreferenceGroup:
         scores: one finite number a response; higher is better.
         source: "file:row".
         extra: the row's other columns, untouched.
+        truncated: True for a response that generation cut at its limit: it does not end there;
+            none if it is not known of any.
     """
 
     prompt: str | list[Message]
@@ -54,11 +53,7 @@ class PreferenceGroup:
     scores: list[float]
     source: str
     extra: dict[str, object]
-
-    @property
-    def has_contrast(self) -> bool:
-        """Whether the scores differ: without it there is no chosen and no rejected set."""
-        return len(set(self.scores)) > 1
+    truncated: list[bool] | None = None
 
 
 def _show(value: object, limit: int = 60) -> str:
@@ -189,6 +184,21 @@ def _check_scores(scores: object, count: int, source: str) -> list[float]:
     return values
 
 
+def _check_truncated(truncated: object, count: int, source: str) -> list[bool] | None:
+    if truncated is None:
+        return None
+    flags = list(truncated) if _is_list(truncated) else []  # type: ignore[call-overload]
+    if len(flags) != count or not all(isinstance(flag, bool) for flag in flags):
+        raise DataError.of_field(
+            source,
+            "truncated",
+            found=_show(truncated),
+            expected=f"true or false for each of {count} responses",
+            remedy="Repair or remove the field: it says whose end generation has cut.",
+        )
+    return flags
+
+
 def check_row(row: object, source: str) -> PreferenceGroup:
     """Check one canonical row.
 
@@ -216,36 +226,6 @@ def check_row(row: object, source: str) -> PreferenceGroup:
     prompt = _check_prompt(row["prompt"], source)
     responses = _check_responses(row["responses"], source)
     scores = _check_scores(row["scores"], len(responses), source)
-    extra = {str(k): v for k, v in row.items() if k not in ("prompt", "responses", "scores")}
-    return PreferenceGroup(prompt, responses, scores, source, extra)
-
-
-def collect_errors(items: Iterable[Item], check: Callable[[Item], Result]) -> list[Result]:
-    """Apply a check to every item and raise once, with the first errors and the number of all.
-
-    Raises:
-        DataError: if any item failed.
-    """
-    results: list[Result] = []
-    errors: list[str] = []
-    for item in items:
-        try:
-            results.append(check(item))
-        except DataError as error:
-            errors.append(str(error))
-    if len(errors) == 1:
-        raise DataError(errors[0])
-    if errors:
-        shown = "\n".join(f"  {line}" for line in errors[:SHOWN_ERRORS])
-        more = f"\n  ... and {len(errors) - SHOWN_ERRORS} more" * (len(errors) > SHOWN_ERRORS)
-        raise DataError(f"{len(errors)} rows cannot be used:\n{shown}{more}")
-    return results
-
-
-def check_rows(rows: Iterable[tuple[str, object]]) -> list[PreferenceGroup]:
-    """Check every ``(source, row)``; all bad rows are reported together.
-
-    Raises:
-        DataError: if any row is bad.
-    """
-    return collect_errors(rows, lambda item: check_row(item[1], item[0]))
+    truncated = _check_truncated(row.get("truncated"), len(responses), source)
+    extra = {str(k): v for k, v in row.items() if k not in OWN_FIELDS}
+    return PreferenceGroup(prompt, responses, scores, source, extra, truncated)

@@ -1,12 +1,14 @@
 """Which groups a process sees, step by step."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch.utils.data import DistributedSampler
 
 __all__ = ["GroupSampler", "StepGroups"]
@@ -52,7 +54,7 @@ class GroupSampler(DistributedSampler[StepGroups]):
 
     def __init__(
         self,
-        sizes: Sequence[int],
+        sizes: ArrayLike,
         *,
         groups_per_batch: int | None = None,
         tokens_per_batch: int | None = None,
@@ -62,8 +64,8 @@ class GroupSampler(DistributedSampler[StepGroups]):
         rank: int,
     ) -> None:
         # DistributedSampler's own initialisation plans single indices; only its interface is used.
-        self.sizes = sizes
-        self.groups_per_batch = len(sizes) if groups_per_batch is None else groups_per_batch
+        self.sizes = np.asarray(sizes, dtype=np.int64)
+        self.groups_per_batch = len(self.sizes) if groups_per_batch is None else groups_per_batch
         self.tokens_per_batch = tokens_per_batch
         self.shuffle = shuffle
         self.seed = seed
@@ -112,7 +114,8 @@ class GroupSampler(DistributedSampler[StepGroups]):
         order = self._order(len(self.sizes), self.seed)
         if self.shuffle:
             # Sizes within a tenth of one another count as equal, and chance decides among them.
-            order.sort(key=lambda index: int(10 * math.log(self.sizes[index])))
+            classes = (10 * np.log(self.sizes)).astype(np.int64)
+            order = [order[place] for place in np.argsort(classes[order], kind="stable").tolist()]
         batches = self._cut(order)
         if self.shuffle:
             batches = self._even(batches)
@@ -124,11 +127,11 @@ class GroupSampler(DistributedSampler[StepGroups]):
         assert self.tokens_per_batch is not None
         batches: list[list[int]] = []
         room = 0
-        for index in order:
-            room -= self.sizes[index]
+        for index, size in zip(order, self.sizes[order].tolist(), strict=True):
+            room -= size
             if not batches or room < 0 or len(batches[-1]) == self.groups_per_batch:
                 batches.append([])
-                room = self.tokens_per_batch - self.sizes[index]
+                room = self.tokens_per_batch - size
             batches[-1].append(index)
         return batches
 
@@ -136,7 +139,7 @@ class GroupSampler(DistributedSampler[StepGroups]):
         """The batches by tokens, the largest split until all steps have one for every process."""
 
         def tokens(batch: list[int]) -> int:
-            return sum(self.sizes[index] for index in batch)
+            return int(self.sizes[batch].sum())
 
         def entry(batch: list[int]) -> tuple[int, list[int]]:
             # Smallest first is the heap's order; a single group comes last, as it cannot be split.

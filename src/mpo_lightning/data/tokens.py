@@ -6,28 +6,25 @@ The rules, and why they are rules:
 - The prompt's ids must begin the ids of prompt + response, for each response. Where they do not, a
   sampler that was given the prompt could not have produced those ids: an error, never a slice.
 - What ends the turn is inside the response and is learned. What a template writes after it is not.
-- A response that was cut to the limit has no end of turn.
+- A response that was cut, here to the limit or when it was generated, has no end of turn.
 - The limit is each response's own: the length of a sibling has no say.
 """
 
 import json
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-import torch
-
-from mpo_lightning.batch import TokenGroup
-from mpo_lightning.data.groups import DataError, Message, PreferenceGroup, collect_errors
+from mpo_lightning.data.groups import DataError, Message, PreferenceGroup
+from mpo_lightning.data.report import DataReport
+from mpo_lightning.data.scores import Keep, select_responses
 
 __all__ = [
     "Boundary",
-    "DataReport",
     "GroupTokenizer",
     "OverLong",
     "PromptFormat",
+    "TokenIds",
     "load_tokenizer",
     "tokenizer_digest",
 ]
@@ -73,53 +70,18 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
-@dataclass
-class DataReport:
-    """What became of the rows of one source: nothing is dropped without being counted here.
+class TokenIds(NamedTuple):
+    """A group's token ids.
 
     Attributes:
-        data: the source.
-        groups: groups read.
-        kept: groups that remain.
-        responses: responses that remain.
-        dropped: groups dropped, by reason.
-        changed: responses dropped or cut, and oddities that were kept, by reason.
-        examples: the first rows of each reason.
+        prompt: ids of the rendered prompt.
+        responses: ids of each response that is kept.
+        indices: the place of each of them in its row.
     """
 
-    data: str
-    groups: int = 0
-    kept: int = 0
-    responses: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    changed: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-
-    def drop(self, reason: str, source: str) -> None:
-        """Count a dropped group."""
-        self.dropped[reason] += 1
-        self._example(reason, source)
-
-    def note(self, reason: str, source: str, count: int = 1) -> None:
-        """Count responses that were dropped or cut, or that are odd."""
-        if count:
-            self.changed[reason] += count
-            self._example(reason, source)
-
-    def _example(self, reason: str, source: str) -> None:
-        examples = self.examples.setdefault(reason, [])
-        if len(examples) < 3:
-            examples.append(source)
-
-    def __str__(self) -> str:
-        """The report as text."""
-        mean = self.responses / self.kept if self.kept else 0.0
-        lines = [f"{self.data}: {self.kept} of {self.groups} groups, {mean:.1f} responses each"]
-        for what, counts in (("groups dropped", self.dropped), ("responses", self.changed)):
-            for reason, count in counts.items():
-                where = ", ".join(self.examples[reason])
-                lines.append(f"  {what}: {count} {reason} (first: {where})")
-        return "\n".join(lines)
+    prompt: list[int]
+    responses: list[list[int]]
+    indices: list[int]
 
 
 class GroupTokenizer:
@@ -136,8 +98,9 @@ class GroupTokenizer:
             the tokenizer has a template.
         boundary: "strict" wants the prompt's ids to begin the ids of prompt + response; "separate"
             tokenises the two apart, as a sampler saw them.
-        equal_scores: what to do with groups whose scores are all equal; "keep" is for prediction,
-            which contrasts nothing.
+        max_responses: responses of a group that are kept at most; all if none.
+        keep_responses: which; see `select_responses`.
+        min_responses: a group of which fewer remain is dropped. A contrast needs two.
 
     Raises:
         DataError: if the format needs a chat template that the tokenizer lacks.
@@ -151,13 +114,18 @@ class GroupTokenizer:
         over_long: OverLong,
         prompt_format: PromptFormat,
         boundary: Boundary,
-        equal_scores: Literal["drop", "error", "keep"],
+        max_responses: int | None = None,
+        keep_responses: Keep = "first",
+        min_responses: int = 2,
     ) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.over_long = over_long
         self.boundary = boundary
-        self.equal_scores = equal_scores
+        self.prompt_format: PromptFormat = prompt_format
+        self.max_responses = max_responses
+        self.keep_responses: Keep = keep_responses
+        self.min_responses = min_responses
         has_template = tokenizer.chat_template is not None
         if prompt_format == "chat" and not has_template:
             raise DataError(
@@ -173,38 +141,42 @@ class GroupTokenizer:
             adds_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
             self._text_start = [bos] if adds_bos else []
 
-    def __call__(
-        self, groups: Sequence[PreferenceGroup], data: str
-    ) -> tuple[list[TokenGroup], DataReport]:
-        """Tokenise the groups of one source.
+    @property
+    def settings(self) -> dict[str, object]:
+        """All that decides what a group becomes, beside the tokenizer's own content."""
+        return {
+            "max_length": self.max_length,
+            "over_long": self.over_long,
+            "prompt_format": self.prompt_format,
+            "boundary": self.boundary,
+            "max_responses": self.max_responses,
+            "keep_responses": self.keep_responses,
+            "min_responses": self.min_responses,
+        }
+
+    def __call__(self, group: PreferenceGroup, report: DataReport) -> TokenIds | None:
+        """Tokenise a group; the report counts what is dropped or cut. None if the group is dropped.
 
         Raises:
-            DataError: for groups that cannot be tokenised, all of them together, or if none remain.
+            DataError: if the group cannot be tokenised.
         """
-        report = DataReport(data, groups=len(groups))
-        results = collect_errors(groups, lambda group: self._group(group, report))
-        kept = [group for group in results if group is not None]
-        report.kept, report.responses = len(kept), sum(len(group.responses) for group in kept)
-        if not kept:
-            raise DataError(f"No group of {data} can be used.\n{report}")
-        return kept, report
-
-    def _group(self, group: PreferenceGroup, report: DataReport) -> TokenGroup | None:
-        if self.equal_scores != "keep" and not group.has_contrast:
-            self._no_contrast(group, report)
-            return None
         report.note(
             "repeat another response of their group",
             group.source,
             len(group.responses) - len(set(group.responses)),
         )
-        prompt, responses = self._encode(group)
+        places = list(range(len(group.responses)))
+        if self.max_responses is not None:
+            places = select_responses(group.scores, self.max_responses, self.keep_responses)
+            beyond = len(group.responses) - len(places)
+            report.note("beyond max_responses left out", group.source, beyond)
+        prompt, responses = self._encode(group, places)
         budget = self.max_length - len(prompt)
         if budget < 1:
             self._long_prompt(group, len(prompt), report)
             return None
-        kept: list[tuple[int, list[int], float]] = []
-        for index, (ids, score) in enumerate(zip(responses, group.scores, strict=True)):
+        kept: list[tuple[int, list[int]]] = []
+        for index, ids in zip(places, responses, strict=True):
             if len(ids) > budget:
                 if self.over_long == "error":
                     raise DataError.of_field(
@@ -221,30 +193,13 @@ class GroupTokenizer:
                     report.note("beyond max_length dropped", group.source)
                     continue
                 report.note("cut to max_length", group.source)
-            kept.append((index, ids[:budget], score))
-        distinct = len({score for _, _, score in kept})
-        if distinct < (1 if self.equal_scores == "keep" else 2):
-            report.drop("without contrast after their long responses were dropped", group.source)
+            kept.append((index, ids[:budget]))
+        if len(kept) < self.min_responses:
+            report.drop("with too few responses within max_length", group.source)
             return None
-        return TokenGroup(
-            prompt=torch.tensor(prompt, dtype=torch.int32),
-            responses=tuple(torch.tensor(ids, dtype=torch.int32) for _, ids, _ in kept),
-            scores=tuple(score for _, _, score in kept),
-            source=group.source,
-            extra=group.extra,
-            indices=tuple(index for index, _, _ in kept),
-        )
-
-    def _no_contrast(self, group: PreferenceGroup, report: DataReport) -> None:
-        if self.equal_scores == "error":
-            raise DataError.of_field(
-                group.source,
-                "scores",
-                found=f"{len(group.scores)} times {group.scores[0]}",
-                expected="scores that differ",
-                remedy="Remove the row, or set data.equal_scores: drop.",
-            )
-        report.drop("with all scores equal", group.source)
+        report.kept += 1
+        report.responses += len(kept)
+        return TokenIds(prompt, [ids for _, ids in kept], [index for index, _ in kept])
 
     def _long_prompt(self, group: PreferenceGroup, length: int, report: DataReport) -> None:
         if self.over_long == "error":
@@ -263,9 +218,11 @@ class GroupTokenizer:
         encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         return [list(ids) for ids in encoded]
 
-    def _encode(self, group: PreferenceGroup) -> tuple[list[int], list[list[int]]]:
+    def _encode(
+        self, group: PreferenceGroup, places: list[int]
+    ) -> tuple[list[int], list[list[int]]]:
         if self.chat:
-            prompt_text, whole_texts = self._render(group)
+            prompt_text, whole_texts = self._render(group, places)
             start: list[int] = []
         else:
             if not isinstance(group.prompt, str):
@@ -277,9 +234,9 @@ class GroupTokenizer:
                     remedy="The tokenizer has no chat template, or data.prompt_format is text.",
                 )
             prompt_text, start = group.prompt, self._text_start
-            whole_texts = [prompt_text + response for response in group.responses]
+            whole_texts = [prompt_text + group.responses[place] for place in places]
         if self.boundary == "strict":
-            prompt, responses = self._strict(prompt_text, whole_texts, group.source)
+            prompt, responses = self._strict(prompt_text, whole_texts, group.source, places)
         else:
             tails = [whole[len(prompt_text) :] for whole in whole_texts]
             prompt, *responses = self._ids([prompt_text, *tails])
@@ -294,13 +251,18 @@ class GroupTokenizer:
                 expected="one",
                 remedy="The prompt's text and the template both write it: remove it from the text.",
             )
-        return prompt, [self._close(ids, group.source, i) for i, ids in enumerate(responses)]
+        truncated = group.truncated or [False] * len(group.responses)
+        closed = [
+            self._close(ids, group.source, place, cut=truncated[place])
+            for ids, place in zip(responses, places, strict=True)
+        ]
+        return prompt, closed
 
     def _strict(
-        self, prompt_text: str, whole_texts: list[str], source: str
+        self, prompt_text: str, whole_texts: list[str], source: str, places: list[int]
     ) -> tuple[list[int], list[list[int]]]:
         prompt, *wholes = self._ids([prompt_text, *whole_texts])
-        for index, whole in enumerate(wholes):
+        for index, whole in zip(places, wholes, strict=True):
             if whole[: len(prompt)] != prompt:
                 at = _first_difference(prompt, whole)
                 tokens = self.tokenizer.convert_ids_to_tokens
@@ -315,15 +277,17 @@ class GroupTokenizer:
                 )
         return prompt, [whole[len(prompt) :] for whole in wholes]
 
-    def _render(self, group: PreferenceGroup) -> tuple[str, list[str]]:
+    def _render(self, group: PreferenceGroup, places: list[int]) -> tuple[str, list[str]]:
         messages = group.prompt
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
         try:
             prompt = self._template(messages, add_generation_prompt=True)
             wholes = [
-                self._template([*messages, {"role": "assistant", "content": response}])
-                for response in group.responses
+                self._template(
+                    [*messages, {"role": "assistant", "content": group.responses[place]}]
+                )
+                for place in places
             ]
         # A template reports what it does not accept (a role, an order) as a TemplateError.
         except _template_error() as error:
@@ -334,12 +298,12 @@ class GroupTokenizer:
                 expected="a conversation that the template accepts",
                 remedy="Change the roles or their order, or the template.",
             ) from error
-        for index, whole in enumerate(wholes):
+        for place, whole in zip(places, wholes, strict=True):
             if not whole.startswith(prompt):
                 same = _first_difference(prompt, whole)
                 raise DataError.of_field(
                     group.source,
-                    f"responses[{index}]",
+                    f"responses[{place}]",
                     found=f"{whole[same : same + 40]!r} in the rendered answer where the rendered "
                     f"prompt has {prompt[same : same + 40]!r}",
                     expected="an answer that begins with its prompt",
@@ -381,7 +345,7 @@ class GroupTokenizer:
             return self.tokenizer.eos_token_id, None
         return ids[position], len(ids) - position - 1
 
-    def _close(self, ids: list[int], source: str, index: int) -> list[int]:
+    def _close(self, ids: list[int], source: str, index: int, *, cut: bool) -> list[int]:
         if self._after_end is None:
             closed = ids if ids[-1:] == [self._end] else [*ids, self._end]
         else:
@@ -403,7 +367,7 @@ class GroupTokenizer:
                 remedy="The response's text and the template both write it: remove it from the "
                 "text.",
             )
-        return closed
+        return closed[:-1] if cut else closed
 
 
 def _first_difference(prompt: Sequence[object], whole: Sequence[object]) -> int:

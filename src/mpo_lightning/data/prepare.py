@@ -1,0 +1,157 @@
+"""The groups of a source as token ids, computed once and kept on disk.
+
+The rows are dealt out in runs to as many processes as wanted; what these make of them is written
+to Arrow files as it comes and memory-mapped afterwards, so that neither the rows nor the tokens
+have to fit into memory. What was made is found again by content: of the source, of the tokenizer,
+of the settings and of the code that made it.
+"""
+
+import json
+import os
+from hashlib import sha256
+from inspect import getsourcefile
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from filelock import FileLock
+
+from mpo_lightning.data.dataset import SCHEMA
+from mpo_lightning.data.groups import DataError
+from mpo_lightning.data.reading import GroupReader
+from mpo_lightning.data.report import DataReport
+from mpo_lightning.data.tokens import GroupTokenizer, tokenizer_digest
+
+__all__ = ["prepare"]
+
+# Groups of one run; a run's report is one row.
+RUN = 500
+# Below it a process costs more than it saves.
+WORTH_A_PROCESS = 4 * RUN
+REPORT = "report.json"
+
+
+def prepare(
+    reader: GroupReader, tokenize: GroupTokenizer, *, root: Path, processes: int | None = None
+) -> tuple[Any, DataReport]:
+    """Tokenise all groups of a source, or find what an earlier call made of the same.
+
+    Several processes that ask for the same wait for the one that makes it.
+
+    Args:
+        reader: the source.
+        tokenize: makes token ids of a group.
+        root: folder of what is kept.
+        processes: that share the work; as many as this process may use if none.
+
+    Returns:
+        a data set of the ``datasets`` library with the columns of `dataset.SCHEMA`, one row a kept
+        group, and what became of all of them. Rows that cannot be used are in the report.
+    """
+    from datasets import load_from_disk
+
+    folder = root / _key(reader, tokenize)
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not (folder / REPORT).is_file():
+            _make(folder, reader, tokenize, processes)
+    report = DataReport.from_json((folder / REPORT).read_text(encoding="utf-8"))
+    return load_from_disk(str(folder)), report
+
+
+def _key(reader: GroupReader, tokenize: GroupTokenizer) -> str:
+    """Of all that decides what the groups become."""
+    here = Path(__file__).parent
+    code = [here / f"{name}.py" for name in ("groups", "reading", "schemas", "tokens", "scores")]
+    own = getsourcefile(type(reader.schema))
+    content = {
+        # Rows are named by their source, in messages and in predictions.
+        "source": [reader.source.name, reader.source.digest],
+        "schema": repr(reader.schema),
+        "columns": reader.columns,
+        "tokenizer": tokenizer_digest(tokenize.tokenizer),
+        "settings": tokenize.settings,
+        "code": [
+            sha256(path.read_bytes()).hexdigest() for path in [*code, *([Path(own)] if own else [])]
+        ],
+    }
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _make(
+    folder: Path, reader: GroupReader, tokenize: GroupTokenizer, processes: int | None
+) -> None:
+    import datasets
+
+    starts = np.arange(0, len(reader), RUN)
+    runs = datasets.Dataset.from_dict({"start": starts})
+    if processes is None:
+        available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        processes = min(available, len(reader) // WORTH_A_PROCESS)
+    with TemporaryDirectory(prefix=".", dir=folder.parent) as temporary:
+        rows = runs.with_format("arrow").map(
+            _tokenize_run,
+            batched=True,
+            batch_size=1,
+            remove_columns=["start"],
+            features=datasets.Features.from_arrow_schema(_WITH_REPORT),
+            fn_kwargs={"reader": reader, "tokenize": tokenize},
+            num_proc=processes if processes > 1 else None,
+            cache_file_name=f"{temporary}/run.arrow",
+            new_fingerprint=folder.name,
+            desc=f"Tokenizing {reader.source.name} ({RUN} groups each)",
+        )
+        report = DataReport(reader.source.name)
+        texts = rows.data.table.column("report")
+        for text in texts.filter(pc.is_valid(texts)).to_pylist():
+            report.add(DataReport.from_json(text))
+        kept = np.flatnonzero(pc.is_null(texts).to_numpy())
+        whole = Path(temporary) / "whole"
+        rows.select(kept).remove_columns("report").save_to_disk(str(whole))
+        (whole / REPORT).write_text(report.to_json(), encoding="utf-8")
+        whole.rename(folder)
+
+
+_WITH_REPORT = SCHEMA.append(pa.field("report", pa.string()))
+
+
+def _tokenize_run(run: pa.Table, reader: GroupReader, tokenize: GroupTokenizer) -> pa.Table:
+    """The kept groups of a run, and a last row that holds its report alone."""
+    (start,) = run.column("start").to_pylist()
+    stop = min(start + RUN, len(reader))
+    report = DataReport(reader.source.name, groups=stop - start)
+    columns: dict[str, list[Any]] = {name: [] for name in _WITH_REPORT.names}
+    for outcome in reader.outcomes(start, stop):
+        if outcome.skipped is not None:
+            report.drop(outcome.skipped, outcome.source)
+            continue
+        try:
+            if outcome.error is not None:
+                raise outcome.error
+            assert outcome.group is not None
+            for note in outcome.notes:
+                report.note(note, outcome.source)
+            ids = tokenize(outcome.group, report)
+        except DataError as error:
+            report.fail(error)
+            continue
+        if ids is None:
+            continue
+        values = {
+            "prompt": ids.prompt,
+            "responses": ids.responses,
+            "scores": [outcome.group.scores[index] for index in ids.indices],
+            "indices": ids.indices,
+            "source": outcome.source,
+            # Parquet and datasets rows may hold dates and the like, which JSON has no form for.
+            "extra": json.dumps(outcome.group.extra, default=str),
+            "report": None,
+        }
+        for name, value in values.items():
+            columns[name].append(value)
+    for name, column in columns.items():
+        column.append(report.to_json() if name == "report" else None)
+    return pa.table(columns, schema=_WITH_REPORT)
