@@ -44,8 +44,6 @@ def messages(value: object, field: str, source: str) -> list[dict[str, object]]:
     ]
 
 
-
-
 def prompt_of(value: object, field: str, source: str) -> object:
     """A prompt as it stands in its column: a text, or messages."""
     return messages(value, field, source) if is_messages(value) else value

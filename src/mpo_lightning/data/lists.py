@@ -1,7 +1,6 @@
 """Shapes whose rows hold all responses of a prompt, with their scores or ranks."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import ClassVar, Literal
@@ -19,9 +18,11 @@ from mpo_lightning.data.schema import (
     OnBad,
     PublicSchema,
     Row,
+    ScoredSchema,
     bad_field,
     is_text_list,
     listed,
+    one_of,
     records,
     require_choice,
     value_of,
@@ -32,22 +33,8 @@ __all__ = ["BestOf", "Generations", "Nectar", "Numbered", "OnPolicy", "Ranked"]
 Spread = Literal["negative_rank", "normal"]
 
 
-def _one_of(names: Sequence[str], row: Row, source: str) -> str:
-    """The one column of these names that the row has."""
-    found = [name for name in names if name in row]
-    if len(found) != 1:
-        raise bad_field(
-            source,
-            " or ".join(names),
-            f"{found or 'none'} among {sorted(map(str, row))}",
-            "one of these columns",
-            "Rename columns (data.columns) so that one is left.",
-        )
-    return found[0]
-
-
 @dataclass(frozen=True, kw_only=True)
-class OnPolicy(PublicSchema):
+class OnPolicy(ScoredSchema):
     """Responses and scores of a reward model, as in princeton-nlp/llama3-ultrafeedback-armorm.
 
     The responses stand in ``all_generated_responses`` (in some copies ``all_generated_resopnses``,
@@ -77,8 +64,8 @@ class OnPolicy(PublicSchema):
 
     def convert(self, row: Row, source: str) -> Converted:
         """The canonical row."""
-        responses_in = _one_of(self.responses_in, row, source)
-        scores_in = _one_of(self.scores_in, row, source)
+        responses_in = one_of(self.responses_in, row, source)
+        scores_in = one_of(self.scores_in, row, source)
         responses = listed(row, responses_in, source)
         scores = listed(row, scores_in, source, len(responses))
         return self.canonical(
@@ -94,7 +81,7 @@ class OnPolicy(PublicSchema):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generations(PublicSchema):
+class Generations(ScoredSchema):
     """``generations`` and their ``ratings``, as distilabel and argilla write them.
 
     The prompt is ``instruction``, or ``prompt``. Older versions write ratings as texts. A rating is
@@ -146,7 +133,7 @@ def _number_in(rating: object) -> object:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Numbered(PublicSchema):
+class Numbered(ScoredSchema):
     """A column for each response: ``A0``, ``A1``, ... or ``generate_0``, ``generate_1``, ...
 
     The score of ``A0`` is ``score_A0`` or ``A0_score`` (ChenDRAG/ultrafeedback_reward), or the
@@ -179,7 +166,7 @@ class Numbered(PublicSchema):
             scores = listed(row, "rm_scores", source, len(names))
             fields = [f"rm_scores[{index}]" for index in range(len(names))]
         else:
-            fields = [_one_of((f"score_{name}", f"{name}_score"), row, source) for name in names]
+            fields = [one_of((f"score_{name}", f"{name}_score"), row, source) for name in names]
             scores = [row[name] for name in fields]
             read += fields
         return self.canonical(
@@ -187,16 +174,12 @@ class Numbered(PublicSchema):
             source,
             prompt=prompt_of(value_of(row, "prompt", source), "prompt", source),
             answers=[
-                Answer(self._text_in(row[name], name, source), score, name, field)
+                Answer(answer_text(row[name], name, source), score, name, field)
                 for name, score, field in zip(names, scores, fields, strict=True)
                 if row[name] is not None or score is not None
             ],
             read=read,
         )
-
-    @staticmethod
-    def _text_in(value: object, name: str, source: str) -> object:
-        return answer_text(value, name, source)
 
 
 def _numbered(stem: str, row: Row, source: str) -> list[str]:
@@ -215,7 +198,7 @@ def _numbered(stem: str, row: Row, source: str) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ByRank(PublicSchema):
+class _ByRank(ScoredSchema):
     """Shapes that rank the responses of a prompt.
 
     Args:
@@ -373,7 +356,6 @@ class BestOf(PublicSchema):
 
     Args:
         empty: what to do with a response without text: "error" or "drop".
-        unscored: has no say here.
     """
 
     columns: ClassVar[str] = "prompt, chosen and rejected (lists of texts)"

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 from mpo_lightning.data.groups import (
-    FIELDS,
     DataError,
     check_number,
     check_text,
@@ -21,10 +20,12 @@ __all__ = [
     "PublicSchema",
     "Row",
     "Schema",
+    "ScoredSchema",
     "SkippedRow",
     "bad_field",
     "is_text_list",
     "listed",
+    "one_of",
     "records",
     "require_choice",
     "value_of",
@@ -115,15 +116,12 @@ class PublicSchema(Schema):
 
     Args:
         empty: what to do with a response without text: "error", or "drop" to leave it out.
-        unscored: what to do with a response that has no score (null): "error" or "drop".
     """
 
     empty: OnBad = "error"
-    unscored: OnBad = "error"
 
     def __post_init__(self) -> None:
         require_choice("empty", self.empty, OnBad)
-        require_choice("unscored", self.unscored, OnBad)
 
     def canonical(
         self,
@@ -154,11 +152,7 @@ class PublicSchema(Schema):
         scores: list[float] = []
         notes: list[str] = []
         for index, answer in enumerate(answers):
-            reason = answer.left_out
-            if reason is None and self.empty == "drop" and _is_blank(answer.text):
-                reason = "without text, left out"
-            if reason is None and self.unscored == "drop" and answer.score is None:
-                reason = "without a score, left out"
+            reason = answer.left_out or self._reason_to_leave_out(answer)
             notes += [*answer.notes, *([reason] if reason else [])]
             if reason is None:
                 kept.append(index)
@@ -169,7 +163,7 @@ class PublicSchema(Schema):
             raise SkippedRow(_reason_of_too_few(answers, notes, self.one_response_a_row))
         extra = {name: value for name, value in row.items() if name not in read}
         for name in ("prompt", "responses", "scores"):
-            if name in extra:
+            if extra.pop(name, None) is not None:
                 raise bad_field(
                     source,
                     name,
@@ -187,6 +181,11 @@ class PublicSchema(Schema):
                 extra["truncated"] = [truncated[index] for index in kept]
         fields: dict[str, object] = {"prompt": prompt, "responses": texts, "scores": scores}
         return Converted({**fields, **extra}, tuple(notes))
+
+    def _reason_to_leave_out(self, answer: Answer) -> str | None:
+        if self.empty == "drop" and _is_blank(answer.text):
+            return "without text, left out"
+        return None
 
     def _text(self, answer: Answer, source: str) -> str:
         if _is_blank(answer.text):
@@ -209,6 +208,27 @@ class PublicSchema(Schema):
                 "Score the response, or leave such responses out (schema's `unscored: drop`).",
             )
         return check_number(answer.score, answer.score_field, source)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredSchema(PublicSchema):
+    """A shape with a score for each response, which may be null.
+
+    Args:
+        empty: what to do with a response without text: "error", or "drop" to leave it out.
+        unscored: what to do with a response that has no score (null): "error" or "drop".
+    """
+
+    unscored: OnBad = "error"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("unscored", self.unscored, OnBad)
+
+    def _reason_to_leave_out(self, answer: Answer) -> str | None:
+        if self.unscored == "drop" and answer.score is None:
+            return "without a score, left out"
+        return super()._reason_to_leave_out(answer)
 
 
 def _is_blank(text: object) -> bool:
@@ -244,6 +264,24 @@ def value_of(row: Row, name: str, source: str) -> object:
         found = "null" if name in row else f"no such field among {sorted(map(str, row))}"
         raise bad_field(source, name, found, "a value", "Repair or remove the row.")
     return row[name]
+
+
+def one_of(names: Sequence[str], row: Row, source: str) -> str:
+    """The one column of these names that the row has.
+
+    Raises:
+        DataError: if it has none of them, or several.
+    """
+    found = [name for name in names if name in row]
+    if len(found) != 1:
+        raise bad_field(
+            source,
+            " or ".join(names),
+            f"{found or 'none'} among {sorted(map(str, row))}",
+            "one of these columns",
+            "Rename columns (data.columns) so that one is left.",
+        )
+    return found[0]
 
 
 def listed(row: Row, name: str, source: str, count: int | None = None) -> Sequence[object]:

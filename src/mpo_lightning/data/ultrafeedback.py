@@ -8,8 +8,8 @@ from mpo_lightning.data.groups import check_number, show
 from mpo_lightning.data.schema import (
     Answer,
     Converted,
-    PublicSchema,
     Row,
+    ScoredSchema,
     bad_field,
     records,
     require_choice,
@@ -24,7 +24,7 @@ Record = dict[str, object]
 
 
 @dataclass(frozen=True, kw_only=True)
-class UltraFeedback(PublicSchema):
+class UltraFeedback(ScoredSchema):
     """openbmb/UltraFeedback as its authors publish it.
 
     The prompt is ``instruction``. The ``custom_system_prompt`` of a completion is no part of it: it
