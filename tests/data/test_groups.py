@@ -117,6 +117,10 @@ MALFORMED: dict[str, tuple[Any, str, str, str]] = {
     "score beyond a float": (row(scores=[1, 10**400]), "scores[1]", "1000000", "a finite number"),
     "too few scores": (row(scores=[1.0]), "scores", "1 scores for 2 responses", "one score for"),
     "too many scores": (row(scores=[1, 2, 3]), "scores", "3 scores for 2 responses", "one score"),
+    "truncated a bool": (row(truncated=True), "truncated", "bool True", "a list of true and false"),
+    "truncated a number": (row(truncated=[True, 1]), "truncated[1]", "1", "true or false"),
+    "truncated null inside": (row(truncated=[True, None]), "truncated[1]", "None", "true or false"),
+    "too few truncated": (row(truncated=[True]), "truncated", "1 entries for 2", "one for each"),
     "row a list": ([1, 2], "row", "list [1, 2]", "an object with prompt, responses and scores"),
     "row a text": ("Why?", "row", "str 'Why?'", "an object with"),
     "row null": (None, "row", "NoneType None", "an object with"),
@@ -175,6 +179,14 @@ def test_int_scores_become_float() -> None:
 def test_other_columns_pass_through_untouched() -> None:
     extra = {"prompt_id": "p1", "logps": [-1.5, -2.5], "nested": {"a": [None]}, "score": None}
     assert check_row(row(**extra), "x:1").extra == extra
+
+
+@pytest.mark.parametrize("truncated", [None, [False, True]])
+def test_truncated_is_a_field_of_its_own(truncated: Any) -> None:
+    group = check_row(row(truncated=truncated), "x:1")
+    assert group.truncated == truncated
+    assert group.extra == {}
+    assert check_row(ROW, "x:1").truncated is None
 
 
 @pytest.mark.parametrize(
