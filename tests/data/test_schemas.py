@@ -590,6 +590,12 @@ def test_aspects_may_be_null_where_arrow_found_none() -> None:
         convert(UltraFeedback(score="aspects"), row)
 
 
+def test_models_pass_through_where_completions_do_not_name_them() -> None:
+    bare = [{**each, "model": None} for each in COMPLETIONS]
+    converted = convert(UltraFeedback(), {**ULTRAFEEDBACK, "completions": bare})
+    assert converted.row["models"] == ULTRAFEEDBACK["models"]
+
+
 @pytest.mark.parametrize(("count", "words"), [(0, "no responses"), (1, "a single response")])
 def test_fewer_than_two_responses_are_a_skipped_row(count: int, words: str) -> None:
     with pytest.raises(SkippedRow, match=f"^with {words}$"):
@@ -703,6 +709,13 @@ def test_prompt_of_texts_is_how_both_begin(chosen: str, rejected: str, prompt: s
     responses = [chosen[len(prompt) :], rejected[len(prompt) :]]
     assert (converted.row["prompt"], converted.row["responses"]) == (prompt, responses)
     assert converted.notes == ("to a prompt that is how chosen and rejected begin",) * 2
+
+
+def test_responses_that_repeat_their_prompt_are_counted() -> None:
+    row = {"prompt": "A?", "chosen": "A? Yes.", "rejected": "No."}
+    converted = convert(Pairs(), row)
+    assert converted.row["responses"] == ["A? Yes.", "No."]
+    assert converted.notes == ("that begins with its prompt",)
 
 
 @pytest.mark.parametrize(

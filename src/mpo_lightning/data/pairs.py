@@ -36,12 +36,14 @@ __all__ = [
     "TranscriptPairs",
 ]
 
+Notes = tuple[str, ...]
 PAIR = ("chosen", "rejected")
 SCORE_COLUMNS = (
     ("score_chosen", "score_rejected"),
     ("chosen_score", "rejected_score"),
     ("chosen_rating", "rejected_rating"),
     ("chosen-rating", "rejected-rating"),
+    ("rating_chosen", "rating_rejected"),
 )
 # Columns of shapes with more responses a row, from which their pairs are made.
 LARGER = frozenset(
@@ -92,7 +94,7 @@ def _same_prompt(
     raise differing_prompts(source, *names, one, other)
 
 
-def _pair(row: Row, source: str, on_bad: OnBad) -> tuple[object, list[object], tuple[str, ...]]:
+def _pair(row: Row, source: str, on_bad: OnBad) -> tuple[object, list[object], tuple[Notes, Notes]]:
     """Prompt, chosen and rejected text of a row, and a note for each response.
 
     The prompt is a column of its own, or what comes before the last message of both conversations,
@@ -110,7 +112,7 @@ def _pair(row: Row, source: str, on_bad: OnBad) -> tuple[object, list[object], t
         before = halves[0][0]
         texts = [text for _, text in halves]
         if not before:
-            return value_of(row, "prompt", source) if prompt is None else prompt, texts, ()
+            return value_of(row, "prompt", source) if prompt is None else prompt, texts, ((), ())
         contents = [turn.get("content") for turn in before if turn.get("role") == "user"]
         if prompt is not None and prompt != before and prompt not in contents:
             raise bad_field(
@@ -120,7 +122,7 @@ def _pair(row: Row, source: str, on_bad: OnBad) -> tuple[object, list[object], t
                 f"what comes before the last message of chosen, {show(before)}",
                 "Repair the row, or drop the column.",
             )
-        return before, texts, ()
+        return before, texts, ((), ())
     for name, value in zip(PAIR, values, strict=True):
         if not isinstance(value, str):
             raise bad_field(
@@ -131,7 +133,12 @@ def _pair(row: Row, source: str, on_bad: OnBad) -> tuple[object, list[object], t
                 "Convert the column.",
             )
     if prompt is not None:
-        return prompt, values, ()
+        repeat = ("that begins with its prompt",)
+        chosen, rejected = (
+            repeat if isinstance(prompt, str) and str(value).startswith(prompt) else ()
+            for value in values
+        )
+        return prompt, values, (chosen, rejected)
     start = _common_start(*map(str, values))
     if not start:
         raise bad_field(
@@ -142,7 +149,7 @@ def _pair(row: Row, source: str, on_bad: OnBad) -> tuple[object, list[object], t
             "prompt",
             "Add or rename the column `prompt`.",
         )
-    note = "to a prompt that is how chosen and rejected begin"
+    note = ("to a prompt that is how chosen and rejected begin",)
     return start, [str(value)[len(start) :] for value in values], (note, note)
 
 
@@ -176,7 +183,8 @@ class Pairs(_TwoPrompts):
 
     With a column ``prompt`` or without, as texts or as conversations. Without it the prompt is what
     comes before the last message, which must be the same for both; of texts it is how both begin,
-    up to white space (counted: answers may begin with the same words, too).
+    up to white space (counted: answers may begin with the same words, too). Texts that begin with
+    the prompt's are kept as they are and counted.
 
     Args:
         differing_prompts: what to do with a row whose responses answer different prompts: "error"
@@ -204,7 +212,7 @@ class Pairs(_TwoPrompts):
             source,
             prompt=prompt,
             answers=[
-                Answer(text, score, name, name, notes=notes[index : index + 1])
+                Answer(text, score, name, name, notes=notes[index])
                 for index, (name, text, score) in enumerate(
                     zip(PAIR, texts, (1.0, 0.0), strict=True)
                 )
@@ -251,7 +259,7 @@ class ScoredPairs(_TwoPrompts, ScoredSchema):
             source,
             prompt=prompt,
             answers=[
-                Answer(text, row[score], name, score, notes=notes[index : index + 1])
+                Answer(text, row[score], name, score, notes=notes[index])
                 for index, (name, text, score) in enumerate(zip(PAIR, texts, found[0], strict=True))
             ],
             read=("prompt", *PAIR, *found[0]),

@@ -80,7 +80,7 @@ class UltraFeedback(ScoredSchema):
                 self._answer(completion, f"completions[{index}]", source)
                 for index, completion in enumerate(completions)
             ],
-            read=("instruction", "completions", "models"),
+            read=("instruction", "completions", *(["models"] if any(models) else [])),
             added={"models": models} if any(models) else None,
         )
 
