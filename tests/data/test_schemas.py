@@ -731,6 +731,28 @@ def test_safe_pairs_by_weights(weights: dict[str, float], scores: list[float]) -
     assert convert(SafePairs(weights=weights), row).row["scores"] == scores
 
 
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [
+        ("nvidia/HelpSteer2, preferences", "preference_strength"),
+        ("nvidia/HelpSteer3", "overall_preference"),
+    ],
+)
+def test_a_preference_above_zero_is_for_the_second(name: str, column: str) -> None:
+    schema, (row,), _ = CASES[name]
+    assert convert(schema(), {**row, column: 3}).row["scores"] == [0.0, 3.0]
+    assert convert(schema(), {**row, column: -1}).row["scores"] == [0.0, -1.0]
+
+
+@pytest.mark.parametrize(
+    ("winner", "scores"),
+    [("model_a", [1, 0]), ("model_b", [0, 1]), ("tie", [0, 0]), ("tie (bothbad)", [0, 0])],
+)
+def test_winner_of_an_arena(winner: str, scores: list[float]) -> None:
+    row = {**CASES["lmsys/chatbot_arena_conversations"][1][0], "winner": winner}
+    assert convert(Arena(), row).row["scores"] == scores
+
+
 def test_attributes_by_weights() -> None:
     row = CASES["nvidia/HelpSteer2"][1][0]
     schema = HelpSteer2(weights={"helpfulness": 1.0, "verbosity": -0.5})
