@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mpo_lightning.data.groups import DataError, PreferenceGroup, check_row
+from mpo_lightning.data.groups import DataError, PreferenceGroup, check_row, check_rows
 
 ROW: dict[str, Any] = {"prompt": "Why?", "responses": ["a", "b"], "scores": [1.0, 2.0]}
 USER = {"role": "user", "content": "Why?"}
@@ -117,6 +117,10 @@ MALFORMED: dict[str, tuple[Any, str, str, str]] = {
     "score beyond a float": (row(scores=[1, 10**400]), "scores[1]", "1000000", "a finite number"),
     "too few scores": (row(scores=[1.0]), "scores", "1 scores for 2 responses", "one score for"),
     "too many scores": (row(scores=[1, 2, 3]), "scores", "3 scores for 2 responses", "one score"),
+    "truncated a bool": (row(truncated=True), "truncated", "bool True", "a list of true and false"),
+    "truncated a number": (row(truncated=[True, 1]), "truncated[1]", "1", "true or false"),
+    "truncated null inside": (row(truncated=[True, None]), "truncated[1]", "None", "true or false"),
+    "too few truncated": (row(truncated=[True]), "truncated", "1 entries for 2", "one for each"),
     "row a list": ([1, 2], "row", "list [1, 2]", "an object with prompt, responses and scores"),
     "row a text": ("Why?", "row", "str 'Why?'", "an object with"),
     "row null": (None, "row", "NoneType None", "an object with"),
@@ -175,3 +179,46 @@ def test_int_scores_become_float() -> None:
 def test_other_columns_pass_through_untouched() -> None:
     extra = {"prompt_id": "p1", "logps": [-1.5, -2.5], "nested": {"a": [None]}, "score": None}
     assert check_row(row(**extra), "x:1").extra == extra
+
+
+@pytest.mark.parametrize("truncated", [None, [False, True]])
+def test_truncated_is_a_field_of_its_own(truncated: Any) -> None:
+    group = check_row(row(truncated=truncated), "x:1")
+    assert group.truncated == truncated
+    assert group.extra == {}
+    assert check_row(ROW, "x:1").truncated is None
+
+
+@pytest.mark.parametrize(
+    ("scores", "contrast"), [([1, 1], False), ([1, 1.0, 1], False), ([0, 0.5], True)]
+)
+def test_contrast_is_a_difference_of_scores(scores: list[float], contrast: bool) -> None:
+    responses = [f"r{index}" for index in range(len(scores))]
+    assert check_row(row(responses=responses, scores=scores), "x:1").has_contrast is contrast
+
+
+def numbered(rows: list[Any]) -> list[tuple[str, Any]]:
+    return [(f"x:{number}", each) for number, each in enumerate(rows, start=1)]
+
+
+def test_good_rows_keep_their_order() -> None:
+    groups = check_rows(numbered([row(prompt=f"Why {number}?") for number in range(5)]))
+    assert [group.prompt for group in groups] == [f"Why {number}?" for number in range(5)]
+    assert [group.source for group in groups] == [f"x:{number}" for number in range(1, 6)]
+
+
+def test_one_bad_row_is_the_message() -> None:
+    with pytest.raises(DataError, match=r"^x:2: prompt: found ''"):
+        check_rows(numbered([ROW, row(prompt=""), ROW]))
+
+
+@pytest.mark.parametrize("bad", [2, 10, 11, 25])
+def test_all_bad_rows_are_counted_and_ten_shown(bad: int) -> None:
+    rows = [each for _ in range(bad) for each in (ROW, row(prompt=""))]
+    with pytest.raises(DataError) as caught:
+        check_rows(numbered(rows))
+    title, *lines = str(caught.value).splitlines()
+    assert title.startswith(f"{bad} rows ")
+    named = [match[1] for line in lines if (match := re.match(r" +(x:\d+): prompt: found", line))]
+    assert named == [f"x:{2 * number}" for number in range(1, min(bad, 10) + 1)]
+    assert lines[len(named) :] == ([f"  ... and {bad - 10} more"] if bad > 10 else [])

@@ -17,7 +17,7 @@ from mpo_lightning.data.prepare import prepare
 from mpo_lightning.data.reading import GroupReader
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.sampler import GroupSampler
-from mpo_lightning.data.schemas import Schema
+from mpo_lightning.data.schema import Schema
 from mpo_lightning.data.scores import Keep, Normalization, Scale, normalize_scores
 from mpo_lightning.data.tokens import (
     Boundary,

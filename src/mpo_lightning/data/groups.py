@@ -1,18 +1,32 @@
-"""The canonical row and its check: ``prompt``, ``responses``, ``scores``."""
+"""The canonical row and its check: ``prompt``, ``responses``, ``scores``; ``truncated``."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard, TypeVar
 
 from mpo_lightning.errors import UserError
 
-__all__ = ["DataError", "Message", "PreferenceGroup", "check_row"]
+__all__ = [
+    "DataError",
+    "Message",
+    "PreferenceGroup",
+    "check_number",
+    "check_row",
+    "check_rows",
+    "check_text",
+    "is_list",
+    "show",
+]
 
 Message = dict[str, str]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
-OWN_FIELDS = ("prompt", "responses", "scores", "truncated")
 ROLES = ("system", "user", "assistant", "tool")
 LAST_ROLES = ("user", "tool")
+SHOWN_ERRORS = 10
+FIELDS = ("prompt", "responses", "scores", "truncated")
 
 
 class DataError(UserError, ValueError):
@@ -44,8 +58,8 @@ class PreferenceGroup:
         scores: one finite number a response; higher is better.
         source: "file:row".
         extra: the row's other columns, untouched.
-        truncated: True for a response that generation cut at its limit: it does not end there;
-            none if it is not known of any.
+        truncated: for each response whether its generation hit a limit, so that it has no end; None
+            where the row does not say.
     """
 
     prompt: str | list[Message]
@@ -55,13 +69,20 @@ class PreferenceGroup:
     extra: dict[str, object]
     truncated: list[bool] | None = None
 
+    @property
+    def has_contrast(self) -> bool:
+        """Whether the scores differ: without it there is no chosen and no rejected set."""
+        return len(set(self.scores)) > 1
 
-def _show(value: object, limit: int = 60) -> str:
+
+def show(value: object, limit: int = 60) -> str:
+    """A value as messages show it."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def _is_list(value: object) -> bool:
+def is_list(value: object) -> TypeGuard[Sequence[object]]:
+    """Whether a value is a list, of whatever kind; a text is none."""
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
@@ -79,32 +100,72 @@ def _check_characters(text: str, field: str, source: str) -> None:
         ) from error
 
 
+def check_text(value: object, field: str, source: str) -> str:
+    """The text of a response.
+
+    Raises:
+        DataError: if it is none, or empty.
+    """
+    if not isinstance(value, str) or not value.strip():
+        raise DataError.of_field(
+            source,
+            field,
+            found=show(value),
+            expected="a text that is not empty",
+            remedy="Remove the response and its score.",
+        )
+    _check_characters(value, field, source)
+    return value
+
+
+def check_number(value: object, field: str, source: str) -> float:
+    """A score.
+
+    Raises:
+        DataError: if it is no number, or not finite.
+    """
+    # Not isfinite, which fails on an integer too large for a float.
+    if (
+        not isinstance(value, int | float)
+        or isinstance(value, bool)
+        or not abs(value) <= sys.float_info.max
+    ):
+        raise DataError.of_field(
+            source,
+            field,
+            found=show(value),
+            expected="a finite number",
+            remedy="Score the response again, or remove it with its score.",
+        )
+    return float(value)
+
+
 def _check_prompt(prompt: object, source: str) -> str | list[Message]:
     def fail(field: str, found: str, expected: str, remedy: str) -> DataError:
         return DataError.of_field(source, field, found=found, expected=expected, remedy=remedy)
 
     if isinstance(prompt, str):
         if not prompt.strip():
-            raise fail("prompt", _show(prompt), "a text", "Remove the row or restore its prompt.")
+            raise fail("prompt", show(prompt), "a text", "Remove the row or restore its prompt.")
         _check_characters(prompt, "prompt", source)
         return prompt
-    if not _is_list(prompt):
+    if not is_list(prompt):
         raise fail(
             "prompt",
-            f"{type(prompt).__name__} {_show(prompt)}",
+            f"{type(prompt).__name__} {show(prompt)}",
             'a text or a list of {"role", "content"} messages',
             "Convert the column.",
         )
     messages: list[Message] = []
-    for index, message in enumerate(prompt):  # type: ignore[arg-type, var-annotated]
+    for index, message in enumerate(prompt):
         field = f"prompt[{index}]"
         if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
-            raise fail(field, _show(message), '{"role", "content"}', "Keep these two keys only.")
+            raise fail(field, show(message), '{"role", "content"}', "Keep these two keys only.")
         role, content = message["role"], message["content"]
         if role not in ROLES:
-            raise fail(f"{field}.role", _show(role), f"one of {', '.join(ROLES)}", "Rename it.")
+            raise fail(f"{field}.role", show(role), f"one of {', '.join(ROLES)}", "Rename it.")
         if not isinstance(content, str) or not content.strip():
-            raise fail(f"{field}.content", _show(content), "a text", "Remove the empty message.")
+            raise fail(f"{field}.content", show(content), "a text", "Remove the empty message.")
         _check_characters(content, f"{field}.content", source)
         messages.append({"role": role, "content": content})
     if not messages:
@@ -112,7 +173,7 @@ def _check_prompt(prompt: object, source: str) -> str | list[Message]:
     if messages[-1]["role"] not in LAST_ROLES:
         raise fail(
             f"prompt[{len(messages) - 1}].role",
-            _show(messages[-1]["role"]),
+            show(messages[-1]["role"]),
             "the prompt to end with the user's (or a tool's) message",
             "Move a last assistant message into `responses`.",
         )
@@ -120,26 +181,17 @@ def _check_prompt(prompt: object, source: str) -> str | list[Message]:
 
 
 def _check_responses(responses: object, source: str) -> list[str]:
-    if not _is_list(responses):
+    if not is_list(responses):
         raise DataError.of_field(
             source,
             "responses",
-            found=f"{type(responses).__name__} {_show(responses)}",
+            found=f"{type(responses).__name__} {show(responses)}",
             expected="a list of texts",
             remedy="Collect the prompt's responses in one list.",
         )
     texts: list[str] = []
-    for index, text in enumerate(responses):  # type: ignore[arg-type, var-annotated]
-        if not isinstance(text, str) or not text.strip():
-            raise DataError.of_field(
-                source,
-                f"responses[{index}]",
-                found=_show(text),
-                expected="a text that is not empty",
-                remedy="Remove the response and its score.",
-            )
-        _check_characters(text, f"responses[{index}]", source)
-        texts.append(text)
+    for index, text in enumerate(responses):
+        texts.append(check_text(text, f"responses[{index}]", source))
     if len(texts) < 2:
         raise DataError.of_field(
             source,
@@ -152,27 +204,17 @@ def _check_responses(responses: object, source: str) -> list[str]:
 
 
 def _check_scores(scores: object, count: int, source: str) -> list[float]:
-    if not _is_list(scores):
+    if not is_list(scores):
         raise DataError.of_field(
             source,
             "scores",
-            found=f"{type(scores).__name__} {_show(scores)}",
+            found=f"{type(scores).__name__} {show(scores)}",
             expected="a list of numbers",
             remedy="Give one score for each response.",
         )
     values: list[float] = []
-    for index, score in enumerate(scores):  # type: ignore[arg-type, var-annotated]
-        is_number = isinstance(score, int | float) and not isinstance(score, bool)
-        # Not isfinite, which fails on an integer too large for a float.
-        if not is_number or not abs(score) <= sys.float_info.max:
-            raise DataError.of_field(
-                source,
-                f"scores[{index}]",
-                found=_show(score),
-                expected="a finite number",
-                remedy="Score the response again, or remove it with its score.",
-            )
-        values.append(float(score))
+    for index, score in enumerate(scores):
+        values.append(check_number(score, f"scores[{index}]", source))
     if len(values) != count:
         raise DataError.of_field(
             source,
@@ -184,26 +226,43 @@ def _check_scores(scores: object, count: int, source: str) -> list[float]:
     return values
 
 
-def _check_truncated(truncated: object, count: int, source: str) -> list[bool] | None:
-    if truncated is None:
-        return None
-    flags = list(truncated) if _is_list(truncated) else []  # type: ignore[call-overload]
-    if len(flags) != count or not all(isinstance(flag, bool) for flag in flags):
+def _check_truncated(truncated: object, count: int, source: str) -> list[bool]:
+    if not is_list(truncated):
         raise DataError.of_field(
             source,
             "truncated",
-            found=_show(truncated),
-            expected=f"true or false for each of {count} responses",
-            remedy="Repair or remove the field: it says whose end generation has cut.",
+            found=f"{type(truncated).__name__} {show(truncated)}",
+            expected="a list of true and false",
+            remedy="Say of each response whether its generation hit the limit.",
         )
-    return flags
+    values: list[bool] = []
+    for index, value in enumerate(truncated):
+        if not isinstance(value, bool):
+            raise DataError.of_field(
+                source,
+                f"truncated[{index}]",
+                found=show(value),
+                expected="true or false",
+                remedy="Say whether the response's generation hit the limit, or drop the column.",
+            )
+        values.append(value)
+    if len(values) != count:
+        raise DataError.of_field(
+            source,
+            "truncated",
+            found=f"{len(values)} entries for {count} responses",
+            expected="one for each response",
+            remedy="Repair the row, or drop the column.",
+        )
+    return values
 
 
 def check_row(row: object, source: str) -> PreferenceGroup:
     """Check one canonical row.
 
     Args:
-        row: a mapping with ``prompt``, ``responses`` and ``scores``; other columns pass through.
+        row: a mapping with ``prompt``, ``responses`` and ``scores``, optionally ``truncated``;
+            other columns pass through.
         source: "file:row", for messages.
 
     Raises:
@@ -213,7 +272,7 @@ def check_row(row: object, source: str) -> PreferenceGroup:
         raise DataError.of_field(
             source,
             "row",
-            found=f"{type(row).__name__} {_show(row)}",
+            found=f"{type(row).__name__} {show(row)}",
             expected="an object with prompt, responses and scores",
             remedy="Write one object a row.",
         )
@@ -226,6 +285,40 @@ def check_row(row: object, source: str) -> PreferenceGroup:
     prompt = _check_prompt(row["prompt"], source)
     responses = _check_responses(row["responses"], source)
     scores = _check_scores(row["scores"], len(responses), source)
-    truncated = _check_truncated(row.get("truncated"), len(responses), source)
-    extra = {str(k): v for k, v in row.items() if k not in OWN_FIELDS}
+    # Null where other rows of the file have it.
+    truncated = row.get("truncated")
+    if truncated is not None:
+        truncated = _check_truncated(truncated, len(responses), source)
+    extra = {str(name): value for name, value in row.items() if name not in FIELDS}
     return PreferenceGroup(prompt, responses, scores, source, extra, truncated)
+
+
+def collect_errors(items: Iterable[Item], check: Callable[[Item], Result]) -> list[Result]:
+    """Apply a check to every item and raise once, with the first errors and the number of all.
+
+    Raises:
+        DataError: if any item failed.
+    """
+    results: list[Result] = []
+    errors: list[str] = []
+    for item in items:
+        try:
+            results.append(check(item))
+        except DataError as error:
+            errors.append(str(error))
+    if len(errors) == 1:
+        raise DataError(errors[0])
+    if errors:
+        shown = "\n".join(f"  {line}" for line in errors[:SHOWN_ERRORS])
+        more = f"\n  ... and {len(errors) - SHOWN_ERRORS} more" * (len(errors) > SHOWN_ERRORS)
+        raise DataError(f"{len(errors)} rows cannot be used:\n{shown}{more}")
+    return results
+
+
+def check_rows(rows: Iterable[tuple[str, object]]) -> list[PreferenceGroup]:
+    """Check every ``(source, row)``; all bad rows are reported together.
+
+    Raises:
+        DataError: if any row is bad.
+    """
+    return collect_errors(rows, lambda item: check_row(item[1], item[0]))

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from mpo_lightning.data.groups import DataError, PreferenceGroup, check_row
-from mpo_lightning.data.schemas import Canonical, Converted, Schema, SkippedRow, detect
+from mpo_lightning.data.schema import Converted, Schema, SkippedRow
+from mpo_lightning.data.schemas import Canonical, detect
 from mpo_lightning.data.sources import RawRow, RowSource, open_source
 
 __all__ = ["GroupReader", "Outcome", "read_outcomes"]
@@ -120,7 +121,7 @@ class GroupReader:
         first = rows[0][0]
         try:
             converted = [self._convert(name, row) for name, row in rows]
-            whole = converted[0].row if self._members is None else _merged(converted)
+            whole = converted[0].row if self._members is None else _merged(converted, first)
             group = check_row(whole, first)
         except SkippedRow as skipped:
             return Outcome(first, skipped=str(skipped))
@@ -145,10 +146,11 @@ class GroupReader:
         return np.argsort(groups, kind="stable"), np.concatenate([[0], np.cumsum(counts)])
 
 
-def _merged(parts: list[Converted]) -> dict[str, object]:
+def _merged(parts: list[Converted], source: str) -> dict[str, object]:
     """The canonical row of one prompt's rows.
 
     Raises:
+        DataError: if one says whether its response was cut and another does not.
         SkippedRow: if there is only one.
     """
     if len(parts) == 1:
@@ -158,7 +160,17 @@ def _merged(parts: list[Converted]) -> dict[str, object]:
     names = dict.fromkeys(name for row in rows for name in row if name != "prompt")
     for name in names:
         values = [row.get(name) for row in rows]
+        if name in OF_RESPONSES and all(value is None for value in values):
+            continue
         if name in OF_RESPONSES:
+            if any(value is None for value in values):
+                raise DataError.of_field(
+                    source,
+                    name,
+                    found="null in some rows of the prompt",
+                    expected="a value in each, or in none",
+                    remedy="Complete the column, or drop it.",
+                )
             merged[name] = [entry for value in values for entry in value]  # type: ignore[attr-defined]
         else:
             same = all(value == values[0] for value in values)

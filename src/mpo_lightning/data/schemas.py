@@ -1,65 +1,26 @@
-"""Which columns a public data set has, and how a row of it becomes the canonical row."""
+"""The schemas that are known, and which of them a row has."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from mpo_lightning.data.conversations import is_messages, messages
 from mpo_lightning.data.groups import DataError
+from mpo_lightning.data.lists import BestOf, Generations, Nectar, Numbered, OnPolicy, Ranked
+from mpo_lightning.data.pairs import (
+    Arena,
+    HelpSteer2Preference,
+    HelpSteer3,
+    Pairs,
+    SafePairs,
+    ScoredPairs,
+    TranscriptPairs,
+)
+from mpo_lightning.data.schema import Converted, Row, Schema
+from mpo_lightning.data.singles import HelpSteer2, ScoredResponses, Unpaired
+from mpo_lightning.data.ultrafeedback import UltraFeedback
 
-__all__ = ["Canonical", "Converted", "Schema", "SkippedRow", "detect"]
-
-Row = Mapping[str, object]
-
-
-class SkippedRow(Exception):  # noqa: N818 (it is no error: the row is counted and reported)
-    """A row that a schema leaves out by its settings; the message is the reason."""
-
-
-@dataclass(frozen=True)
-class Converted:
-    """A row in canonical form.
-
-    Attributes:
-        row: ``prompt``, ``responses``, ``scores``, optionally ``truncated``, and other columns,
-            which pass through.
-        notes: what was changed or is odd, one entry a response; counted in the report.
-    """
-
-    row: dict[str, object]
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schema(ABC):
-    """How rows of one public shape are read.
-
-    Subclass it for a shape of your own; ``class_path`` in a configuration names the subclass.
-    """
-
-    # Shown where no schema fits.
-    columns: ClassVar[str]
-    # True where a row holds one response; rows with the same prompt make a group then, in the order
-    # of the file, and `convert` gives each as a group of one.
-    one_response_a_row: ClassVar[bool] = False
-
-    @classmethod
-    @abstractmethod
-    def fits(cls, columns: frozenset[str], row: Row) -> bool:
-        """Whether rows with these columns are of this shape; ``row`` is the first of them."""
-
-    @abstractmethod
-    def convert(self, row: Row, source: str) -> Converted:
-        """The canonical row.
-
-        Args:
-            row: as it was read, columns renamed where the user asked for it.
-            source: "file:row", for messages.
-
-        Raises:
-            DataError: naming the row, the field, what was found, what was expected and what to do.
-            SkippedRow: if the settings leave the row out.
-        """
+__all__ = ["SCHEMAS", "Canonical", "detect"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +35,33 @@ class Canonical(Schema):
         return columns >= {"prompt", "responses", "scores"}
 
     def convert(self, row: Row, source: str) -> Converted:
-        """The row itself."""
+        """The row itself; messages lose fields that are null."""
+        prompt = row.get("prompt")
+        if is_messages(prompt):
+            return Converted({**row, "prompt": messages(prompt, "prompt", source)})
         return Converted(dict(row))
 
 
-SCHEMAS: tuple[type[Schema], ...] = (Canonical,)
+SCHEMAS: tuple[type[Schema], ...] = (
+    Canonical,
+    UltraFeedback,
+    OnPolicy,
+    Generations,
+    Numbered,
+    Nectar,
+    Ranked,
+    BestOf,
+    Pairs,
+    ScoredPairs,
+    TranscriptPairs,
+    HelpSteer2Preference,
+    HelpSteer3,
+    SafePairs,
+    Arena,
+    HelpSteer2,
+    ScoredResponses,
+    Unpaired,
+)
 
 
 def detect(row: Row, source: str, schemas: Iterable[type[Schema]] = SCHEMAS) -> Schema:
@@ -87,6 +70,7 @@ def detect(row: Row, source: str, schemas: Iterable[type[Schema]] = SCHEMAS) -> 
     Raises:
         DataError: if none fits, or more than one, with the columns found and the schemas known.
     """
+    schemas = tuple(schemas)
     columns = frozenset(map(str, row))
     fitting = [schema for schema in schemas if schema.fits(columns, row)]
     if len(fitting) == 1:

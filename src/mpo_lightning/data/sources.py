@@ -162,6 +162,35 @@ def _decode(raw: bytes, source: str) -> str:
         ) from error
 
 
+def _parse(text: str, source: str) -> Any:
+    """What a JSON text holds.
+
+    Raises:
+        DataError: if an object has a key twice, of which one would be lost, or a part is beyond
+            what can be read.
+        JSONDecodeError: if it is no JSON.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        value = dict(pairs)
+        if len(value) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = sorted({key for key in keys if keys.count(key) > 1})
+            raise DataError(
+                f"{source}: found the keys {twice} twice in one object; expected each once. "
+                "Remove or rename one of them."
+            )
+        return value
+
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except (json.JSONDecodeError, DataError):
+        raise
+    # Nested too deeply, or an integer of thousands of digits.
+    except (RecursionError, ValueError) as error:
+        raise DataError(f"{source}: cannot be read ({error}). Repair or remove it.") from error
+
+
 class _JsonLines(RowSource):
     """A file with one object a line; blank lines are no rows."""
 
@@ -194,7 +223,7 @@ class _JsonLines(RowSource):
 
 def _parse_line(line: bytes, source: str) -> RawRow:
     try:
-        row: RawRow = json.loads(_decode(line, source))
+        row: RawRow = _parse(_decode(line, source), source)
     except DataError as error:
         return error
     except json.JSONDecodeError as error:
@@ -223,7 +252,7 @@ class _JsonArray(RowSource):
         if not text.strip():
             return
         try:
-            rows = json.loads(text)
+            rows = _parse(text, name)
         except json.JSONDecodeError as error:
             raise DataError(
                 f"{name}: not valid JSON ({error.msg} at line {error.lineno}, column "
@@ -255,6 +284,12 @@ class _Parquet(RowSource):
         self.path = path
         self.name = name
         metadata = self._read(lambda file: file.metadata)
+        names = self._read(lambda file: file.schema_arrow.names)
+        twice = sorted({column for column in names if names.count(column) > 1})
+        if twice:
+            raise DataError(
+                f"{name}: found the columns {twice} twice; expected each once. Rename one of them."
+            )
         groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
         self.ends = list(accumulate(group.num_rows for group in groups))
         self.digest = _digest_of_files([path])
