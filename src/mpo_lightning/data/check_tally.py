@@ -1,0 +1,543 @@
+"""The statistics of a check, chunk by chunk: groups come in and are not kept."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mpo_lightning.data.check_report import (
+    FileReport,
+    LengthBias,
+    OfGroups,
+    OfResponses,
+    Outliers,
+    Quantiles,
+    Summary,
+    Ties,
+    Weights,
+)
+from mpo_lightning.data.groups import PreferenceGroup
+from mpo_lightning.data.identity import normalized
+from mpo_lightning.data.report import DataReport
+from mpo_lightning.data.tallies import (
+    Bools,
+    Covariance,
+    Flagged,
+    Floats,
+    Histogram,
+    IntegerCounts,
+    Integers,
+    Largest,
+    Moments,
+    Sample,
+)
+from mpo_lightning.losses import AlphaUnit, chosen_set, deviation_log_weights, deviations
+
+__all__ = ["FileTally", "GroupTally"]
+
+# A chunk ends at so many groups, or slots of the padded table of its scores.
+CHUNK_GROUPS = 4096
+CHUNK_SLOTS = 1 << 17
+# Values of a column that are told apart.
+NAMES = 1000
+OTHER_NAMES = "(other)"
+NEAR_EMPTY = 3
+OUTLIER = 5.0
+DOMINATED = 0.9
+EVEN = 0.99
+
+
+@dataclass
+class FileTally:
+    """What is counted for each file."""
+
+    read: DataReport
+    responses: int = 0
+    scores: Moments = field(default_factory=Moments)
+
+    def report(self) -> FileReport:
+        """The counts."""
+        return FileReport(
+            read=self.read, responses=self.responses, scores=Summary.of(self.scores)
+        )
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Groups as tables, (B, N); slots that hold no response are False in ``valid``."""
+
+    places: list[str]
+    scores: Floats
+    valid: Bools
+    counts: Integers
+    chosen: Bools
+    delta: Floats
+    contrast: Bools
+
+    @classmethod
+    def of(cls, places: list[str], scores: list[float], counts: list[int]) -> "Chunk":
+        """The table of scores given group after group."""
+        number = np.array(counts)
+        valid = np.arange(number.max()) < number[:, None]
+        table = np.zeros(valid.shape)
+        table[valid] = scores
+        tensors = torch.from_numpy(table), torch.from_numpy(valid)
+        chosen = chosen_set(*tensors).numpy()
+        return cls(
+            places,
+            table,
+            valid,
+            number,
+            chosen,
+            deviations(*tensors).numpy(),
+            chosen.any(1),
+        )
+
+    @property
+    def rejected(self) -> Bools:
+        """The rejected sets of groups with a chosen one."""
+        rejected: Bools = self.valid & ~self.chosen & self.contrast[:, None]
+        return rejected
+
+    def table(self, values: Sequence[int]) -> Integers:
+        """Other numbers of the responses, group after group, as a table; zero on padding."""
+        result = np.zeros(self.valid.shape, dtype=np.int64)
+        result[self.valid] = values
+        return result
+
+
+class BiasTally:
+    """How scores go with lengths."""
+
+    def __init__(self) -> None:
+        self.groups = 0
+        self.sum = 0.0
+        self.pooled = Covariance()
+        self.lengths = {"chosen": 0, "rejected": 0}
+        self.counts = {"chosen": 0, "rejected": 0}
+
+    def add(self, chunk: Chunk, lengths: Integers) -> None:
+        """Take in the lengths of a chunk's responses, (B, N)."""
+        valid = chunk.valid
+        self.pooled.add(chunk.scores[valid], lengths[valid].astype(np.float64))
+        for name, members in (("chosen", chunk.chosen), ("rejected", chunk.rejected)):
+            self.lengths[name] += int(lengths[members].sum())
+            self.counts[name] += int(members.sum())
+        mean = lengths.sum(1, keepdims=True) / chunk.counts[:, None]
+        centred = np.where(valid, lengths - mean, 0.0)
+        # Whole numbers: whether they vary is decided exactly.
+        varies = (np.where(valid, lengths, lengths[:, :1]) != lengths[:, :1]).any(1)
+        used = varies & chunk.contrast
+        delta, centred = _unit_rows(chunk.delta[used]), _unit_rows(centred[used])
+        self.groups += int(used.sum())
+        self.sum += float((delta * centred).sum())
+
+    def report(self) -> LengthBias:
+        """The correlations and means."""
+
+        def mean(name: str) -> float | None:
+            return self.lengths[name] / self.counts[name] if self.counts[name] else None
+
+        return LengthBias(
+            groups=self.groups,
+            within=self.sum / self.groups if self.groups else None,
+            pooled=self.pooled.correlation,
+            chosen=mean("chosen"),
+            rejected=mean("rejected"),
+        )
+
+
+def _unit_rows(rows: Floats) -> Floats:
+    # Divided by the largest first, so that squares neither overflow nor vanish.
+    rows = rows / np.abs(rows).max(1, keepdims=True, initial=0.0)
+    unit: Floats = rows / np.sqrt(np.square(rows).sum(1, keepdims=True))
+    return unit
+
+
+class ColumnTally:
+    """Scores by the values of one column: one a response, or one a row."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.names: dict[str, int] = {}
+        self.sums: dict[str, Floats] = {}
+        self._of_responses: list[int] = []
+        self._of_groups: list[int] = []
+
+    def add(self, group: PreferenceGroup) -> None:
+        """Take in a group's value, or values; -1 stands for none."""
+        value = group.extra.get(self.name)
+        count = len(group.responses)
+        if isinstance(value, list) and len(value) == count:
+            self._of_responses += [self._number(v) if isinstance(v, str) else -1 for v in value]
+            self._of_groups.append(-1)
+        else:
+            self._of_responses += [-1] * count
+            self._of_groups.append(self._number(value) if isinstance(value, str) else -1)
+
+    def _number(self, name: str) -> int:
+        number = self.names.get(name)
+        if number is None:
+            name = name if len(self.names) < NAMES else OTHER_NAMES
+            number = self.names.setdefault(name, len(self.names))
+        return number
+
+    def flush(self, chunk: Chunk) -> None:
+        """Take in the scores of the groups since the last chunk."""
+        of_responses, of_groups = np.array(self._of_responses), np.array(self._of_groups)
+        self._of_responses, self._of_groups = [], []
+        valid, contrast = chunk.valid, chunk.contrast
+        best = chunk.scores == np.where(valid, chunk.scores, -np.inf).max(1, keepdims=True)
+        contrasted = np.broadcast_to(contrast[:, None], valid.shape)[valid]
+        known = of_responses >= 0
+        self._sum("responses", of_responses[known])
+        self._sum("scores", of_responses[known], chunk.scores[valid][known])
+        self._sum("deviations", of_responses[known], chunk.delta[valid][known])
+        for name, flags in (
+            ("contrasted", contrasted),
+            ("chosen", chunk.chosen[valid]),
+            ("best", best[valid] & contrasted),
+        ):
+            self._sum(name, of_responses[known & flags])
+        known = of_groups >= 0
+        numbers = of_groups[known]
+        self._sum("groups", numbers)
+        self._sum("of groups", numbers, chunk.counts[known].astype(np.float64))
+        self._sum("scores of groups", numbers, chunk.scores.sum(1)[known])
+        self._sum("squares", numbers, np.square(chunk.delta).sum(1)[known])
+        self._sum("equal", of_groups[known & ~contrast])
+
+    def _sum(self, what: str, numbers: Integers, values: Floats | None = None) -> None:
+        added = np.bincount(numbers, values, minlength=len(self.names)).astype(np.float64)
+        before = self.sums.get(what, np.zeros(0))
+        added[: len(before)] += before
+        self.sums[what] = added
+
+    def of_responses(self) -> list[OfResponses]:
+        """Of each value that belongs to responses, most frequent first."""
+        result = []
+        for name, i in self.names.items():
+            count, contrasted = (int(self.sums[what][i]) for what in ("responses", "contrasted"))
+            if count:
+                result.append(
+                    OfResponses(
+                        name=name,
+                        responses=count,
+                        mean=float(self.sums["scores"][i] / count),
+                        deviation=float(self.sums["deviations"][i] / count),
+                        contrasted=contrasted,
+                        chosen=float(self.sums["chosen"][i]) / contrasted if contrasted else None,
+                        best=float(self.sums["best"][i]) / contrasted if contrasted else None,
+                    )
+                )
+        return sorted(result, key=lambda of: -of.responses)
+
+    def of_groups(self) -> list[OfGroups]:
+        """Of each value that belongs to rows, most frequent first."""
+        result = []
+        for name, i in self.names.items():
+            groups, responses = (int(self.sums[what][i]) for what in ("groups", "of groups"))
+            if groups:
+                result.append(
+                    OfGroups(
+                        name=name,
+                        groups=groups,
+                        responses=responses,
+                        mean=float(self.sums["scores of groups"][i] / responses),
+                        std=float(np.sqrt(self.sums["squares"][i] / responses)),
+                        equal=int(self.sums["equal"][i]),
+                    )
+                )
+        return sorted(result, key=lambda of: -of.groups)
+
+
+class GroupTally:
+    """All statistics but those of prompts and tokens' limits.
+
+    Args:
+        alpha: strength of the deviation weights.
+        power: exponent of the deviation.
+        alpha_unit: "score" or "std"; see `deviation_log_weights`.
+        max_length: limit on prompt + response in tokens.
+        by: columns whose values are told apart.
+    """
+
+    def __init__(
+        self,
+        *,
+        alpha: float,
+        power: float,
+        alpha_unit: AlphaUnit,
+        max_length: int,
+        by: Sequence[str],
+    ) -> None:
+        self.alpha, self.power, self.alpha_unit = alpha, power, alpha_unit
+        self.max_length = max_length
+        self.scores = Moments()
+        self.histogram = Histogram()
+        self.deviations = Moments()
+        self.largest = Largest()
+        self.group_std = Sample()
+        self.shape = {"skewness": 0.0, "kurtosis": 0.0}
+        self.contrasted = 0
+        self.sets: dict[int, Counter[int]] = {}
+        self.equal = Flagged()
+        self.ties: Counter[str] = Counter()
+        self.highest = (-np.inf, 0)
+        self.prompt_chars, self.response_chars = IntegerCounts(), IntegerCounts()
+        self.bias, self.token_bias = BiasTally(), BiasTally()
+        self.weights = {"largest": Sample(), "effective": Sample()}
+        self.dominated, self.even, self.even_of = Flagged(), 0, 0
+        self.exact, self.normalized = Flagged(), Flagged()
+        self.unequal, self.contradicting = Flagged(), Flagged()
+        self.near_empty = Flagged()
+        self.prompt_tokens, self.response_tokens = IntegerCounts(), IntegerCounts()
+        self.beyond, self.prompts_beyond = Flagged(), Flagged()
+        self.groups_beyond = 0
+        self.beyond_of_set: Counter[str] = Counter()
+        self.columns = [ColumnTally(name) for name in by]
+        self._clear()
+
+    def _clear(self) -> None:
+        self._places: list[str] = []
+        self._counts: list[int] = []
+        self._widest = 0
+        self._scores: list[float] = []
+        self._prompt_chars: list[int] = []
+        self._chars: list[int] = []
+        self._short: list[int] = []
+        self._prompt_tokens: list[int] = []
+        self._tokens: list[int] = []
+        # Of groups with repeated responses: the group, how many repeat, a number for each text.
+        self._repeats: list[tuple[int, int, int, list[int]]] = []
+
+    def add(
+        self,
+        group: PreferenceGroup,
+        file: FileTally,
+        tokens: tuple[int, list[int]] | None = None,
+    ) -> None:
+        """Take in a group.
+
+        Args:
+            group: checked.
+            file: the tally of its file.
+            tokens: lengths in tokens of its prompt and of each response.
+        """
+        responses = group.responses
+        count = len(responses)
+        widest = max(self._widest, count)
+        if (len(self._counts) + 1) * widest > CHUNK_SLOTS or len(self._counts) == CHUNK_GROUPS:
+            self.flush(file)
+            widest = count
+        self._widest = widest
+        self._places.append(group.source)
+        self._counts.append(count)
+        self._scores += group.scores
+        prompt = group.prompt
+        whole = prompt if isinstance(prompt, str) else [m["content"] for m in prompt]
+        self._prompt_chars.append(len(prompt) if isinstance(whole, str) else sum(map(len, whole)))
+        chars = list(map(len, responses))
+        self._chars += chars
+        # Most responses are longer with white space at the ends than any near-empty one without.
+        self._short.append(sum(len(text.strip()) <= NEAR_EMPTY for text in responses))
+        texts = [normalized(text) for text in responses]
+        if len(set(texts)) < count:
+            numbers: dict[str, int] = {}
+            classes = [numbers.setdefault(text, len(numbers)) for text in texts]
+            exact = count - len(set(responses))
+            self._repeats.append((len(self._counts) - 1, exact, count - len(numbers), classes))
+        if tokens is not None:
+            self._prompt_tokens.append(tokens[0])
+            self._tokens += tokens[1]
+        for column in self.columns:
+            column.add(group)
+
+    def flush(self, file: FileTally) -> None:
+        """Take the groups that were added into the statistics; all of them are of one file."""
+        if not self._counts:
+            return
+        chunk = Chunk.of(self._places, self._scores, self._counts)
+        self._add_scores(chunk, file)
+        self._add_ties(chunk)
+        self._add_sets(chunk, file)
+        self._add_shape(chunk)
+        self._add_weights(chunk)
+        self._add_texts(chunk)
+        if self._tokens:
+            self._add_tokens(chunk)
+        for column in self.columns:
+            column.flush(chunk)
+        self._clear()
+
+    def _add_scores(self, chunk: Chunk, file: FileTally) -> None:
+        scores = chunk.scores[chunk.valid]
+        file.responses += len(scores)
+        file.scores.add(scores)
+        self.scores.add(scores)
+        self.histogram.add(scores)
+        high = float(scores.max())
+        if high > self.highest[0]:
+            self.highest = (high, 0)
+        if high == self.highest[0]:
+            self.highest = (high, self.highest[1] + int((scores == high).sum()))
+
+    def _add_ties(self, chunk: Chunk) -> None:
+        ordered = np.sort(np.where(chunk.valid, chunk.scores, np.inf), axis=1)
+        slots = np.arange(ordered.shape[1])
+        same = np.zeros_like(chunk.valid)
+        same[:, 1:] = (ordered[:, 1:] == ordered[:, :-1]) & (slots[1:] < chunk.counts[:, None])
+        # Each score makes a tie with every equal one before it: as many as since its run began.
+        began = np.maximum.accumulate(np.where(same, 0, slots), axis=1)
+        self.ties["tied pairs"] += int(np.where(same, slots - began, 0).sum())
+        self.ties["pairs"] += int((chunk.counts * (chunk.counts - 1) // 2).sum())
+        self.ties["groups"] += int(same.any(1).sum())
+        last = np.take_along_axis(same, chunk.counts[:, None] - 1, axis=1)
+        self.ties["best"] += int(last.sum())
+
+    def _add_sets(self, chunk: Chunk, file: FileTally) -> None:
+        chosen = chunk.chosen.sum(1)
+        pairs, numbers = np.unique(
+            np.stack([chunk.counts, chosen], axis=1), axis=0, return_counts=True
+        )
+        for (n, of_chosen), number in zip(pairs.tolist(), numbers.tolist(), strict=True):
+            self.sets.setdefault(n, Counter())[of_chosen] += number
+        equal = Flagged()
+        equal.add(~chunk.contrast, chunk.places)
+        self.equal.add(~chunk.contrast, chunk.places)
+        file.read.drop_all("with all scores equal", equal.rows, equal.count)
+        file.read.kept += int(chunk.contrast.sum())
+        file.read.responses += int(chunk.counts[chunk.contrast].sum())
+
+    def _add_shape(self, chunk: Chunk) -> None:
+        delta = chunk.delta[chunk.contrast]
+        valid, counts = chunk.valid[chunk.contrast], chunk.counts[chunk.contrast]
+        if not len(delta):
+            return
+        self.contrasted += len(delta)
+        self.deviations.add(delta[valid])
+        scale = np.abs(delta).max(1)
+        unit = delta / scale[:, None]
+        second = np.square(unit).sum(1) / counts
+        self.group_std.add(scale * np.sqrt(second))
+        self.shape["skewness"] += float(((unit**3).sum(1) / counts / second**1.5).sum())
+        self.shape["kurtosis"] += float(((unit**4).sum(1) / counts / second**2 - 3).sum())
+        places = np.repeat(np.flatnonzero(chunk.contrast), counts)
+        self.largest.add(np.abs(delta[valid]), [chunk.places[i] for i in places.tolist()])
+
+    def _add_weights(self, chunk: Chunk) -> None:
+        valid = torch.from_numpy(chunk.valid[chunk.contrast])
+        log_weights = deviation_log_weights(
+            torch.from_numpy(chunk.scores[chunk.contrast]),
+            valid,
+            alpha=self.alpha,
+            power=self.power,
+            alpha_unit=self.alpha_unit,
+        )
+        if not len(log_weights):
+            return
+        weights = log_weights.masked_fill(~valid, -torch.inf).softmax(1)
+        largest = weights.amax(1).numpy()
+        entropy = torch.special.entr(weights).sum(1)
+        effective = (entropy.exp() / valid.sum(1)).numpy()
+        self.weights["largest"].add(largest)
+        self.weights["effective"].add(effective)
+        several = chunk.counts[chunk.contrast] > 2
+        places = [chunk.places[i] for i in np.flatnonzero(chunk.contrast).tolist()]
+        self.dominated.add((largest > DOMINATED) & several, places)
+        self.even += int(((effective > EVEN) & several).sum())
+        self.even_of += int(several.sum())
+
+    def _add_texts(self, chunk: Chunk) -> None:
+        self.prompt_chars.add(np.array(self._prompt_chars))
+        self.response_chars.add(np.array(self._chars))
+        self.bias.add(chunk, chunk.table(self._chars))
+        short = np.array(self._short)
+        self.near_empty.add(short > 0, chunk.places, short)
+        exact, same, unequal, contradicting = np.zeros((4, len(chunk.counts)), dtype=np.int64)
+        for group, exactly, normalised, classes in self._repeats:
+            exact[group], same[group] = exactly, normalised
+            scores = chunk.scores[group].tolist()
+            sides = chunk.chosen[group].tolist()
+            texts = len(set(classes))
+            # As many pairs of text and score as texts, unless a text has two.
+            unequal[group] = len(set(zip(classes, scores, strict=False))) > texts
+            contradicting[group] = len(set(zip(classes, sides, strict=False))) > texts
+        for flagged, counts in (
+            (self.exact, exact),
+            (self.normalized, same),
+            (self.unequal, unequal),
+            (self.contradicting, contradicting),
+        ):
+            flagged.add(counts > 0, chunk.places, counts)
+
+    def _add_tokens(self, chunk: Chunk) -> None:
+        prompts = np.array(self._prompt_tokens)
+        self.prompt_tokens.add(prompts)
+        self.response_tokens.add(np.array(self._tokens))
+        tokens = chunk.table(self._tokens)
+        self.token_bias.add(chunk, tokens)
+        beyond = chunk.valid & (prompts[:, None] + tokens > self.max_length)
+        self.beyond.add(beyond.any(1), chunk.places, beyond.sum(1))
+        self.groups_beyond += int(beyond.any(1).sum())
+        self.prompts_beyond.add(prompts >= self.max_length, chunk.places)
+        for name, members in (("chosen", chunk.chosen), ("rejected", chunk.rejected)):
+            self.beyond_of_set[name] += int((beyond & members).sum())
+
+    # -------------------------------------------------------------------------------- results
+
+    def report_ties(self) -> Ties:
+        """Equal scores."""
+        return Ties(
+            groups=self.ties["groups"],
+            pairs=self.ties["pairs"],
+            tied_pairs=self.ties["tied pairs"],
+            best=self.ties["best"],
+            highest=self.highest[0] if self.highest[1] else None,
+            at_highest=self.highest[1],
+        )
+
+    def report_weights(self) -> Weights:
+        """What deviation weighting makes of the groups."""
+        return Weights(
+            alpha=self.alpha,
+            power=self.power,
+            alpha_unit=self.alpha_unit,
+            largest=Quantiles.of(self.weights["largest"]),
+            effective=Quantiles.of(self.weights["effective"]),
+            dominated=self.dominated,
+            even=self.even,
+            even_of=self.even_of,
+        )
+
+    def report_outliers(self) -> Outliers:
+        """Responses far from their group's mean."""
+        std = self.deviations.std
+        if std is None:
+            return Outliers(limit=None, count=0, more=False, rows=[])
+        count, more = self.largest.above(OUTLIER * std)
+        first = zip(self.largest.places[: min(count, 3)], self.largest.values, strict=False)
+        rows = [f"{place} ({value:.3g} from its mean)" for place, value in first]
+        return Outliers(limit=OUTLIER * std, count=count, more=more, rows=rows)
+
+    def report_shape(self, name: str) -> float | None:
+        """Mean skewness or kurtosis of the groups with a chosen set."""
+        return self.shape[name] / self.contrasted if self.contrasted else None
+
+
+def total_of(files: Sequence[FileTally], scores: Moments) -> FileReport:
+    """All files together."""
+
+    def together(total: DataReport, file: FileTally) -> DataReport:
+        total.add(file.read)
+        return total
+
+    return FileReport(
+        read=reduce(together, files, DataReport("total")),
+        responses=sum(file.responses for file in files),
+        scores=Summary.of(scores),
+    )
