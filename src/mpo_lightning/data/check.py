@@ -22,9 +22,9 @@ from mpo_lightning.data.check_report import CheckReport, Duplicates, Lengths, Qu
 from mpo_lightning.data.check_report import Tokens as TokenReport
 from mpo_lightning.data.check_tally import FileTally, GroupTally, total_of
 from mpo_lightning.data.check_warnings import find_warnings
+from mpo_lightning.data.counting import Sources, count_outcome
 from mpo_lightning.data.groups import DataError, PreferenceGroup
 from mpo_lightning.data.identity import prompt_key
-from mpo_lightning.data.reading import Outcome, read_outcomes
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.schemas import Schema
 from mpo_lightning.data.tallies import Flagged
@@ -32,10 +32,6 @@ from mpo_lightning.data.tokens import Boundary, GroupTokenizer, PromptFormat
 from mpo_lightning.losses import AlphaUnit
 
 __all__ = ["check"]
-
-# Different reasons and notes that are told apart.
-REASONS = 200
-OTHER_REASONS = "(for other reasons)"
 
 TokenLengths = Callable[[PreferenceGroup], tuple[int, list[int]]]
 
@@ -82,6 +78,7 @@ def check(
         if not 0 <= value < float("inf"):
             raise DataError(f"{name} must be a number >= 0, got {value}.")
     names = [files] if isinstance(files, str) else list(files)
+    sources = Sources(files=names, schema=schema, columns=columns, default_split=default_split)
     lengths = None if tokenizer is None else _token_lengths(tokenizer, prompt_format, boundary)
     tally = GroupTally(
         alpha=alpha, power=power, alpha_unit=alpha_unit, max_length=max_length, by=by
@@ -90,11 +87,8 @@ def check(
     tallies = []
     for number, name in enumerate(names):
         file = FileTally(DataReport(name))
-        outcomes = read_outcomes(
-            name, schema=schema, columns=columns, default_split=default_split
-        )
-        for outcome in outcomes:
-            group = _usable(outcome, file.read)
+        for outcome in sources.outcomes(name):
+            group = count_outcome(outcome, file.read)
             if group is None:
                 continue
             try:
@@ -109,19 +103,6 @@ def check(
         tallies.append(file)
     report = _report(tally, tallies, prompts, with_tokens=lengths is not None)
     return replace(report, warnings=find_warnings(report))
-
-
-def _usable(outcome: Outcome, read: DataReport) -> PreferenceGroup | None:
-    read.groups += 1
-    if outcome.error is not None:
-        read.fail(outcome.error)
-    if outcome.skipped is not None:
-        known = outcome.skipped in read.dropped or len(read.dropped) < REASONS
-        read.drop(outcome.skipped if known else OTHER_REASONS, outcome.source)
-    for note in outcome.notes:
-        known = note in read.changed or len(read.changed) < REASONS
-        read.note(note if known else OTHER_REASONS, outcome.source)
-    return outcome.group
 
 
 def _token_lengths(tokenizer: Any, prompt_format: PromptFormat, boundary: Boundary) -> TokenLengths:

@@ -3,11 +3,9 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import reduce
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from mpo_lightning.data.check_report import (
     FileReport,
@@ -20,6 +18,7 @@ from mpo_lightning.data.check_report import (
     Ties,
     Weights,
 )
+from mpo_lightning.data.counting import total
 from mpo_lightning.data.groups import PreferenceGroup
 from mpo_lightning.data.identity import normalized
 from mpo_lightning.data.report import DataReport
@@ -61,9 +60,7 @@ class FileTally:
 
     def report(self) -> FileReport:
         """The counts."""
-        return FileReport(
-            read=self.read, responses=self.responses, scores=Summary.of(self.scores)
-        )
+        return FileReport(read=self.read, responses=self.responses, scores=Summary.of(self.scores))
 
 
 @dataclass(frozen=True)
@@ -81,8 +78,8 @@ class Chunk:
     @classmethod
     def of(cls, places: list[str], scores: list[float], counts: list[int]) -> "Chunk":
         """The table of scores given group after group."""
-        number = np.array(counts)
-        valid = np.arange(number.max()) < number[:, None]
+        number = np.array(counts, dtype=np.int64)
+        valid: Bools = np.arange(number.max()) < number[:, None]
         table = np.zeros(valid.shape)
         table[valid] = scores
         tensors = torch.from_numpy(table), torch.from_numpy(valid)
@@ -94,7 +91,7 @@ class Chunk:
             number,
             chosen,
             deviations(*tensors).numpy(),
-            chosen.any(1),
+            chosen.sum(1) > 0,
         )
 
     @property
@@ -482,8 +479,9 @@ class GroupTally:
         tokens = chunk.table(self._tokens)
         self.token_bias.add(chunk, tokens)
         beyond = chunk.valid & (prompts[:, None] + tokens > self.max_length)
-        self.beyond.add(beyond.any(1), chunk.places, beyond.sum(1))
-        self.groups_beyond += int(beyond.any(1).sum())
+        number = beyond.sum(1)
+        self.beyond.add(number > 0, chunk.places, number)
+        self.groups_beyond += int((number > 0).sum())
         self.prompts_beyond.add(prompts >= self.max_length, chunk.places)
         for name, members in (("chosen", chunk.chosen), ("rejected", chunk.rejected)):
             self.beyond_of_set[name] += int((beyond & members).sum())
@@ -531,13 +529,8 @@ class GroupTally:
 
 def total_of(files: Sequence[FileTally], scores: Moments) -> FileReport:
     """All files together."""
-
-    def together(total: DataReport, file: FileTally) -> DataReport:
-        total.add(file.read)
-        return total
-
     return FileReport(
-        read=reduce(together, files, DataReport("total")),
+        read=total([file.read for file in files]),
         responses=sum(file.responses for file in files),
         scores=Summary.of(scores),
     )

@@ -1,9 +1,11 @@
 """A check's report as text on one screen, and as a picture."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 from mpo_lightning.data.check_report import CheckReport, LengthBias, Lengths, Quantiles, Summary
+from mpo_lightning.data.counting import failures
 from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.tallies import Flagged
 
@@ -29,7 +31,7 @@ def _flagged(flagged: Flagged, whole: int) -> str:
 
 def _moments(summary: Summary) -> str:
     return (
-        f"mean {_number(summary.mean)}, std {_number(summary.std)}, "
+        f"std {_number(summary.std)}, "
         f"{_number(summary.low)} to {_number(summary.high)}, "
         f"skewness {_number(summary.skewness)}, kurtosis {_number(summary.kurtosis)}"
     )
@@ -62,24 +64,34 @@ def format_report(report: CheckReport) -> str:
 
 
 def _files(report: CheckReport) -> Iterator[str]:
-    titles = ("file", "groups", "bad", "skipped", "no contrast", "usable", "responses", "mean score")
-    rows = [titles]
+    titles = (
+        "file",
+        "groups",
+        "bad",
+        "skipped",
+        "no contrast",
+        "usable",
+        "responses",
+        "mean score",
+    )
+    rows: list[tuple[str, ...]] = [titles]
     for file in [*report.files, report.total] if len(report.files) > 1 else report.files:
         read = file.read
         equal = read.dropped["with all scores equal"]
-        cells = (read.groups, read.failed, read.dropped.total() - equal, equal, read.kept)
+        skipped = read.dropped.total() - equal
+        numbers = (read.groups, read.failed, skipped, equal, read.kept)
         rows.append(
             (
                 read.data,
-                *(f"{cell:,}" for cell in cells),  # type: ignore[arg-type]
+                *(f"{number:,}" for number in numbers),
                 f"{file.responses:,}",
                 _number(file.scores.mean),
             )
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for name, *cells in rows:
-        numbers = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
-        yield "  ".join([name.ljust(widths[0]), *numbers])
+        columns = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+        yield "  ".join([name.ljust(widths[0]), *columns])
 
 
 def _statistics(report: CheckReport) -> Iterator[str]:
@@ -87,7 +99,9 @@ def _statistics(report: CheckReport) -> Iterator[str]:
     sizes = report.groups_of_size
     yield "responses a group   " + _counts(sizes)
     yield "chosen              " + _counts(_chosen(report)) + " (0: all scores equal)"
-    yield "scores              " + _moments(report.total.scores)
+    yield f"scores              mean {_number(report.total.scores.mean)}, " + _moments(
+        report.total.scores
+    )
     yield "  within groups     " + _moments(report.deviations)
     yield (
         f"  of a group        std {_quantiles(report.group_std)}; mean skewness "
@@ -185,11 +199,7 @@ def _lost(report: CheckReport) -> Iterator[str]:
     for what, counts in (("dropped", read.dropped), ("noted", read.changed)):
         for reason, count in counts.most_common():
             yield f"{what}: {count:,} {reason} (first: {', '.join(read.examples[reason])})"
-    if read.failed:
-        yield f"{read.failed:,} rows cannot be used:"
-        yield from (f"  {error}" for error in read.errors)
-        if read.failed > len(read.errors):
-            yield f"  ... and {read.failed - len(read.errors):,} more"
+    yield from failures(read)
 
 
 def format_warnings(report: CheckReport) -> list[str]:
@@ -252,4 +262,4 @@ def draw_picture(report: CheckReport, path: str | Path) -> None:
 
 
 def _gap(values: tuple[float, ...]) -> float:
-    return min((b - a for a, b in zip(values, values[1:], strict=False)), default=1.0)
+    return min((b - a for a, b in pairwise(values)), default=1.0)

@@ -1,6 +1,6 @@
 """What a check warns of: when, why it matters, and what to do."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mpo_lightning.data.check_report import CheckReport, DataWarning, LengthBias, Tokens
@@ -13,7 +13,7 @@ ENOUGH = 30
 Found = tuple[str, list[str]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Kind:
     """A kind of warning.
 
@@ -291,166 +291,173 @@ def _schema_notes(report: CheckReport, threshold: float) -> Found | None:
 
 KINDS = (
     Kind(
-        "schema-notes",
-        0,
-        "notes of the schema",
-        "Other columns of these rows contradict the score, or the row was changed to be read. A top "
-        "score that is an error is an outlier, which deviation weighting amplifies.",
-        "Look at the rows; the schema's settings say what can be done about them.",
-        _schema_notes,
+        name="schema-notes",
+        threshold=0,
+        when="notes of the schema",
+        why="Other columns of these rows contradict the score, or the row was changed to be "
+        "read. A top score that is an error is an outlier, which deviation weighting "
+        "amplifies.",
+        remedy="Look at the rows; the schema's settings say what can be done about them.",
+        test=_schema_notes,
     ),
     Kind(
-        "equal-scores",
-        0.1,
-        "share of groups whose scores are all equal",
-        "Such a group has no chosen set and teaches nothing; it is dropped.",
-        "Score these responses on a finer scale, or sample more varied ones.",
-        _equal_scores,
+        name="equal-scores",
+        threshold=0.1,
+        when="share of groups whose scores are all equal",
+        why="Such a group has no chosen set and teaches nothing; it is dropped.",
+        remedy="Score these responses on a finer scale, or sample more varied ones.",
+        test=_equal_scores,
     ),
     Kind(
-        "ties",
-        0.3,
-        "share of pairs of a group with equal scores",
-        "Which of them is chosen depends on the rest of the group, not on the two. Pairwise losses "
-        "skip them or pick one by its place.",
-        "Use scores of a finer scale, such as the mean over several judgements or a reward model's.",
-        _ties,
+        name="ties",
+        threshold=0.3,
+        when="share of pairs of a group with equal scores",
+        why="Which of them is chosen depends on the rest of the group, not on the two. "
+        "Pairwise losses skip them or pick one by its place.",
+        remedy="Use scores of a finer scale, such as the mean over several judgements or a reward "
+        "model's.",
+        test=_ties,
     ),
     Kind(
-        "score-ceiling",
-        0.3,
-        "share of responses that have the highest score of all",
-        "The judge does not tell good responses apart, and those just below the top are pushed away "
-        "as rejected.",
-        "Score on a wider scale, or by comparison within the group.",
-        _score_ceiling,
+        name="score-ceiling",
+        threshold=0.3,
+        when="share of responses that have the highest score of all",
+        why="The judge does not tell good responses apart, and those just below the top are "
+        "pushed away as rejected.",
+        remedy="Score on a wider scale, or by comparison within the group.",
+        test=_score_ceiling,
     ),
     Kind(
-        "skewed-scores",
-        1.0,
-        "skewness of deviations from the group's mean, either sign",
-        "A few extreme scores move the group's mean, and with it the border between chosen and "
-        "rejected: ordinary responses end up on one side.",
-        "Look at the extreme scores; ranks within the group, or a split at the median, do not move "
-        "with them.",
-        _skewed_scores,
+        name="skewed-scores",
+        threshold=1.0,
+        when="skewness of deviations from the group's mean, either sign",
+        why="A few extreme scores move the group's mean, and with it the border between chosen "
+        "and rejected: ordinary responses end up on one side.",
+        remedy="Look at the extreme scores; ranks within the group, or a split at the median, do "
+        "not move with them.",
+        test=_skewed_scores,
     ),
     Kind(
-        "outliers",
-        0.001,
-        "share of responses beyond five root mean square deviations from their group's mean",
-        "W-MPO adds alpha times this distance to a response's energy, so its errors weigh most.",
-        "Check their scores. Otherwise use --alpha_unit std, a smaller alpha, or cap the scores.",
-        _outliers,
+        name="outliers",
+        threshold=0.001,
+        when="share of responses beyond five root mean square deviations from their group's mean",
+        why="W-MPO adds alpha times this distance to a response's energy: if its score is wrong, "
+        "the error weighs most.",
+        remedy="Check their scores. Otherwise use --alpha_unit std, a smaller alpha, or cap the "
+        "scores.",
+        test=_outliers,
     ),
     Kind(
-        "lopsided-sets",
-        0.5,
-        "share of groups of four or more with one chosen, or one rejected, response",
-        "MPO contrasts two sets. With a single response in one of them most of what a group of many "
-        "responses could teach is gone: it is one response against all others.",
-        "Look at the score histogram for a ceiling, a floor or outliers; a split at the median gives "
-        "even sets.",
-        _lopsided_sets,
+        name="lopsided-sets",
+        threshold=0.5,
+        when="share of groups of four or more with one chosen, or one rejected, response",
+        why="MPO contrasts two sets. With a single response in one of them most of what a "
+        "group of many responses could teach is gone: it is one response against all "
+        "others.",
+        remedy="Look at the score histogram for a ceiling, a floor or outliers; a split at the "
+        "median gives even sets.",
+        test=_lopsided_sets,
     ),
     Kind(
-        "scale-varies",
-        10.0,
-        "90th over 10th percentile of the groups' standard deviations",
-        "An alpha per unit of score is strong in one group and without effect in another.",
-        "Use alpha_unit: std, which measures deviations in the group's own standard deviations.",
-        _scale_varies,
+        name="scale-varies",
+        threshold=10.0,
+        when="90th over 10th percentile of the groups' standard deviations",
+        why="An alpha per unit of score is strong in one group and without effect in another.",
+        remedy="Use alpha_unit: std, which measures in the group's own standard deviations.",
+        test=_scale_varies,
     ),
     Kind(
-        "weight-dominance",
-        0.1,
-        "share of groups of three or more where one response has over 0.9 of the weight",
-        "The loss sees one response and hardly the others: a group of n works like one of a few.",
-        "Lower alpha, or use alpha_unit: std.",
-        _weight_dominance,
+        name="weight-dominance",
+        threshold=0.1,
+        when="share of groups of three or more where one response has over 0.9 of the weight",
+        why="The loss sees one response and hardly the others: a large group works like a small "
+        "one.",
+        remedy="Lower alpha, or use alpha_unit: std.",
+        test=_weight_dominance,
     ),
     Kind(
-        "weight-without-effect",
-        0.5,
-        "share of groups of three or more whose effective number of responses is over 0.99 n",
-        "With this alpha W-MPO is MPO.",
-        "Raise alpha to the scale of the scores, or use alpha_unit: std.",
-        _weight_without_effect,
+        name="weight-without-effect",
+        threshold=0.5,
+        when="share of groups of three or more whose effective number of responses is over 0.99 n",
+        why="With this alpha W-MPO is MPO.",
+        remedy="Raise alpha to the scale of the scores, or use alpha_unit: std.",
+        test=_weight_without_effect,
     ),
     Kind(
-        "length-bias",
-        0.3,
-        "mean correlation of score and length within groups, either sign",
-        "Length alone then tells chosen from rejected, and it is the easiest thing to learn. "
-        "Summed log-probabilities make it easier still.",
-        "Control the judge for length, balance the groups, or use a length-normalised loss.",
-        _length_bias,
+        name="length-bias",
+        threshold=0.3,
+        when="mean correlation of score and length within groups, either sign",
+        why="Length alone then tells chosen from rejected, and it is the easiest thing to "
+        "learn. Summed log-probabilities make it easier still.",
+        remedy="Control the judge for length, balance the groups, or use a length-normalised loss.",
+        test=_length_bias,
     ),
     Kind(
-        "beyond-max-length",
-        0.01,
-        "share of responses that do not fit into max_length with their prompt",
-        "They are dropped with their group, dropped alone, or cut, as data.over_long says; where it "
-        "concerns one set more than the other, what remains is biased.",
-        "Raise max_length, or choose data.over_long knowing these numbers.",
-        _beyond_max_length,
+        name="beyond-max-length",
+        threshold=0.01,
+        when="share of responses that do not fit into max_length with their prompt",
+        why="They are dropped with their group, dropped alone, or cut, as data.over_long says; "
+        "where it concerns one set more than the other, what remains is biased.",
+        remedy="Raise max_length, or choose data.over_long knowing these numbers.",
+        test=_beyond_max_length,
     ),
     Kind(
-        "near-empty-responses",
-        0.01,
-        "share of responses of at most 3 characters",
-        "Often failed generations. If one is chosen the model learns to say nothing.",
-        "Remove them with their scores, unless the answers are meant to be that short.",
-        _near_empty_responses,
+        name="near-empty-responses",
+        threshold=0.01,
+        when="share of responses of at most 3 characters",
+        why="Often failed generations. If one is chosen the model learns to say nothing.",
+        remedy="Remove them with their scores, unless the answers are meant to be that short.",
+        test=_near_empty_responses,
     ),
     Kind(
-        "duplicate-responses",
-        0.01,
-        "share of responses that repeat one of their group (case and white space ignored)",
-        "A repeated response counts twice in its set, and n is smaller than it looks.",
-        "Keep one of each, or sample at a higher temperature.",
-        _duplicate_responses,
+        name="duplicate-responses",
+        threshold=0.01,
+        when="share of responses that repeat one of their group (case and white space ignored)",
+        why="A repeated response counts twice in its set, and n is smaller than it looks.",
+        remedy="Keep one of each, or sample at a higher temperature.",
+        test=_duplicate_responses,
     ),
     Kind(
-        "contradicting-duplicates",
-        0,
-        "groups in which the same response is chosen and rejected",
-        "The loss pulls the same text up and down at once; the judge contradicts itself.",
-        "Keep one of them with its mean score.",
-        _contradicting_duplicates,
+        name="contradicting-duplicates",
+        threshold=0,
+        when="groups in which the same response is chosen and rejected",
+        why="The loss pulls the same text up and down at once; the judge contradicts itself.",
+        remedy="Keep one of them with its mean score.",
+        test=_contradicting_duplicates,
     ),
     Kind(
-        "repeated-prompts",
-        0.01,
-        "share of groups whose prompt came before (normalised)",
-        "A prompt split over several groups compares each response with some of the others only, "
-        "and a split by rows puts it on both sides.",
-        "Join the groups of a prompt where their scores are comparable; use `data split` to divide "
-        "the data.",
-        _repeated_prompts,
+        name="repeated-prompts",
+        threshold=0.01,
+        when="share of groups whose prompt came before (normalised)",
+        why="A prompt split over several groups compares each response with some of the others "
+        "only, and a split by rows puts it on both sides.",
+        remedy="Join the groups of a prompt where their scores are comparable; use `data split` "
+        "to divide the data.",
+        test=_repeated_prompts,
     ),
     Kind(
-        "shared-prompts",
-        0,
-        "prompts that two of the files have in common",
-        "If one of the files is for validation or test, its numbers are too good.",
-        "Divide the data with `data split`, which keeps a prompt on one side.",
-        _shared_prompts,
+        name="shared-prompts",
+        threshold=0,
+        when="prompts that two of the files have in common",
+        why="If one of the files is for validation or test, its numbers are too good.",
+        remedy="Divide the data with `data split`, which keeps a prompt on one side.",
+        test=_shared_prompts,
     ),
     Kind(
-        "one-sided-column",
-        0.95,
-        f"share of a value's responses that are chosen, or rejected ({ENOUGH} responses or more)",
-        "What tells the sets apart may then be the writer's style, not quality.",
-        "Add responses of that model that lose (or win), or leave it out.",
-        _one_sided_column,
+        name="one-sided-column",
+        threshold=0.95,
+        when="share of a value's responses that are chosen, or rejected, of "
+        f"{ENOUGH} responses or more",
+        why="What tells the sets apart may then be the writer's style, not quality.",
+        remedy="Add responses of that model that lose (or win), or leave it out.",
+        test=_one_sided_column,
     ),
     Kind(
-        "source-without-contrast",
-        0.5,
-        f"share of a value's groups whose scores are all equal ({ENOUGH} groups or more)",
-        "Most of this source is dropped, and the mixture is not what it seems.",
-        "Score it in another way, or leave it out knowingly.",
-        _source_without_contrast,
+        name="source-without-contrast",
+        threshold=0.5,
+        when=f"share of a value's groups whose scores are all equal, of {ENOUGH} groups or more",
+        why="Most of this source is dropped, and the mixture is not what it seems.",
+        remedy="Score it in another way, or leave it out knowingly.",
+        test=_source_without_contrast,
     ),
 )

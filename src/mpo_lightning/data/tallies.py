@@ -87,7 +87,10 @@ class Moments:
             + 4 * delta * (a * m3 - b * self.m3) / n
         )
         self.m3 = float(
-            self.m3 + m3 + delta**3 * a * b * (a - b) / n**2 + 3 * delta * (a * m2 - b * self.m2) / n
+            self.m3
+            + m3
+            + delta**3 * a * b * (a - b) / n**2
+            + 3 * delta * (a * m2 - b * self.m2) / n
         )
         self.m2 = float(self.m2 + m2 + delta**2 * a * b / n)
         self.mean = float(self.mean + delta * b / n)
