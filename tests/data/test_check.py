@@ -258,7 +258,7 @@ def test_bad_and_skipped_rows_are_counted(write_jsonl: Write) -> None:
         def convert(self, row: Any, source: str) -> Converted:
             if row["prompt"] == "skip":
                 raise SkippedRow("with a prompt to skip")
-            notes = ("with a top score that its ratings contradict",) * (max(row["scores"]) == 10)
+            notes = ("with a top score that its ratings contradict",) * (10 in row["scores"])
             return Converted(dict(row), notes)
 
     good = {"prompt": "p", "responses": ["one", "two"], "scores": [1, 2]}
@@ -325,10 +325,10 @@ def plain(count: int = 60) -> Rows:
 
 CASES: dict[str, tuple[Rows, dict[str, Any]]] = {
     "equal-scores": (plain() + [group(100 + i, [2.0, 2.0]) for i in range(10)], {}),
-    "ties": (plain() + [group(100 + i, [1.0, 1.0, 1.0, 1.0, 3.0, 3.0]) for i in range(30)], {}),
+    "ties": (plain() + [group(100 + i, [1.0, 1.0, 1.0, 1.0, 3.0, 3.0]) for i in range(60)], {}),
     "score-ceiling": (plain() + [group(100 + i, [4.0, 4.0, 2.0, 1.0]) for i in range(60)], {}),
     "skewed-scores": (plain() + [group(100 + i, [1.0, 2.0, 3.0, 30.0]) for i in range(8)], {}),
-    "outliers": (plain(400) + [group(500, [1.0, 2.0, 3.0, 90.0])], {}),
+    "outliers": ([*plain(400), group(500, [1.0, 2.0, 3.0, 90.0])], {}),
     "lopsided-sets": ([group(i, [1.0, 2.0, 3.0, 9.0]) for i in range(60)], {}),
     "scale-varies": (
         [group(i, [s * 10.0 ** (i % 3) for s in (1.0, 2.0, 3.0, 4.0)]) for i in range(60)],
@@ -350,7 +350,10 @@ CASES: dict[str, tuple[Rows, dict[str, Any]]] = {
     "duplicate-responses": (
         [
             *plain(),
-            *(group(100 + i, [1.0, 1.5, 4.0], responses=["abcd", " ABCD", "efghi"]) for i in [0, 1]),
+            *(
+                group(100 + i, [1.0, 1.5, 4.0], responses=["abcd", " ABCD", "efghi"])
+                for i in [0, 1]
+            ),
             group(103, [1.0, 1.5, 4.0], responses=["abcd", "Abcd", "efghi"]),
         ],
         {},
@@ -399,9 +402,7 @@ def test_files_that_share_prompts_are_warned_of(write_jsonl: Write) -> None:
     (warning,) = [w for w in report.warnings if w.name == "shared-prompts"]
     assert warning.rows == [f"{files[1]}:1"]
     assert f"1 by {files[0]} and {files[1]}" in warning.found
-    assert "shared-prompts" not in names(
-        check([files[0], write_jsonl(rows[30:], "other.jsonl")])
-    )
+    assert "shared-prompts" not in names(check([files[0], write_jsonl(rows[30:], "other.jsonl")]))
 
 
 def test_every_kind_of_warning_has_its_test_and_its_documentation() -> None:
