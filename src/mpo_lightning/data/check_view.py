@@ -213,7 +213,7 @@ def format_warnings(report: CheckReport) -> list[str]:
 
 
 def draw_picture(report: CheckReport, path: str | Path) -> None:
-    """Draw scores, set sizes, group sizes and models to a file (``.png``, ``.svg``, ``.pdf``).
+    """Draw scores, set sizes, group sizes and weights to a file (``.png``, ``.svg``, ``.pdf``).
 
     Raises:
         DataError: if matplotlib is missing.
@@ -242,18 +242,20 @@ def draw_picture(report: CheckReport, path: str | Path) -> None:
     chosen.bar(list(of_chosen), list(of_chosen.values()))
     chosen.set(title="Chosen set (0: all scores equal)", xlabel="|Y+|", ylabel="groups")
     quantiles = {
-        "std of a group": report.group_std,
         "largest weight": report.weights.largest,
         "effective / n": report.weights.effective,
     }
+    for axis, numbers_of in ((sizes, of_size), (chosen, of_chosen)):
+        axis.set_xlim(min(numbers_of, default=0) - 1, max(numbers_of, default=0) + 1)
+        axis.xaxis.get_major_locator().set_params(integer=True)
     for place, numbers in enumerate(quantiles.values()):
         if numbers.p10 is not None and numbers.median is not None:
             spread.plot([numbers.p10, numbers.p90], [place, place], linewidth=6, alpha=0.5)
             spread.plot([numbers.median], [place], "k|", markersize=14)
     spread.set_yticks(range(len(quantiles)), list(quantiles))
     weights = report.weights
-    title = f"Groups: 10%, median, 90% (alpha {weights.alpha:g}, unit {weights.alpha_unit})"
-    spread.set(title=title, ylim=(-0.5, len(quantiles) - 0.5))
+    title = f"Weights: 10%, median, 90% of groups (alpha {weights.alpha:g}, {weights.alpha_unit})"
+    spread.set(title=title, xlim=(0, 1), ylim=(-0.5, len(quantiles) - 0.5))
     figure.suptitle(", ".join(file.read.data for file in report.files[:4]))
     try:
         figure.savefig(path, dpi=120)
