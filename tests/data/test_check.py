@@ -302,6 +302,28 @@ def test_groups_can_be_changed_before_they_are_counted(write_jsonl: Write) -> No
     assert report.total.scores.high == 4.0
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "scores",
+    [[1e308, -1e308, 5.0], [1.7e308, 1.7e308, 0.0], [5e-324, 0.0, 1e-310], [1e200, 1.0, 2.0]],
+)
+def test_scores_at_the_ends_of_the_range(scores: list[float], write_jsonl: Write) -> None:
+    report = check(write_jsonl([group(i, scores, source="s") for i in range(3)]), alpha=0.5)
+    read = json.loads(report.to_json())
+    assert (read["total"]["scores"]["low"], read["total"]["scores"]["high"]) == (
+        min(scores),
+        max(scores),
+    )
+    assert sum(count for *_, count in read["histogram"]) == 9
+    assert "nan" not in format_report(report)
+
+
+def test_groups_of_thousands_of_responses(write_jsonl: Write) -> None:
+    scores = [float(j * 7919 % 1000) for j in range(3000)]
+    report = check(write_jsonl([group(i, scores) for i in range(50)]))
+    assert report.sets == {3000: {1500: 50}}
+
+
 @pytest.mark.parametrize("setting", ["alpha", "power"])
 @pytest.mark.parametrize("value", [-1.0, math.inf, math.nan])
 def test_settings_out_of_range_are_refused(setting: str, value: float) -> None:

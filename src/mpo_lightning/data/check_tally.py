@@ -358,6 +358,13 @@ class GroupTally:
         """Take the groups that were added into the statistics; all of them are of one file."""
         if not self._counts:
             return
+        # Sums of scores near the end of float64's range are infinite; what follows from them is
+        # reported as undefined.
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._flush(file)
+        self._clear()
+
+    def _flush(self, file: FileTally) -> None:
         chunk = Chunk.of(self._places, self._scores, self._counts)
         self._add_scores(chunk, file)
         self._add_ties(chunk)
@@ -369,7 +376,6 @@ class GroupTally:
             self._add_tokens(chunk)
         for column in self.columns:
             column.flush(chunk)
-        self._clear()
 
     def _add_scores(self, chunk: Chunk, file: FileTally) -> None:
         scores = chunk.scores[chunk.valid]
@@ -515,7 +521,7 @@ class GroupTally:
     def report_outliers(self) -> Outliers:
         """Responses far from their group's mean."""
         std = self.deviations.std
-        if std is None:
+        if not std:
             return Outliers(limit=None, count=0, more=False, rows=[])
         count, more = self.largest.above(OUTLIER * std)
         first = zip(self.largest.places[: min(count, 3)], self.largest.values, strict=False)
