@@ -33,7 +33,7 @@ FLOORS = [
         "predictions",
     },
     {"policy", "data.tokens", "data.reading", "data.check_report"},
-    {"data.counting", "data.check_warnings", "data.writing"},
+    {"data.counting", "data.check_chunk", "data.check_warnings", "data.writing"},
     {"data.check_tally", "data.check_view"},
     {"data.datamodule", "data.check", "data.convert", "data.split"},
     {"loading"},
