@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mpo_lightning.data.groups import DataError, PreferenceGroup, check_row, check_rows
+from mpo_lightning.data.groups import DataError, PreferenceGroup, check_row, collect_errors
 
 ROW: dict[str, Any] = {"prompt": "Why?", "responses": ["a", "b"], "scores": [1.0, 2.0]}
 USER = {"role": "user", "content": "Why?"}
@@ -189,12 +189,8 @@ def test_truncated_is_a_field_of_its_own(truncated: Any) -> None:
     assert check_row(ROW, "x:1").truncated is None
 
 
-@pytest.mark.parametrize(
-    ("scores", "contrast"), [([1, 1], False), ([1, 1.0, 1], False), ([0, 0.5], True)]
-)
-def test_contrast_is_a_difference_of_scores(scores: list[float], contrast: bool) -> None:
-    responses = [f"r{index}" for index in range(len(scores))]
-    assert check_row(row(responses=responses, scores=scores), "x:1").has_contrast is contrast
+def check_rows(rows: list[tuple[str, Any]]) -> list[PreferenceGroup]:
+    return collect_errors(rows, lambda item: check_row(item[1], item[0]))
 
 
 def numbered(rows: list[Any]) -> list[tuple[str, Any]]:

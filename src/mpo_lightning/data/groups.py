@@ -13,8 +13,8 @@ __all__ = [
     "PreferenceGroup",
     "check_number",
     "check_row",
-    "check_rows",
     "check_text",
+    "collect_errors",
     "is_list",
     "show",
 ]
@@ -68,11 +68,6 @@ class PreferenceGroup:
     source: str
     extra: dict[str, object]
     truncated: list[bool] | None = None
-
-    @property
-    def has_contrast(self) -> bool:
-        """Whether the scores differ: without it there is no chosen and no rejected set."""
-        return len(set(self.scores)) > 1
 
 
 def show(value: object, limit: int = 60) -> str:
@@ -313,12 +308,3 @@ def collect_errors(items: Iterable[Item], check: Callable[[Item], Result]) -> li
         more = f"\n  ... and {len(errors) - SHOWN_ERRORS} more" * (len(errors) > SHOWN_ERRORS)
         raise DataError(f"{len(errors)} rows cannot be used:\n{shown}{more}")
     return results
-
-
-def check_rows(rows: Iterable[tuple[str, object]]) -> list[PreferenceGroup]:
-    """Check every ``(source, row)``; all bad rows are reported together.
-
-    Raises:
-        DataError: if any row is bad.
-    """
-    return collect_errors(rows, lambda item: check_row(item[1], item[0]))

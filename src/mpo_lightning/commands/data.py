@@ -1,0 +1,184 @@
+"""``mpo-lightning data check|convert|split FILE...``: look at data before training on it."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from mpo_lightning.data.check import check
+from mpo_lightning.data.check_report import CheckReport
+from mpo_lightning.data.check_view import draw_picture, format_report, format_warnings
+from mpo_lightning.data.convert import convert
+from mpo_lightning.data.counting import BadRows, Sources, describe
+from mpo_lightning.data.groups import DataError
+from mpo_lightning.data.schemas import Schema
+from mpo_lightning.data.split import Format, split
+from mpo_lightning.data.tokens import Boundary, PromptFormat, load_tokenizer
+from mpo_lightning.losses import AlphaUnit
+
+__all__ = ["main"]
+
+
+def _parser(purpose: str) -> ArgumentParser:
+    parser = ArgumentParser(description=purpose)
+    parser.add_argument(
+        "files",
+        nargs="+",
+        type=str,
+        help="a .jsonl, .json or .parquet file, a folder of them or of datasets' save_to_disk, or "
+        "a hub id",
+    )
+    parser.add_argument(
+        "--schema",
+        type=Schema | None,
+        help="shape of the rows; found from the first row's columns if not given",
+    )
+    parser.add_argument(
+        "--columns",
+        type=dict[str, str] | None,
+        help='columns to read under another name, as {"name in the file": "name to read it as"}',
+    )
+    parser.add_argument(
+        "--split",
+        type=str,
+        default="train",
+        help="split of a hub id or a saved DatasetDict that names none after a colon",
+    )
+    return parser
+
+
+def _check_parser() -> ArgumentParser:
+    parser = _parser("Say what is in files of scored groups, and what to look at before training.")
+    add = parser.add_argument
+    add("--tokenizer", type=str | None, help="folder or hub id, to count tokens as well")
+    add("--trust_remote_code", action="store_true", help="run a hub tokenizer's own code")
+    add("--max_length", type=int, default=2048, help="limit on prompt + response, in tokens")
+    add("--prompt_format", type=PromptFormat, default="auto", help="as in data.prompt_format")
+    add("--boundary", type=Boundary, default="strict", help="as in data.boundary")
+    add("--alpha", type=float, default=0.0, help="strength of deviation weights, as in W-MPO")
+    add("--power", type=float, default=1.0, help="exponent of the deviation")
+    add("--alpha_unit", type=AlphaUnit, default="score", help="what alpha counts per")
+    add(
+        "--by",
+        type=list[str],
+        default=["models", "source"],
+        help="columns of texts, one a response or one a row, whose values are told apart",
+    )
+    add("--json", type=str | None, help="file to write all numbers to")
+    add("--picture", type=str | None, help="file to draw to, such as check.png (needs matplotlib)")
+    add("--strict", action="store_true", help="fail on warnings, too")
+    return parser
+
+
+def _writing_parser(purpose: str) -> ArgumentParser:
+    parser = _parser(purpose)
+    parser.add_argument("--force", action="store_true", help="overwrite what is there already")
+    parser.add_argument(
+        "--bad_rows",
+        type=BadRows,
+        default="error",
+        help="rows that cannot be used: write nothing (error), or leave them out (drop)",
+    )
+    return parser
+
+
+def _sources(chosen: Namespace) -> Sources:
+    return Sources(
+        files=chosen.files,
+        schema=chosen.schema,
+        columns=chosen.columns,
+        default_split=chosen.split,
+    )
+
+
+def _print_check(report: CheckReport) -> None:
+    from rich.console import Console
+
+    # Plain where it is no terminal; never cut to a width.
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    console.print(format_report(report))
+    warnings = format_warnings(report)
+    console.print(f"\n{len(warnings)} warnings" if warnings else "\nNo warnings", style="bold")
+    for text in warnings:
+        name, _, rest = text.partition(":")
+        console.print(name, style="bold yellow", end=":")
+        console.print(rest)
+
+
+def _check(chosen: Namespace) -> None:
+    tokenizer: Any = None
+    if chosen.tokenizer is not None:
+        tokenizer = load_tokenizer(chosen.tokenizer, trust_remote_code=chosen.trust_remote_code)
+    report = check(
+        chosen.files,
+        schema=chosen.schema,
+        columns=chosen.columns,
+        default_split=chosen.split,
+        tokenizer=tokenizer,
+        max_length=chosen.max_length,
+        prompt_format=chosen.prompt_format,
+        boundary=chosen.boundary,
+        alpha=chosen.alpha,
+        power=chosen.power,
+        alpha_unit=chosen.alpha_unit,
+        by=chosen.by,
+    )
+    _print_check(report)
+    if chosen.json is not None:
+        try:
+            Path(chosen.json).write_text(report.to_json(indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise DataError(f"{chosen.json}: cannot be written ({error}).") from error
+    if chosen.picture is not None:
+        draw_picture(report, chosen.picture)
+    failed = report.total.read.failed
+    if failed or not report.total.read.kept or (chosen.strict and report.warnings):
+        sys.exit(1)
+
+
+def _convert(chosen: Namespace) -> None:
+    reports = convert(_sources(chosen), chosen.out, bad_rows=chosen.bad_rows, force=chosen.force)
+    print("\n".join(map(describe, reports)))
+    print(f"Wrote {sum(report.kept for report in reports):,} groups to {chosen.out}")
+
+
+def _split(chosen: Namespace) -> None:
+    result = split(
+        _sources(chosen),
+        chosen.out,
+        chosen.fractions,
+        seed=chosen.seed,
+        file_format=chosen.format,
+        bad_rows=chosen.bad_rows,
+        force=chosen.force,
+    )
+    print("\n".join([*map(describe, result.reports), str(result)]))
+
+
+def main(args: list[str]) -> None:
+    """Run ``mpo-lightning data``.
+
+    Args:
+        args: the arguments, the command's name first.
+    """
+    converter = _writing_parser("Write scored groups of any known shape in canonical form.")
+    converter.add_argument("--out", type=str, required=True, help="a .jsonl or .parquet file")
+    splitter = _writing_parser("Divide scored groups by prompt, each prompt on one side only.")
+    splitter.add_argument("--out", type=str, required=True, help="the parts' folder")
+    splitter.add_argument(
+        "--fractions",
+        type=dict[str, float],
+        default={"train": 0.9, "val": 0.05, "test": 0.05},
+        help="the parts' names and shares, which sum to 1",
+    )
+    splitter.add_argument("--seed", type=int, default=0, help="another one divides differently")
+    splitter.add_argument("--format", type=Format, default="jsonl", help="of the files")
+    parsers = {"check": _check_parser(), "convert": converter, "split": splitter}
+    parser = ArgumentParser(prog="mpo-lightning data")
+    commands = parser.add_subcommands(dest="action")
+    for name, subparser in parsers.items():
+        commands.add_subcommand(name, subparser, help=subparser.description)
+    parsed = parser.parse_args(args[1:])
+    chosen = parser.instantiate_classes(parsed)[parsed.action]
+    {"check": _check, "convert": _convert, "split": _split}[parsed.action](chosen)

@@ -1,0 +1,42 @@
+"""Scored groups of any known shape to one file in canonical form."""
+
+from pathlib import Path
+
+from mpo_lightning.data.counting import BadRows, Sources, refuse_lost_rows
+from mpo_lightning.data.report import DataReport
+from mpo_lightning.data.writing import arrow_schema, check_target, open_writers
+
+__all__ = ["convert"]
+
+
+def convert(
+    sources: Sources, out: str | Path, *, bad_rows: BadRows = "error", force: bool = False
+) -> list[DataReport]:
+    """Write the groups of all files to one, which appears when it is whole.
+
+    Reading the result gives the same groups, other columns included. Parquet has the same columns
+    in every row: one that a row lacks reads back as null.
+
+    Args:
+        sources: what to read. For Parquet it is read twice, since its columns have one type each.
+        out: a ``.jsonl`` or ``.parquet`` file.
+        bad_rows: "error" writes nothing if a row cannot be used; "drop" leaves such rows out.
+        force: overwrite the file if there is one.
+
+    Returns:
+        What became of the rows of each file.
+
+    Raises:
+        DataError: if rows are bad, no group remains, the file is there already, or its format
+            cannot hold a column.
+    """
+    path = Path(out)
+    check_target(path, force=force)
+    schema = arrow_schema(sources.groups([])) if path.suffix == ".parquet" else None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    reports: list[DataReport] = []
+    with open_writers([path], schema) as (writer,):
+        for group in sources.groups(reports):
+            writer.write(group)
+        refuse_lost_rows(reports, bad_rows)
+    return reports

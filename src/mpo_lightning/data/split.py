@@ -1,0 +1,136 @@
+"""Scored groups divided by prompt: a prompt is on one side only."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Literal
+
+from mpo_lightning.data.counting import BadRows, Sources, refuse_lost_rows
+from mpo_lightning.data.groups import DataError, Message
+from mpo_lightning.data.identity import prompt_key
+from mpo_lightning.data.report import DataReport
+from mpo_lightning.data.writing import SUFFIXES, arrow_schema, check_target, open_writers
+
+__all__ = ["SplitReport", "place_of", "split"]
+
+Format = Literal["jsonl", "parquet"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitReport:
+    """What a division gave.
+
+    Attributes:
+        reports: what became of the rows of each file.
+        fractions: the share that each part was to have.
+        groups: the groups that it has.
+        files: its file.
+    """
+
+    reports: list[DataReport]
+    fractions: dict[str, float]
+    groups: dict[str, int]
+    files: dict[str, Path]
+
+    def __str__(self) -> str:
+        """The parts as text."""
+        whole = sum(self.groups.values())
+        parts = [
+            f"{self.files[name]}: {count:,} groups, {count / whole:.2%} (wanted "
+            f"{self.fractions[name]:.2%})"
+            for name, count in self.groups.items()
+        ]
+        return "\n".join(parts)
+
+
+def place_of(prompt: str | list[Message], seed: int = 0) -> float:
+    """A number from 0 to 1 for a prompt: uniform over prompts, the same for the same prompt.
+
+    It depends on nothing but the normalised prompt (see `prompt_key`) and the seed.
+    """
+    salt = seed.to_bytes(16, "little", signed=True)
+    # 53 bits: as many as a float holds, so that the number stays below 1.
+    return (int.from_bytes(prompt_key(prompt, salt=salt), "little") >> 11) / 2**53
+
+
+def split(
+    sources: Sources,
+    out: str | Path,
+    fractions: Mapping[str, float],
+    *,
+    seed: int = 0,
+    file_format: Format = "jsonl",
+    bad_rows: BadRows = "error",
+    force: bool = False,
+) -> SplitReport:
+    """Divide the groups of all files by prompt, into one file a part.
+
+    Groups with the same prompt (case, white space and compatible characters ignored) go to the same
+    part. Where a prompt goes depends on itself, the seed and the fractions only: further rows move
+    no other prompt. The parts have about the wanted share of the prompts, not exactly.
+
+    Args:
+        sources: what to read.
+        out: folder of the parts; made if there is none.
+        fractions: the parts' names, and their shares, which sum to 1.
+        seed: another one divides in another way.
+        file_format: "jsonl" or "parquet".
+        bad_rows: "error" writes nothing if a row cannot be used; "drop" leaves such rows out.
+        force: overwrite the files of the parts if they are there.
+
+    Raises:
+        DataError: if a setting cannot be used, rows are bad, a part gets no group, or the folder
+            holds files that are not to be overwritten.
+    """
+    _check_fractions(fractions)
+    folder = Path(out)
+    files = {name: folder / f"{name}.{file_format}" for name in fractions}
+    for path in files.values():
+        check_target(path, force=force)
+    _refuse_other_files(folder, set(files.values()))
+    schema = arrow_schema(sources.groups([])) if file_format == "parquet" else None
+    folder.mkdir(parents=True, exist_ok=True)
+    ends = list(accumulate(fractions.values()))
+    # The last part ends where the numbers do, whatever the sum was rounded to.
+    ends[-1] = 1.0
+    reports: list[DataReport] = []
+    with open_writers(list(files.values()), schema) as writers:
+        for group in sources.groups(reports):
+            place = place_of(group.prompt, seed)
+            writers[next(i for i, end in enumerate(ends) if place < end)].write(group)
+        refuse_lost_rows(reports, bad_rows)
+        groups = {name: w.groups for name, w in zip(fractions, writers, strict=True)}
+        empty = [name for name, count in groups.items() if not count]
+        if empty:
+            raise DataError(
+                f"{', '.join(empty)}: gets none of {sum(groups.values())} groups; nothing was "
+                "written. Give it a larger fraction, or use another seed."
+            )
+    return SplitReport(reports=reports, fractions=dict(fractions), groups=groups, files=files)
+
+
+def _check_fractions(fractions: Mapping[str, float]) -> None:
+    wrong = [name for name in fractions if not re.fullmatch(r"[\w-]+", name)]
+    if wrong:
+        raise DataError(f"fractions: {wrong} cannot name files. Use letters, digits, - and _.")
+    positive = all(share > 0 for share in fractions.values())
+    if not positive or abs(sum(fractions.values()) - 1) > 1e-9:
+        raise DataError(
+            f"fractions: found {dict(fractions)}; expected shares above 0 that sum to 1, such as "
+            '{"train": 0.9, "val": 0.05, "test": 0.05}.'
+        )
+
+
+def _refuse_other_files(folder: Path, own: set[Path]) -> None:
+    """A part that is left over from another division would share prompts with the new ones."""
+    if folder.is_dir():
+        others = sorted(
+            path.name for path in folder.iterdir() if path.suffix in SUFFIXES and path not in own
+        )
+        if others:
+            raise DataError(
+                f"{folder}: holds other files of rows ({', '.join(others)}), which may share "
+                "prompts with the new ones. Remove them, or name another folder."
+            )
