@@ -7,7 +7,16 @@ from typing import TypeVar
 
 from mpo_lightning.errors import UserError
 
-__all__ = ["DataError", "Message", "PreferenceGroup", "check_row", "check_rows"]
+__all__ = [
+    "DataError",
+    "Message",
+    "PreferenceGroup",
+    "check_prompt",
+    "check_responses",
+    "check_row",
+    "check_rows",
+    "collect_errors",
+]
 
 Message = dict[str, str]
 Item = TypeVar("Item")
@@ -84,7 +93,13 @@ def _check_characters(text: str, field: str, source: str) -> None:
         ) from error
 
 
-def _check_prompt(prompt: object, source: str) -> str | list[Message]:
+def check_prompt(prompt: object, source: str) -> str | list[Message]:
+    """The prompt of a row: a text, or messages that end with the user's or a tool's.
+
+    Raises:
+        DataError: naming the row, the field, what was found, what was expected and what to do.
+    """
+
     def fail(field: str, found: str, expected: str, remedy: str) -> DataError:
         return DataError.of_field(source, field, found=found, expected=expected, remedy=remedy)
 
@@ -124,7 +139,12 @@ def _check_prompt(prompt: object, source: str) -> str | list[Message]:
     return messages
 
 
-def _check_responses(responses: object, source: str) -> list[str]:
+def check_responses(responses: object, source: str) -> list[str]:
+    """The responses of a row: at least two texts, none empty.
+
+    Raises:
+        DataError: naming the row, the field, what was found, what was expected and what to do.
+    """
     if not _is_list(responses):
         raise DataError.of_field(
             source,
@@ -213,8 +233,8 @@ def check_row(row: object, source: str) -> PreferenceGroup:
             raise DataError.of_field(
                 source, field, found=found, expected="a value", remedy="Rename or add the field."
             )
-    prompt = _check_prompt(row["prompt"], source)
-    responses = _check_responses(row["responses"], source)
+    prompt = check_prompt(row["prompt"], source)
+    responses = check_responses(row["responses"], source)
     scores = _check_scores(row["scores"], len(responses), source)
     extra = {str(k): v for k, v in row.items() if k not in ("prompt", "responses", "scores")}
     return PreferenceGroup(prompt, responses, scores, source, extra)
