@@ -25,12 +25,19 @@ FLOORS = [
     },
     {"logps", "data.sources", "data.tokens", "predictions"},
     {"policy", "data.datamodule"},
-    {"loading"},
-    {"module"},
-    {"strategy"},
-    {"commands.run", "commands.cache"},
+    {"loading", "rollouts.parts", "rollouts.prompts"},
+    {"module", "rollouts.generation"},
+    {"strategy", "rollouts.server", "rollouts.rewards", "rollouts.merging"},
+    {"rollouts.sampling", "rollouts.scoring"},
+    {
+        "commands.run",
+        "commands.cache",
+        "commands.sample",
+        "commands.score",
+        "commands.merge",
+    },
     {"cli"},
-    {"__main__", "__init__", "data.__init__", "commands.__init__"},
+    {"__main__", "__init__", "data.__init__", "commands.__init__", "rollouts.__init__"},
 ]
 FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -317,9 +317,7 @@ def _from_settings(config: PolicyConfig, settings: Any, kwargs: dict[str, Any]) 
     return AutoModelForCausalLM.from_config(settings, **how | {"dtype": _dtype(config, settings)})
 
 
-def load_base(
-    config: PolicyConfig, device: torch.device, *, flat_storage: bool = False
-) -> Any:
+def load_base(config: PolicyConfig, device: torch.device, *, flat_storage: bool = False) -> Any:
     """The base alone, with these weights and in this precision, without adapters.
 
     Args:

@@ -242,8 +242,7 @@ class ModelSampler:
         cache = self.model.generate(
             input_ids=ids[:, :-1],
             attention_mask=known[:, :-1],
-            generation_config=self._settings(1),
-            return_dict_in_generate=True,
+            generation_config=self._settings(1, return_dict_in_generate=True),
         ).past_key_values
         repeatable = {DynamicLayer, DynamicSlidingWindowLayer}
         if type(cache) is DynamicCache and {type(layer) for layer in cache.layers} <= repeatable:
@@ -278,9 +277,9 @@ class ModelSampler:
             **more,
         )[:, ids.shape[1] :]
         draw.check()
-        return rows.tolist()  # type: ignore[no-any-return]
+        return rows.tolist()
 
-    def _settings(self, max_new_tokens: int) -> Any:
+    def _settings(self, max_new_tokens: int, **more: Any) -> Any:
         from transformers import GenerationConfig
 
         return GenerationConfig(
@@ -290,6 +289,7 @@ class ModelSampler:
             eos_token_id=self.stops,
             pad_token_id=self.stops[0],
             use_cache=True,
+            **more,
         )
 
     def _sample(self, row: list[int]) -> Sample:
@@ -297,8 +297,10 @@ class ModelSampler:
         words = row if end is None else row[:end]
         tokenizer = self.tokenizer.tokenizer
         special = set(tokenizer.all_special_ids)
+        text: str = tokenizer.decode(words, skip_special_tokens=True)
         return Sample(
-            text=tokenizer.decode(words, skip_special_tokens=True),
+            # The limit may cut a character of several tokens in the middle.
+            text=text.rstrip("\N{REPLACEMENT CHARACTER}") if end is None else text,
             finish="length" if end is None else "stop",
             special_tokens=sum(token in special for token in words),
             ids=tuple(row if end is None else row[: end + 1]),

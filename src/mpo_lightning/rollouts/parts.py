@@ -6,6 +6,7 @@ nor on how many processes work.
 """
 
 import json
+import math
 import os
 import uuid
 from collections import Counter
@@ -154,7 +155,7 @@ class PartFolder:
 
     def __len__(self) -> int:
         """Number of parts."""
-        return -(-self.rows // self.rows_per_part)
+        return math.ceil(self.rows / self.rows_per_part)
 
     def span(self, part: int) -> tuple[int, int]:
         """First row of a part, and the one after its last."""
