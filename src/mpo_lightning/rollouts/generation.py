@@ -173,6 +173,9 @@ class ModelSampler:
         stops = stops if isinstance(stops, list) else [stops]
         stops += [tokenizer.end_of_turn, tokenizer.tokenizer.eos_token_id]
         self.stops = sorted({stop for stop in stops if stop is not None})
+        # What decoding leaves out: a tokenizer may not list all of them.
+        added = tokenizer.tokenizer.added_tokens_decoder.items()
+        self.special = {*tokenizer.tokenizer.all_special_ids, *(i for i, t in added if t.special)}
         # None where a model has no limit.
         self.context: int | None = getattr(model.config, "max_position_embeddings", None)
 
@@ -296,13 +299,12 @@ class ModelSampler:
         end = next((place for place, token in enumerate(row) if token in self.stops), None)
         words = row if end is None else row[:end]
         tokenizer = self.tokenizer.tokenizer
-        special = set(tokenizer.all_special_ids)
         text: str = tokenizer.decode(words, skip_special_tokens=True)
         return Sample(
             # The limit may cut a character of several tokens in the middle.
             text=text.rstrip("\N{REPLACEMENT CHARACTER}") if end is None else text,
             finish="length" if end is None else "stop",
-            special_tokens=sum(token in special for token in words),
+            special_tokens=sum(token in self.special for token in words),
             ids=tuple(row if end is None else row[: end + 1]),
         )
 
@@ -468,20 +470,27 @@ def put_adapter(model: Any, adapter: str) -> Any:
     Raises:
         RolloutError: if the adapter's weights do not fit the model.
     """
-    import warnings
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
 
-    from peft import PeftModel
+    def refuse(why: str) -> RolloutError:
+        return RolloutError(
+            f"model.adapter: {adapter} does not fit {type(model).__name__} of "
+            f"{model.name_or_path}: {why}"
+        )
 
     try:
-        with warnings.catch_warnings():
-            # PEFT warns where weights of the adapter are missing, and goes on with random ones.
-            warnings.filterwarnings("error", message="Found missing adapter keys")
-            return PeftModel.from_pretrained(model, adapter)
-    except (ValueError, RuntimeError, UserWarning) as error:
-        raise RolloutError(
-            f"model.adapter: {adapter} does not fit {type(model).__name__} of {model.name_or_path}:"
-            f" {str(error)[:300]}"
-        ) from error
+        adapted = PeftModel.from_pretrained(model, adapter)
+        with safe_open(str(Path(adapter) / "adapter_model.safetensors"), "pt") as weights:
+            stored = set(weights.keys())
+    except (ValueError, RuntimeError, OSError) as error:
+        raise refuse(str(error)[:300]) from error
+    # PEFT goes on without weights that it has no place for, and with fresh ones where some lack.
+    wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    if stored != wanted:
+        differing = sorted(stored ^ wanted)
+        raise refuse(f"{len(differing)} weights are in one of the two only, such as {differing[0]}")
+    return adapted
 
 
 def load_group_tokenizer(config: ModelConfig) -> GroupTokenizer:
