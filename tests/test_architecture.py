@@ -28,7 +28,7 @@ FLOORS = [
     {"loading", "rollouts.parts", "rollouts.prompts"},
     {"module", "rollouts.generation"},
     {"strategy", "rollouts.server", "rollouts.rewards", "rollouts.merging"},
-    {"rollouts.sampling", "rollouts.scoring"},
+    {"rollouts.sampling", "rollouts.scoring", "commands.functions"},
     {
         "commands.run",
         "commands.cache",

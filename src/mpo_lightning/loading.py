@@ -29,6 +29,7 @@ __all__ = [
     "PolicyConfig",
     "Quantization",
     "build_policy",
+    "compute_alike_in_training_and_evaluation",
     "load_base",
     "quantised_arguments",
 ]
@@ -355,7 +356,7 @@ def load_base(config: PolicyConfig, device: torch.device, *, flat_storage: bool 
             f"model.policy.base: {config.base} lacks {len(absent)} weights of "
             f"{type(model).__name__} (first: {absent[:3]}); they would be random."
         )
-    _compute_alike_in_training_and_evaluation(model)
+    compute_alike_in_training_and_evaluation(model)
     return model
 
 
@@ -416,7 +417,7 @@ def _refuse_unpackable(
             )
 
 
-def _compute_alike_in_training_and_evaluation(base: Any) -> None:
+def compute_alike_in_training_and_evaluation(base: Any) -> None:
     """Have bitsandbytes' layers compute one thing in either mode, on CPU (seen with 0.50.2).
 
     In the first evaluation pass its 4-bit layers repack their weights on processors with

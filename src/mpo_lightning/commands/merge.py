@@ -1,7 +1,6 @@
 """``mpo-lightning merge``: an adapter and its base become one model."""
 
-from jsonargparse import ArgumentParser
-
+from mpo_lightning.commands.functions import call
 from mpo_lightning.rollouts.merging import merge
 
 __all__ = ["main"]
@@ -13,11 +12,4 @@ def main(args: list[str]) -> None:
     Args:
         args: the arguments, the command's name first.
     """
-    parser = ArgumentParser(
-        prog="mpo-lightning merge", description="Merge an adapter into its base."
-    )
-    parser.add_argument("--config", action="config", help="a YAML file of these settings")
-    parser.add_function_arguments(merge)
-    chosen = parser.instantiate_classes(parser.parse_args(args[1:]))
-    del chosen["config"]
-    merge(**chosen)
+    call(merge, args, "Merge an adapter into its base.")

@@ -1,7 +1,6 @@
 """``mpo-lightning score``: scores of responses."""
 
-from jsonargparse import ArgumentParser
-
+from mpo_lightning.commands.functions import call
 from mpo_lightning.rollouts.scoring import score
 
 __all__ = ["main"]
@@ -13,11 +12,4 @@ def main(args: list[str]) -> None:
     Args:
         args: the arguments, the command's name first.
     """
-    parser = ArgumentParser(
-        prog="mpo-lightning score", description="Score responses; the output is for fit."
-    )
-    parser.add_argument("--config", action="config", help="a YAML file of these settings")
-    parser.add_function_arguments(score)
-    chosen = parser.instantiate_classes(parser.parse_args(args[1:]))
-    del chosen["config"]
-    score(**chosen)
+    call(score, args, "Score responses; the output is for fit.")

@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from mpo_lightning.data.groups import DataError, Message
-from mpo_lightning.loading import PolicyConfig, Quantization, quantised_arguments
+from mpo_lightning.errors import UserError
+from mpo_lightning.loading import (
+    PolicyConfig,
+    Quantization,
+    compute_alike_in_training_and_evaluation,
+    quantised_arguments,
+)
 from mpo_lightning.rollouts.generation import choose_device, files_digest
 from mpo_lightning.rollouts.parts import RolloutError, digest_of_file
 from mpo_lightning.rollouts.prompts import Prompt
@@ -295,7 +301,9 @@ def load_reward_model(config: RewardModelConfig) -> RewardModel:
             config.path, use_safetensors=True, output_loading_info=True, **arguments
         )
         tokenizer = AutoTokenizer.from_pretrained(config.path, **hub)
-    except (OSError, ImportError, KeyError) as error:
+    except UserError:
+        raise
+    except (OSError, ImportError, KeyError, ValueError) as error:
         raise RolloutError(
             f"reward_model.path: {config.path} cannot be loaded as a sequence classifier: {error}"
         ) from error
@@ -305,6 +313,7 @@ def load_reward_model(config: RewardModelConfig) -> RewardModel:
             f"reward_model.path: {config.path} lacks {', '.join(absent[:3])}, so its scores would "
             "be random: it is no reward model."
         )
+    compute_alike_in_training_and_evaluation(model)
     if config.quantization == "none":
         model = model.to(device)
     return RewardModel(model, tokenizer, config)
