@@ -325,9 +325,10 @@ def test_quantised(base: str, adapter: str, quantization: Any) -> None:
     config = ModelConfig(base=base, adapter=adapter, quantization=quantization)
     sampler = load_sampler(config, Sampling(n=2, max_new_tokens=8))
     layer = sampler.model.model.layers[0].mlp.up_proj
-    assert type(layer.base_layer).__name__ == {"nf4": "Linear4bit", "int8": "Linear8bitLt"}[
-        quantization
-    ]
+    assert (
+        type(layer.base_layer).__name__
+        == {"nf4": "Linear4bit", "int8": "Linear8bitLt"}[quantization]
+    )
     for slot, sample in enumerate(sampler([request("Hi")])[0].samples):
         assert sample.ids == one_by_one(sampler, "Hi", slot)
 

@@ -30,7 +30,9 @@ from mpo_lightning.rollouts.rewards import (
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Count."}]
 ITEMS = [
-    Scorable("Name a fruit.", ["An apple.", "A pear grows on a tree, and so does an apple."], "x:1"),
+    Scorable(
+        "Name a fruit.", ["An apple.", "A pear grows on a tree, and so does an apple."], "x:1"
+    ),
     Scorable(CHAT, ["One, two, three, four, five. " * 4, "No", "One<|eos|>"], "x:2"),
 ]
 MODELS: dict[str, tuple[type, Any]] = {

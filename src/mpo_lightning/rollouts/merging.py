@@ -89,6 +89,11 @@ def merge(
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
         partial.rename(folder)
+    except Exception as error:
+        # safetensors and tokenizers tell what the system said by other exceptions.
+        if not isinstance(error, OSError) and "(os error " not in str(error):
+            raise
+        raise RolloutError(f"out: {folder} cannot be written: {error}") from error
     finally:
         # Gone already after the rename.
         shutil.rmtree(partial, ignore_errors=True)
