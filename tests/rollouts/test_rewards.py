@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
-    AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
     GPT2Config,
@@ -17,7 +16,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from conftest import make_tokenizer, tiny_config, tiny_model
+from conftest import make_tokenizer, tiny_config
 from mpo_lightning.data.groups import DataError
 from mpo_lightning.rollouts.parts import RolloutError
 from mpo_lightning.rollouts.rewards import (

@@ -122,22 +122,22 @@ def test_processes_share_the_parts(
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "found"),
+    ("changed", "found"),
     [
-        ("--seed", "1", "seed was 0, is 1"),
-        ("--temperature", "0.5", "temperature was 1.0, is 0.5"),
-        ("--system_prompt", "Sing.", "system_prompt was None, is 'Sing.'"),
-        ("--model.dtype", "bfloat16", "model.dtype was 'auto', is 'bfloat16'"),
-        ("--responses_per_batch", "8", "responses_per_batch was 64, is 8"),
+        ("--seed 1", "seed was 0, is 1"),
+        ("--temperature 0.5", "temperature was 1.0, is 0.5"),
+        ("--system_prompt Sing.", "system_prompt was None, is 'Sing.'"),
+        ("--model.dtype bfloat16", "model.dtype was 'auto', is 'bfloat16'"),
+        ("--responses_per_batch 8", "responses_per_batch was 64, is 8"),
     ],
 )
 def test_other_settings_are_refused(
-    option: str, value: str, found: str, prompts: str, base: str, tmp_path: Path
+    changed: str, found: str, prompts: str, base: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     main(command(prompts, base, out))
     with pytest.raises(SystemExit, match=found):
-        main(command(prompts, base, out, option, value))
+        main(command(prompts, base, out, *changed.split()))
 
 
 def test_other_input_is_refused(prompts: str, base: str, tmp_path: Path) -> None:

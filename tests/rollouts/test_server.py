@@ -63,12 +63,12 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def do_GET(self) -> None:  # noqa: N802 (http.server's name)
+    def do_GET(self) -> None:
         assert self.path == "/v1/models"
         model = {"id": "small-model", "object": "model", "created": 0, "owned_by": "tests"}
         self.answer(200, {"object": "list", "data": [model]})
 
-    def do_POST(self) -> None:  # noqa: N802 (http.server's name)
+    def do_POST(self) -> None:
         assert self.path == "/v1/chat/completions"
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         server = self.server

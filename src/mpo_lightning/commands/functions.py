@@ -22,7 +22,9 @@ def call(function: Callable[..., Any], args: list[str], purpose: str) -> None:
     parser.add_function_arguments(function)
     values = parser.parse_args(args[1:]).as_dict()
     del values["config"]
-    for name, kind in get_type_hints(function).items():
+    hints: dict[str, Any] = get_type_hints(function)
+    for name, kind in hints.items():
         if is_dataclass(kind) and name in values:
-            values[name] = kind(**values[name])
+            make: Callable[..., Any] = kind
+            values[name] = make(**values[name])
     function(**values)
