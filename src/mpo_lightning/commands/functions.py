@@ -24,7 +24,6 @@ def call(function: Callable[..., Any], args: list[str], purpose: str) -> None:
     del values["config"]
     hints: dict[str, Any] = get_type_hints(function)
     for name, kind in hints.items():
-        if is_dataclass(kind) and name in values:
-            make: Callable[..., Any] = kind
-            values[name] = make(**values[name])
+        if isinstance(kind, type) and is_dataclass(kind):
+            values[name] = kind(**values[name])
     function(**values)
