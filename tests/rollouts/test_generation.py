@@ -254,6 +254,19 @@ def test_prompt_tokens_are_those_of_training() -> None:
         rules.prompt_ids([{"role": "tool", "content": "3"}], "x:1")
 
 
+def test_plain_text() -> None:
+    """Without a template, prompt and response are one text."""
+    rules = by_rules_of_training(make_tokenizer(chat=False))
+    group = PreferenceGroup("Name a fruit:", [" Apple.", " Pear."], [1.0, 0.0], "x:1", {})
+    assert rules.prompt_ids("Name a fruit:", "x:1") == rules([group], "x")[0][0].prompt.tolist()
+    sampler = ModelSampler(tiny_model(), rules, Sampling(n=1, max_new_tokens=5))
+    conversation = request([{"role": "user", "content": "Hi"}], "x:2")
+    other = request([{"role": "user", "content": "Ho"}], "x:3")
+    with pytest.raises(DataError, match=r"2 rows cannot be used:\s+x:2: prompt: found a conv"):
+        sampler([request("Hi"), conversation, other])
+    assert sampler([request("Hi")])[0].samples[0].ids == one_by_one(sampler, "Hi", 0)
+
+
 def test_prompt_without_room() -> None:
     sampler = make_sampler(tiny_model(), max_new_tokens=490)
     short, long = sampler([request("Hi"), request(PROMPTS[1] * 2)])
@@ -341,6 +354,8 @@ def test_what_cannot_be_loaded(base: str, adapter: str, tmp_path: Path) -> None:
         load_sampler(ModelConfig(base=base, adapter=str(tmp_path)), sampling)
     with pytest.raises(RolloutError, match=r"model\.base: name"):
         load_sampler(ModelConfig(), sampling)
+    with pytest.raises(DataError, match=r"^model\.tokenizer: "):
+        load_sampler(ModelConfig(base=base, tokenizer=str(tmp_path)), sampling)
     other = tmp_path / "wider"
     tiny_model(tiny_config(hidden_size=64)).save_pretrained(other)
     make_tokenizer().save_pretrained(other)

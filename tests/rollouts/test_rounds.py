@@ -18,7 +18,7 @@ from mpo_lightning.data.sources import read_rows
 from runs import write_recipe
 
 DOCS = Path(__file__).parents[2] / "docs" / "rollouts.md"
-WORDS = "good bad dog cat sun rain tree bird fish stone river".split()
+WORDS = ["good", "bad", "dog", "cat", "sun", "rain", "tree", "bird", "fish", "stone", "river"]
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ eos_token }}"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mpo_lightning.data.groups import DataError, collect_errors
 from mpo_lightning.data.tokens import GroupTokenizer, PromptFormat, load_tokenizer
 from mpo_lightning.loading import PolicyConfig, Quantization, load_base
 from mpo_lightning.policy import PolicyError
@@ -189,10 +190,12 @@ class ModelSampler:
             done: told how many more requests have their answers.
 
         Raises:
-            DataError: if a prompt cannot be tokenised.
+            DataError: for prompts that cannot be tokenised, all of them together.
             RolloutError: if the model gives something else than numbers.
         """
-        prompts = [self.tokenizer.prompt_ids(r.prompt, r.source) for r in requests]
+        prompts = collect_errors(
+            requests, lambda item: self.tokenizer.prompt_ids(item.prompt, item.source)
+        )
         answers: list[Answers] = [Answers()] * len(requests)
         fitting = []
         for index, prompt in enumerate(prompts):
@@ -500,15 +503,18 @@ def load_group_tokenizer(config: ModelConfig) -> GroupTokenizer:
         DataError: if there is none to be had, or it lacks the template that is asked for.
     """
     path = config.tokenizer or resolve_base(config)
-    tokenizer = load_tokenizer(path, trust_remote_code=config.trust_remote_code)
-    return GroupTokenizer(
-        tokenizer,
-        max_length=2**31,
-        over_long="error",
-        prompt_format=config.prompt_format,
-        boundary="strict",
-        equal_scores="keep",
-    )
+    try:
+        return GroupTokenizer(
+            load_tokenizer(path, trust_remote_code=config.trust_remote_code),
+            # Limits on responses are the sampler's.
+            max_length=2**31,
+            over_long="error",
+            prompt_format=config.prompt_format,
+            boundary="strict",
+            equal_scores="keep",
+        )
+    except DataError as error:
+        raise DataError(str(error).replace("data.", "model.", 1)) from error
 
 
 def load_sampler(
