@@ -1,5 +1,6 @@
 """Generation: the same tokens as the model's own logits give, prompts computed once."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -346,6 +347,17 @@ def test_quantised(base: str, adapter: str, quantization: Any) -> None:
         assert sample.ids == one_by_one(sampler, "Hi", slot)
 
 
+def test_an_adapter_s_other_base_is_told(
+    base: str, adapter: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load_sampler(ModelConfig(base=base, adapter=adapter), Sampling())
+    assert "names" not in capsys.readouterr().out
+    moved = tmp_path / "moved"
+    shutil.copytree(base, moved)
+    load_sampler(ModelConfig(base=str(moved), adapter=adapter), Sampling())
+    assert f"names {base} as its base; it is put on {moved}" in capsys.readouterr().out
+
+
 def test_what_cannot_be_loaded(base: str, adapter: str, tmp_path: Path) -> None:
     sampling = Sampling()
     with pytest.raises(PolicyError, match=r"^model\.base: .*mpo-lightning merge"):
@@ -371,8 +383,6 @@ def test_adapter_for_more_layers(adapter: str, tmp_path: Path) -> None:
 
 
 def test_identity_knows_the_weights(base: str, adapter: str, tmp_path: Path) -> None:
-    import shutil
-
     copied = tmp_path / "adapter"
     shutil.copytree(adapter, copied)
     config = ModelConfig(base=base, adapter=str(copied))

@@ -107,7 +107,7 @@ def test_reference_of_the_round_before(world: Path) -> None:
     # One word in eleven says good, one bad; a response has at most 16.
     assert abs(scores[0]) < 0.5
     assert scores[1] > scores[0] + 1
-    assert scores[2] > scores[1] + 1
+    assert scores[2] > scores[1] + 0.5
     # Each round's policy was put on the model merged in the round before.
     named = json.loads(
         (rounds / "2" / "run" / "checkpoints" / "last-adapter" / "adapter_config.json").read_text()

@@ -409,14 +409,9 @@ def resolve_base(config: ModelConfig) -> str:
     Raises:
         RolloutError: if neither is named, or the adapter is none.
     """
-    named = None
-    if config.adapter is not None:
-        named = _base_of_adapter(config.adapter)
-    base = config.base or named
+    base = config.base or (config.adapter and _base_of_adapter(config.adapter))
     if base is None:
         raise RolloutError("model.base: name a model's folder or hub id.")
-    if named is not None and config.base is not None and not _same_place(config.base, named):
-        print(f"The adapter {config.adapter} names {named} as its base; it is put on {base}.")
     return base
 
 
@@ -482,6 +477,7 @@ def put_adapter(model: Any, adapter: str) -> Any:
             f"{model.name_or_path}: {why}"
         )
 
+    named = _base_of_adapter(adapter)
     try:
         adapted = PeftModel.from_pretrained(model, adapter)
         with safe_open(str(Path(adapter) / "adapter_model.safetensors"), "pt") as weights:
@@ -493,6 +489,10 @@ def put_adapter(model: Any, adapter: str) -> Any:
     if stored != wanted:
         differing = sorted(stored ^ wanted)
         raise refuse(f"{len(differing)} weights are in one of the two only, such as {differing[0]}")
+    if named is not None and not _same_place(named, model.name_or_path):
+        print(
+            f"The adapter {adapter} names {named} as its base; it is put on {model.name_or_path}."
+        )
     return adapted
 
 
