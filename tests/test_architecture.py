@@ -42,12 +42,20 @@ FLOORS = [
     {"data.counting", "data.check_chunk", "data.check_warnings", "data.writing"},
     {"data.check_tally", "data.check_view"},
     {"data.datamodule", "data.check", "data.convert", "data.split"},
-    {"loading"},
-    {"module"},
-    {"strategy"},
-    {"commands.run", "commands.cache", "commands.data"},
+    {"loading", "rollouts.parts", "rollouts.prompts"},
+    {"module", "rollouts.generation"},
+    {"strategy", "rollouts.server", "rollouts.rewards", "rollouts.merging"},
+    {"rollouts.sampling", "rollouts.scoring", "commands.functions"},
+    {
+        "commands.run",
+        "commands.cache",
+        "commands.data",
+        "commands.sample",
+        "commands.score",
+        "commands.merge",
+    },
     {"cli"},
-    {"__main__", "__init__", "data.__init__", "commands.__init__"},
+    {"__main__", "__init__", "data.__init__", "commands.__init__", "rollouts.__init__"},
 ]
 FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 FILES = sorted(PACKAGE.rglob("*.py"))

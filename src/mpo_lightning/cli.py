@@ -27,6 +27,9 @@ COMMANDS = {
     "validate": Command(RUN, "Measure a checkpoint on the validation data."),
     "test": Command(RUN, "Measure a checkpoint on the test data."),
     "predict": Command(RUN, "Write log-probability, reward and rank of every response."),
+    "sample": Command("mpo_lightning.commands.sample", "Sample n responses to each prompt."),
+    "score": Command("mpo_lightning.commands.score", "Score responses; the output is for fit."),
+    "merge": Command("mpo_lightning.commands.merge", "Merge an adapter into its base."),
     "cache": Command("mpo_lightning.commands.cache", "List or remove caches of the reference."),
     "data": Command("mpo_lightning.commands.data", "Check, convert or split scored groups."),
 }

@@ -24,7 +24,15 @@ from mpo_lightning.logps import (
 )
 from mpo_lightning.policy import Policy, PolicyError, decoder_layers
 
-__all__ = ["LoRA", "PolicyConfig", "Quantization", "build_policy"]
+__all__ = [
+    "LoRA",
+    "PolicyConfig",
+    "Quantization",
+    "build_policy",
+    "compute_alike_in_training_and_evaluation",
+    "load_base",
+    "quantised_arguments",
+]
 
 Quantization = Literal["none", "nf4", "int8"]
 
@@ -160,7 +168,6 @@ class _Loader:
         config = self.config
         base = self._empty_base() if empty else self._base()
         chosen = _choose_layout(base.config, self.layout, config.attn_implementation)
-        _compute_alike_in_training_and_evaluation(base)
         if config.gradient_checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False})
         with torch.device("meta") if empty else nullcontext():
@@ -176,7 +183,7 @@ class _Loader:
         return Policy(model, layout=chosen, responses_per_pass=self.responses_per_pass)
 
     def _base(self) -> Any:
-        return _load_base(self.config, self.device, flat_storage=self.flat_storage)
+        return load_base(self.config, self.device, flat_storage=self.flat_storage)
 
     def _empty_base(self) -> Any:
         settings, kwargs = _settings_of_base(self.config)
@@ -264,8 +271,7 @@ def _settings_of_base(config: PolicyConfig) -> tuple[Any, dict[str, Any]]:
     if (folder / "adapter_config.json").is_file():
         raise PolicyError(
             f"model.policy.base: {folder} is an adapter, not a model. The reference of a trained "
-            "adapter is not its base: merge it (PeftModel.merge_and_unload), save the result, and "
-            "name that folder."
+            "adapter is not its base: merge it (mpo-lightning merge) and name the merged folder."
         )
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise PolicyError(
@@ -312,14 +318,24 @@ def _from_settings(config: PolicyConfig, settings: Any, kwargs: dict[str, Any]) 
     return AutoModelForCausalLM.from_config(settings, **how | {"dtype": _dtype(config, settings)})
 
 
-def _load_base(config: PolicyConfig, device: torch.device, *, flat_storage: bool) -> Any:
+def load_base(config: PolicyConfig, device: torch.device, *, flat_storage: bool = False) -> Any:
+    """The base alone, with these weights and in this precision, without adapters.
+
+    Args:
+        config: the base; its settings of the adapter have no say here.
+        device: where a quantised base will compute; others are left on the CPU.
+        flat_storage: see `build_policy`.
+
+    Raises:
+        PolicyError: if the base is not a model, lacks weights or cannot be quantised.
+    """
     from transformers import AutoModelForCausalLM
 
     settings, kwargs = _settings_of_base(config)
     if config.random_init:
         return _loaded(config, lambda: _from_settings(config, settings, kwargs))
     if config.quantization != "none":
-        quantised = _quantised(config, settings, device, flat_storage=flat_storage)
+        quantised = quantised_arguments(config, settings, device, flat_storage=flat_storage)
         if config.quantization == "nf4":
             storage = quantised["quantization_config"].bnb_4bit_quant_storage
             _refuse_unpackable(config, settings, kwargs, storage)
@@ -340,11 +356,12 @@ def _load_base(config: PolicyConfig, device: torch.device, *, flat_storage: bool
             f"model.policy.base: {config.base} lacks {len(absent)} weights of "
             f"{type(model).__name__} (first: {absent[:3]}); they would be random."
         )
+    compute_alike_in_training_and_evaluation(model)
     return model
 
 
-def _quantised(
-    config: PolicyConfig, settings: Any, device: torch.device, *, flat_storage: bool
+def quantised_arguments(
+    config: PolicyConfig, settings: Any, device: torch.device, *, flat_storage: bool = False
 ) -> dict[str, Any]:
     """Arguments of ``from_pretrained`` for a base in fewer bits.
 
@@ -400,7 +417,7 @@ def _refuse_unpackable(
             )
 
 
-def _compute_alike_in_training_and_evaluation(base: Any) -> None:
+def compute_alike_in_training_and_evaluation(base: Any) -> None:
     """Have bitsandbytes' layers compute one thing in either mode, on CPU (seen with 0.50.2).
 
     In the first evaluation pass its 4-bit layers repack their weights on processors with

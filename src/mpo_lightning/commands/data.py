@@ -12,7 +12,7 @@ from mpo_lightning.data.check_view import draw_picture, format_report, format_wa
 from mpo_lightning.data.convert import convert
 from mpo_lightning.data.counting import BadRows, Sources, describe
 from mpo_lightning.data.groups import DataError
-from mpo_lightning.data.schemas import Schema
+from mpo_lightning.data.schema import Schema
 from mpo_lightning.data.split import Format, split
 from mpo_lightning.data.tokens import Boundary, PromptFormat, load_tokenizer
 from mpo_lightning.losses import AlphaUnit

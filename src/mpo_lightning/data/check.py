@@ -26,7 +26,7 @@ from mpo_lightning.data.counting import Sources, count_outcome
 from mpo_lightning.data.groups import DataError, PreferenceGroup
 from mpo_lightning.data.identity import prompt_key
 from mpo_lightning.data.report import DataReport
-from mpo_lightning.data.schemas import Schema
+from mpo_lightning.data.schema import Schema
 from mpo_lightning.data.tallies import Flagged
 from mpo_lightning.data.tokens import Boundary, GroupTokenizer, PromptFormat
 from mpo_lightning.losses import AlphaUnit

@@ -12,6 +12,8 @@ __all__ = [
     "Message",
     "PreferenceGroup",
     "check_number",
+    "check_prompt",
+    "check_responses",
     "check_row",
     "check_text",
     "collect_errors",
@@ -135,7 +137,13 @@ def check_number(value: object, field: str, source: str) -> float:
     return float(value)
 
 
-def _check_prompt(prompt: object, source: str) -> str | list[Message]:
+def check_prompt(prompt: object, source: str) -> str | list[Message]:
+    """The prompt of a row: a text, or messages that end with the user's or a tool's.
+
+    Raises:
+        DataError: naming the row, the field, what was found, what was expected and what to do.
+    """
+
     def fail(field: str, found: str, expected: str, remedy: str) -> DataError:
         return DataError.of_field(source, field, found=found, expected=expected, remedy=remedy)
 
@@ -175,7 +183,12 @@ def _check_prompt(prompt: object, source: str) -> str | list[Message]:
     return messages
 
 
-def _check_responses(responses: object, source: str) -> list[str]:
+def check_responses(responses: object, source: str) -> list[str]:
+    """The responses of a row: at least two texts, none empty.
+
+    Raises:
+        DataError: naming the row, the field, what was found, what was expected and what to do.
+    """
     if not is_list(responses):
         raise DataError.of_field(
             source,
@@ -277,8 +290,8 @@ def check_row(row: object, source: str) -> PreferenceGroup:
             raise DataError.of_field(
                 source, field, found=found, expected="a value", remedy="Rename or add the field."
             )
-    prompt = _check_prompt(row["prompt"], source)
-    responses = _check_responses(row["responses"], source)
+    prompt = check_prompt(row["prompt"], source)
+    responses = check_responses(row["responses"], source)
     scores = _check_scores(row["scores"], len(responses), source)
     # Null where other rows of the file have it.
     truncated = row.get("truncated")

@@ -212,6 +212,22 @@ class GroupTokenizer:
             )
         report.drop("with a prompt beyond max_length", group.source)
 
+    # ------------------------------------------------------------------------------- sampling
+
+    @property
+    def end_of_turn(self) -> int:
+        """The token that ends a response."""
+        end: int = self._end
+        return end
+
+    def prompt_ids(self, prompt: str | list[Message], source: str) -> list[int]:
+        """Tokens of a prompt alone, as a sampler is given it; in training they are the same.
+
+        Raises:
+            DataError: if it cannot be tokenised.
+        """
+        return self._encode(PreferenceGroup(prompt, [], [], source, {}), [])[0]
+
     # ------------------------------------------------------------------------------- encoding
 
     def _ids(self, texts: list[str]) -> list[list[int]]:

@@ -1,0 +1,35 @@
+"""Runs the command line in a process that is gone (SIGKILL) in the middle of writing a part.
+
+``python killed_run.py WRITE ARGUMENTS...``: the WRITE-th file, counted from 1, is half written.
+"""
+
+import os
+import signal
+import sys
+from typing import Any
+
+from mpo_lightning.cli import main
+from mpo_lightning.rollouts import parts
+
+
+class Dying:
+    """The module ``os``, but for one call."""
+
+    def __init__(self, write: int) -> None:
+        self.left = write
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def fsync(self, file: int) -> None:
+        """Half of the file is on disk, and it has not its name yet."""
+        self.left -= 1
+        if self.left == 0:
+            os.truncate(file, os.fstat(file).st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.fsync(file)
+
+
+if __name__ == "__main__":
+    parts.os = Dying(int(sys.argv[1]))  # type: ignore[assignment]
+    main(sys.argv[2:])
