@@ -247,7 +247,8 @@ def test_printed_configuration_is_complete_and_stacks(
     assert printed["model"]["loss"]["init_args"]["alpha"] == 0.2
     assert printed["model"]["lr_scheduler"]["class_path"] == "mpo_lightning.optim.WarmupCosine"
     assert printed["model"]["loss"]["init_args"]["partition"] == {
-        "class_path": "mpo_lightning.losses.AboveMean"
+        "class_path": "mpo_lightning.losses.AboveMean",
+        "init_args": {},
     }
     again = tmp_path / "again.yaml"
     again.write_text(yaml.safe_dump(printed), encoding="utf-8")

@@ -6,7 +6,7 @@ padding nor log space.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any
 
@@ -219,7 +219,7 @@ def plain_pair(loss: PairLoss, d: float) -> tuple[float, float]:
     if isinstance(loss, Hinge):
         return max(0.0, 1 - h), -loss.beta if h < 1 else 0.0
     if isinstance(loss, SimPO):
-        passed = 1 / (1 + math.exp(loss.margin - h))
+        passed = 1 / (1 + math.exp(loss.beta * loss.margin - h))
         return -math.log(passed), -loss.beta * (1 - passed)
     if isinstance(loss, RobustDPO):
         f = loss.flipped
@@ -1008,7 +1008,8 @@ def loss_from(class_path: str, **init_args: Any) -> SetLoss:
 @pytest.mark.parametrize("loss", [*LOSSES, Halved(beta=0.2, part=0.25)], ids=str)
 def test_a_configuration_builds_each_loss(loss: SetLoss) -> None:
     cls = type(loss)
-    assert loss_from(f"{cls.__module__}.{cls.__name__}", **vars(loss)) == loss
+    given = {field.name: getattr(loss, field.name) for field in fields(loss) if field.init}
+    assert loss_from(f"{cls.__module__}.{cls.__name__}", **given) == loss
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
