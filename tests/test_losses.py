@@ -625,6 +625,22 @@ def test_gradcheck(loss: SetLoss) -> None:
     assert torch.autograd.gradcheck(lambda r: loss(r, scores, valid), (inputs,))
 
 
+@each_loss
+def test_a_group_teaches_at_the_first_step_where_it_has_contrast(loss: SetLoss) -> None:
+    """At r = 0, where training starts; InfoNCA's optimum is there if scores are equal."""
+    _, scores, valid = ragged()
+    contrast = loss.has_contrast(scores, valid)
+    _, gradient = value_and_gradient(loss, torch.zeros_like(scores), scores, valid)
+    taught = gradient.abs().amax(1) > 1e-15
+    assert 20 < contrast.sum()
+    assert not (taught & ~contrast).any()
+    if not isinstance(loss, InfoNCA | NCA):
+        assert torch.equal(taught, contrast)
+    chosen, rejected = loss.sets(scores, valid)
+    assert not (chosen & rejected).any()
+    assert not ((chosen | rejected) & ~valid).any()
+
+
 # ---------------------------------------------------------------------------------- special cases
 
 

@@ -221,8 +221,9 @@ def test_statistics_by_hand() -> None:
 def test_sets_are_those_that_are_given() -> None:
     """Scores 8, 6, 4, 1, 0 by the best two against the worst two: the middle enters nothing.
 
-    beta = 1/4, log-ratios 4 ln 3, 0, 4 ln 9, 0, 4 ln 2: masses 3, 1, 9, 1, 2. Pairs (0, 3), (0, 4) in
-    order, (1, 3) a tie, (1, 4) wrong. The chosen hold 4 of 7. The middle is still the top reward.
+    beta = 1/4, log-ratios 4 ln 3, 0, 4 ln 9, 0, 4 ln 2: masses 3, 1, 9, 1, 2. Pairs (0, 3) and
+    (0, 4) in order, (1, 3) a tie, (1, 4) wrong. The chosen hold 4 of 7. The middle is still the top
+    reward.
     """
     log_ratios = 4 * torch.tensor([[3.0, 1.0, 9.0, 1.0, 2.0]]).log()
     reference = torch.tensor([[-10.0, -20.0, -30.0, -40.0, -50.0]])
