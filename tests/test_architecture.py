@@ -27,10 +27,23 @@ FLOORS = [
     {"policy", "data.datamodule"},
     {"loading"},
     {"module"},
-    {"strategy"},
-    {"commands.run", "commands.cache"},
+    {
+        "strategy",
+        "studies.grammar",
+        "studies.enumeration",
+        "studies.statistics",
+        "studies.runner",
+        "studies.calm",
+    },
+    {"studies.world", "studies.measures", "studies.figures"},
+    {"studies.judges"},
+    {"studies.training", "studies.samples"},
+    {"studies.conditions"},
+    {"studies.methods"},
+    {"studies.responses", "studies.deviation"},
+    {"commands.run", "commands.cache", "commands.study"},
     {"cli"},
-    {"__main__", "__init__", "data.__init__", "commands.__init__"},
+    {"__main__", "__init__", "data.__init__", "commands.__init__", "studies.__init__"},
 ]
 FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 FILES = sorted(PACKAGE.rglob("*.py"))

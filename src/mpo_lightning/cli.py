@@ -28,6 +28,7 @@ COMMANDS = {
     "test": Command(RUN, "Measure a checkpoint on the test data."),
     "predict": Command(RUN, "Write log-probability, reward and rank of every response."),
     "cache": Command("mpo_lightning.commands.cache", "List or remove caches of the reference."),
+    "study": Command("mpo_lightning.commands.study", "Check the paper's claims."),
 }
 
 
