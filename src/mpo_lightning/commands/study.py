@@ -21,6 +21,9 @@ STUDIES = {
     "methods": "All methods at the same budget.",
     "responses": "Bias over the number of responses: of samples, and of trained policies.",
     "deviation": "The strength of deviation weights, with clean and noisy scores.",
+    "calibration": "Miscalibrated judges, with and without remedies.",
+    "correlation": "Responses that are not independent, qualities that do not add up.",
+    "scaling": "Time, memory and quality with 2 to 512 responses.",
 }
 SUMMARY = "summary.json"
 

@@ -17,7 +17,11 @@ Remedy = Literal["none", "z-score", "rank"]
 
 
 class Judge(Protocol):
-    """Scores the responses of groups."""
+    """Scores the responses of groups; a frozen dataclass with a `Remedy`."""
+
+    @property
+    def remedy(self) -> Remedy:
+        """What is done against the judge's scale."""
 
     def __call__(self, world: World, prompts: Tensor, drawn: Tensor) -> Tensor:
         """Scores, float64 (G, N), of responses numbered ``drawn`` to prompts numbered (G,)."""
@@ -37,6 +41,7 @@ class NoisyJudge:
         shape: "exp" is exp(1.5 s) (skewed to the right), "log" -exp(-1.5 s) (skewed to the left),
             "rank" the rank in the group, "levels" the number of the level that s falls into.
         levels: how many equally likely levels.
+        factor: what scores are multiplied with.
         corrupted_tops: share of the responses in the worse half of a group that get its best score.
         corrupted_bottoms: share of the better half that get its worst score.
         remedy: what is done against a judge's scale: scores, or their ranks, in mean 0 and spread 1
@@ -49,6 +54,7 @@ class NoisyJudge:
     noise: float = 1.0
     shape: Shape = "as-is"
     levels: int = 5
+    factor: float = 1.0
     corrupted_tops: float = 0.0
     corrupted_bottoms: float = 0.0
     remedy: Remedy = "none"
@@ -64,7 +70,7 @@ class NoisyJudge:
             attribute = world.grammar.attributes[:, 0]
             scores = scores + self.taste * (attribute / attribute.square().mean().sqrt())[drawn]
         scores = scores + self.noise * _per_response(world.seed, prompts, drawn)
-        scores = _shaped(scores, self.shape, self.levels)
+        scores = self.factor * _shaped(scores, self.shape, self.levels)
         scores = self._corrupted(scores, world.seed, prompts, drawn)
         return remedied(scores, self.remedy)
 

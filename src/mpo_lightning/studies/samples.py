@@ -61,7 +61,7 @@ class SampleBias:
         generator = torch.Generator().manual_seed(self.seed)
         count = max(self.sizes) * ROUNDS
         drawn = weights.multinomial(count, replacement=True, generator=generator)
-        values = world.grammar.attributes[drawn].unflatten(1, (ROUNDS, -1))
+        values = world.grammar.attributes[drawn].view(len(drawn), ROUNDS, max(self.sizes), -1)
         return {
             str(n): (values[:, :, :n].mean(2) - mean[:, None]).abs().mean().item()
             for n in self.sizes
