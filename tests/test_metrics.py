@@ -11,6 +11,7 @@ import torch
 from scipy.stats import kendalltau
 from torch import Tensor
 
+from mpo_lightning.losses import AboveMean
 from mpo_lightning.metrics import METRIC_NAMES, GroupMetrics, group_statistics, kendall_tau_b
 
 # Lightning is imported where it is needed: spawned processes load this file.
@@ -48,7 +49,9 @@ def rows(arguments: dict[str, Tensor], part: Any) -> dict[str, Tensor]:
 
 
 def statistics_of(arguments: dict[str, Tensor]) -> Statistics:
-    return group_statistics(**arguments, beta=BETA)
+    rewards = BETA * (arguments["policy_logps"] - arguments["reference_logps"])
+    chosen, rejected = AboveMean()(arguments["scores"], arguments["valid"])
+    return group_statistics(**arguments, rewards=rewards, chosen=chosen, rejected=rejected)
 
 
 def counted(arguments: dict[str, Tensor]) -> Tensor:

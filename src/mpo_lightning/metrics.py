@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn import Module
 from torchmetrics import Metric
 
-from mpo_lightning.losses import chosen_set, ordered_pairs
+from mpo_lightning.losses.base import set_mean
+from mpo_lightning.losses.scores import ordered_pairs
 
 __all__ = ["METRIC_NAMES", "GroupMetrics", "group_statistics", "kendall_tau_b"]
 
@@ -27,11 +28,6 @@ METRIC_NAMES = (
     "lengths/chosen",
     "lengths/rejected",
 )
-
-
-def _set_mean(values: Tensor, members: Tensor) -> Tensor:
-    """Mean of each group's values over a set, (B,); zero where the set is empty."""
-    return torch.where(members, values, 0.0).sum(1) / members.sum(1).clamp(min=1)
 
 
 def kendall_tau_b(first: Tensor, second: Tensor, valid: Tensor) -> Tensor:
@@ -62,13 +58,15 @@ def group_statistics(
     scores: Tensor,
     valid: Tensor,
     lengths: Tensor,
-    beta: float,
+    rewards: Tensor,
+    chosen: Tensor,
+    rejected: Tensor,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Each metric's value and weight per group: ``{name: ((B,), (B,))}`` for METRIC_NAMES.
 
     A metric is the sum of value times weight over the sum of weights. Definitions are in
-    docs/metrics.md. Rewards are ``beta * log_ratio``. The shares of the chosen set are
-    taken under rewards alone, without a loss's deviation weights, so that losses can be compared.
+    docs/metrics.md. The shares of the chosen set are taken under rewards alone, without a loss's
+    deviation weights, so that losses can be compared.
 
     Args:
         loss: loss of each group, (B,).
@@ -77,13 +75,16 @@ def group_statistics(
         scores: (B, N).
         valid: bool (B, N).
         lengths: tokens of each response, (B, N).
-        beta: pull towards the reference.
+        rewards: ``beta`` times the log-ratio that the loss compares, (B, N).
+        chosen: the loss's chosen set, bool (B, N).
+        rejected: the loss's rejected set, bool (B, N).
     """
     log_ratios = torch.where(valid, policy_logps - reference_logps, 0.0).detach().float()
-    rewards = beta * log_ratios
-    chosen = chosen_set(scores, valid)
-    rejected = valid & ~chosen
-    contrast = chosen.any(1).float()
+    rewards = torch.where(valid, rewards, 0.0).detach().float()
+    # A group without contrast has no sets: what is in one of them has nothing to stand against.
+    has_both = (chosen.any(1) & rejected.any(1))[:, None]
+    chosen, rejected = chosen & has_both, rejected & has_both
+    contrast = has_both[:, 0].float()
     group = torch.ones_like(contrast)
 
     winners = ordered_pairs(scores, valid) & chosen[:, :, None] & rejected[:, None, :]
@@ -99,11 +100,13 @@ def group_statistics(
     top = masked_rewards == masked_rewards.amax(1, keepdim=True)
     hit = (best & top).sum(1).float() / top.sum(1)
 
-    shares = masked_rewards.softmax(1)
+    # Of both sets' mass; a response in neither set is in neither sum.
+    members = torch.where(has_both, chosen | rejected, valid)
+    shares = rewards.masked_fill(~members, -torch.inf).softmax(1)
     within = masked_rewards.masked_fill(~chosen, -torch.inf)
     within = torch.where(contrast[:, None] > 0, within, 0.0).softmax(1)
     entropy = -torch.xlogy(within, within).sum(1)
-    chosen_reward, rejected_reward = _set_mean(rewards, chosen), _set_mean(rewards, rejected)
+    chosen_reward, rejected_reward = set_mean(rewards, chosen), set_mean(rewards, rejected)
     return {
         "loss": (loss.detach().float(), group),
         "rewards/chosen": (chosen_reward, contrast),
@@ -114,11 +117,11 @@ def group_statistics(
         "rewards/kendall_tau": (kendall_tau_b(rewards, scores, valid).float(), contrast),
         "chosen_mass": (torch.where(chosen, shares, 0.0).sum(1), contrast),
         "effective_chosen": (entropy.exp() / chosen.sum(1).clamp(min=1), contrast),
-        "logps/chosen": (_set_mean(policy_logps.detach().float(), chosen), contrast),
-        "logps/rejected": (_set_mean(policy_logps.detach().float(), rejected), contrast),
-        "kl": (_set_mean(-log_ratios, valid), group),
-        "lengths/chosen": (_set_mean(lengths.float(), chosen), contrast),
-        "lengths/rejected": (_set_mean(lengths.float(), rejected), contrast),
+        "logps/chosen": (set_mean(policy_logps.detach().float(), chosen), contrast),
+        "logps/rejected": (set_mean(policy_logps.detach().float(), rejected), contrast),
+        "kl": (set_mean(-log_ratios, valid), group),
+        "lengths/chosen": (set_mean(lengths.float(), chosen), contrast),
+        "lengths/rejected": (set_mean(lengths.float(), rejected), contrast),
     }
 
 

@@ -248,11 +248,18 @@ class MPOModule(LightningModule):
     # ------------------------------------------------------------------------------- steps
 
     def _step(self, batch: GroupBatch, metrics: GroupMetrics) -> tuple[Tensor, Tensor]:
-        """Loss of each group (B,) and the log-ratios (B, N); the metrics are updated."""
+        """Loss of each group (B,) and policy minus reference (B, N); the metrics are updated."""
         reference_logps = self._reference(batch)
         policy_logps = self._policy(batch)
         log_ratios = policy_logps - reference_logps
-        loss = self.loss(log_ratios, batch.scores, batch.valid)
+        loss = self.loss.of_logps(
+            policy_logps=policy_logps,
+            reference_logps=reference_logps,
+            lengths=batch.lengths,
+            scores=batch.scores,
+            valid=batch.valid,
+        )
+        chosen, rejected = self.loss.sets(batch.scores, batch.valid)
         statistics = group_statistics(
             loss=loss,
             policy_logps=policy_logps,
@@ -260,10 +267,17 @@ class MPOModule(LightningModule):
             scores=batch.scores,
             valid=batch.valid,
             lengths=batch.lengths,
-            beta=self.loss.beta,
+            rewards=self._rewards(batch, policy_logps, reference_logps),
+            chosen=chosen,
+            rejected=rejected,
         )
         metrics.update(statistics, batch.counted)
         return loss, log_ratios
+
+    def _rewards(self, batch: GroupBatch, policy_logps: Tensor, reference_logps: Tensor) -> Tensor:
+        """Implicit reward of each response, (B, N), without gradient."""
+        compared = self.loss.log_ratios(policy_logps, reference_logps, batch.lengths)
+        return self.loss.beta * compared.detach()
 
     def on_train_batch_start(self, batch: GroupBatch, batch_idx: int) -> None:
         """Let random numbers go on where the run that is resumed was."""
@@ -397,7 +411,8 @@ class MPOModule(LightningModule):
         policy_logps = self._policy(batch)
         if not batch.counted.all():
             return []
-        return prediction_rows(batch, policy_logps, reference_logps, beta=self.loss.beta)
+        rewards = self._rewards(batch, policy_logps, reference_logps)
+        return prediction_rows(batch, policy_logps, reference_logps, rewards)
 
     def _log_epoch(self, stage: str, metrics: GroupMetrics) -> None:
         values = metrics.compute()

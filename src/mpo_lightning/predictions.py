@@ -32,7 +32,7 @@ SCHEMA = pa.schema(
 
 
 def prediction_rows(
-    batch: GroupBatch, policy_logps: Tensor, reference_logps: Tensor, *, beta: float
+    batch: GroupBatch, policy_logps: Tensor, reference_logps: Tensor, rewards: Tensor
 ) -> list[dict[str, object]]:
     """One row per response, with the columns of SCHEMA.
 
@@ -43,9 +43,8 @@ def prediction_rows(
         batch: the groups.
         policy_logps: (B, N), nats.
         reference_logps: (B, N), nats.
-        beta: reward is ``beta * (policy_logp - reference_logp)``.
+        rewards: ``beta`` times the log-ratio that the loss compares, (B, N).
     """
-    rewards = beta * (policy_logps - reference_logps)
     higher = (rewards[:, None, :] > rewards[:, :, None]) & batch.valid[:, None, :]
     ranks = (1 + higher.sum(2)).tolist()
     columns = {

@@ -1,0 +1,123 @@
+"""SetLoss: what every loss of the family has, and the settings that all share.
+
+Shapes, in all files of this folder: ``B`` groups, ``N`` response slots in a group.
+
+- ``log_ratios`` float (B, N): policy minus reference log-probability of each response, in nats (or
+  what the settings ``reference_free`` and ``length_normalized`` put in its place).
+- ``scores`` float (B, N): what a judge or reward model gave; higher is better.
+- ``valid`` bool (B, N): True where the slot holds a response. Other slots are padding: they may
+  hold anything, NaN included, and touch neither values nor gradients.
+- result float (B,): one loss per group; nothing is averaged here.
+
+Arithmetic is at least fp32 and stays in log space. Scores are compared in float64. The equations
+and their sources are in docs/mathematics.md.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mpo_lightning.losses.checks import require, require_number
+from mpo_lightning.losses.partition import AboveMean
+
+__all__ = ["SetLoss", "set_mean", "working"]
+
+
+def working(log_ratios: Tensor, members: Tensor) -> Tensor:
+    """Log-ratios in fp32 (float64 stays), zero outside ``members``: no NaN enters a gradient."""
+    dtype = torch.promote_types(log_ratios.dtype, torch.float32)
+    return torch.where(members, log_ratios.to(dtype), 0.0)
+
+
+def set_mean(values: Tensor, members: Tensor) -> Tensor:
+    """Mean of each group's values over a set, (B,); zero where the set is empty."""
+    return torch.where(members, values, 0.0).sum(1) / members.sum(1).clamp(min=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetLoss(ABC):
+    """A loss over whole groups, ready to call: ``loss(log_ratios, scores, valid)`` gives (B,).
+
+    Subclass it for a loss of your own; ``class_path`` in a configuration names the subclass.
+
+    Args:
+        beta: pull towards the reference, > 0 (0.01 to 1 is usual); a response's implicit reward is
+            ``beta * log_ratio``.
+        reference_free: the policy's log-probability takes the log-ratio's place; nothing but a
+            small learning rate then holds the policy near the reference.
+        length_normalized: log-ratios are divided by the number of tokens they sum, the end token
+            included: nats per token. Beta must grow with it, by about the usual length of a
+            response (2 to 10 is usual where 0.01 to 0.1 is without).
+        likelihood: weight of a likelihood term on the chosen set, >= 0: the mean over it of the
+            negative log-probability per token is added (arXiv 2604.15602).
+    """
+
+    beta: float = 0.1
+    reference_free: bool = False
+    length_normalized: bool = False
+    likelihood: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_number(self, "beta", "a number > 0", low=0, open_low=True)
+        require_number(self, "likelihood", "a number >= 0", low=0)
+        for name in ("reference_free", "length_normalized"):
+            require(self, name, isinstance(getattr(self, name), bool), "true or false")
+
+    @abstractmethod
+    def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
+        """One loss per group: all arguments (B, N), the result (B,)."""
+
+    def sets(self, scores: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Chosen and rejected set, bool (B, N) each, as metrics and the likelihood term read them.
+
+        A loss that knows no sets is measured on those of the mean.
+        """
+        return AboveMean()(scores, valid)
+
+    def has_contrast(self, scores: Tensor, valid: Tensor) -> Tensor:
+        """Whether a group teaches this loss something, bool (B,): its gradient is not always zero.
+
+        Unless a loss says otherwise: both sets hold a response.
+        """
+        chosen, rejected = self.sets(scores, valid)
+        return chosen.any(1) & rejected.any(1)
+
+    def log_ratios(self, policy_logps: Tensor, reference_logps: Tensor, lengths: Tensor) -> Tensor:
+        """What the loss compares, (B, N): log-ratios as its settings want them.
+
+        Args:
+            policy_logps: log-probability of each response under the policy, nats, (B, N).
+            reference_logps: the same under the reference.
+            lengths: tokens that each of them sums, (B, N).
+        """
+        compared = policy_logps if self.reference_free else policy_logps - reference_logps
+        return compared / lengths.clamp(min=1) if self.length_normalized else compared
+
+    def of_logps(
+        self,
+        *,
+        policy_logps: Tensor,
+        reference_logps: Tensor,
+        lengths: Tensor,
+        scores: Tensor,
+        valid: Tensor,
+    ) -> Tensor:
+        """The loss of each group from log-probabilities, (B,), likelihood term included.
+
+        Args:
+            policy_logps: log-probability of each response under the policy, nats, (B, N).
+            reference_logps: the same under the reference.
+            lengths: tokens of each response, (B, N).
+            scores: (B, N).
+            valid: bool (B, N).
+        """
+        compared = self.log_ratios(policy_logps, reference_logps, lengths)
+        loss = self(compared, scores, valid)
+        if self.likelihood == 0:
+            return loss
+        chosen, rejected = self.sets(scores, valid)
+        chosen = chosen & rejected.any(1, keepdim=True)
+        per_token = working(policy_logps, chosen) / lengths.clamp(min=1)
+        return loss - self.likelihood * set_mean(per_token, chosen)
