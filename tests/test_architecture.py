@@ -45,7 +45,7 @@ FLOORS = [
     {"studies.conditions"},
     {"studies.methods"},
     {"studies.responses", "studies.deviation", "studies.scaling", "studies.grid"},
-    {"studies.calibration", "studies.correlation"},
+    {"studies.calibration", "studies.correlation", "studies.skew", "studies.levels"},
     {"commands.run", "commands.cache", "commands.study"},
     {"cli"},
     {"__main__", "__init__", "data.__init__", "commands.__init__", "studies.__init__"},

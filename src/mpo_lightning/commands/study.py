@@ -23,6 +23,8 @@ STUDIES = {
     "deviation": "The strength of deviation weights, with clean and noisy scores.",
     "calibration": "Miscalibrated judges, with and without remedies.",
     "correlation": "Responses that are not independent, qualities that do not add up.",
+    "skew": "Shapes of score distributions, and rules that split groups.",
+    "levels": "Ordinal levels: multi-level losses against two sets.",
     "scaling": "Time, memory and quality with 2 to 512 responses.",
 }
 SUMMARY = "summary.json"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from mpo_lightning.losses import chosen_set
+from mpo_lightning.losses import AboveMean
 from mpo_lightning.metrics import kendall_tau_b
 from mpo_lightning.studies.judges import Judge, NoisyJudge
 from mpo_lightning.studies.world import Sampling, Teaching, build
@@ -40,9 +40,10 @@ class Agreement:
         drawn = world.sample(prompts, self.responses, self.sampling)
         valid = torch.ones_like(drawn, dtype=torch.bool)
         gold, scores = world.gold()[prompts[:, None], drawn], self.judge(world, prompts, drawn)
-        chosen = chosen_set(scores, valid)
+        chosen, _ = AboveMean()(scores, valid)
+        in_gold, _ = AboveMean()(gold, valid)
         return {
             "kendall_tau": kendall_tau_b(scores, gold, valid).mean().item(),
-            "same_set": (chosen == chosen_set(gold, valid)).double().mean().item(),
+            "same_set": (chosen == in_gold).double().mean().item(),
             "chosen_share": chosen.double().mean().item(),
         }

@@ -6,7 +6,7 @@ brought to one scale in each group, or no weights at all.
 
 from statistics import fmean
 
-from mpo_lightning.losses import DPO, MPO, InfoNCA
+from mpo_lightning.losses import DPO, MPO, AboveQuantile, InfoNCA
 from mpo_lightning.studies.agreement import Agreement
 from mpo_lightning.studies.conditions import Findings, Form
 from mpo_lightning.studies.grid import Method, Scenario, findings, train_grid
@@ -37,6 +37,7 @@ SCENARIOS = {
 QUICK_SCENARIOS = ("noise", "exp", "tops 30 %")
 METHODS = {
     "MPO": Method(loss=MPO(beta=BETA)),
+    "MPO median": Method(loss=MPO(beta=BETA, partition=AboveQuantile())),
     "W-MPO 1 per score": Method(loss=MPO(beta=BETA, alpha=1.0)),
     "W-MPO 1 per std": Method(loss=MPO(beta=BETA, alpha=1.0, alpha_unit="std")),
     "W-MPO 1 on ranks": Method(loss=MPO(beta=BETA, alpha=1.0), remedy="rank"),
@@ -48,6 +49,7 @@ METHODS = {
 QUICK_METHODS = ("MPO", "W-MPO 1 per score", "W-MPO 1 on ranks")
 # As it is against what would be advised, and weights against none.
 PAIRS = (
+    ("MPO median", "MPO"),
     ("W-MPO 1 per score", "MPO"),
     ("W-MPO 1 on ranks", "W-MPO 1 per score"),
     ("W-MPO 1 per std", "W-MPO 1 per score"),

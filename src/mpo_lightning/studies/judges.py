@@ -1,6 +1,7 @@
 """Judges: gold scores, with noise and with what real judges do to them."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -12,7 +13,7 @@ from mpo_lightning.studies.world import World
 
 __all__ = ["Judge", "NoisyJudge", "Remedy", "Shape", "remedied"]
 
-Shape = Literal["as-is", "exp", "log", "rank", "levels"]
+Shape = Literal["as-is", "exp", "log", "uniform", "bimodal", "rank", "levels"]
 Remedy = Literal["none", "z-score", "rank"]
 
 
@@ -39,7 +40,9 @@ class NoisyJudge:
         noise: standard deviation of normal noise, independent between responses; one that is drawn
             twice gets the same score twice.
         shape: "exp" is exp(1.5 s) (skewed to the right), "log" -exp(-1.5 s) (skewed to the left),
-            "rank" the rank in the group, "levels" the number of the level that s falls into.
+            "uniform" the share of a normal distribution below it, "bimodal" two humps around
+            -3 and 3, "rank" the rank in the group, "levels" the number of the level it falls into.
+            All keep the order of scores, levels tie some.
         levels: how many equally likely levels.
         factor: what scores are multiplied with.
         corrupted_tops: share of the responses in the worse half of a group that get its best score.
@@ -114,14 +117,20 @@ def _ranks(scores: Tensor) -> Tensor:
 
 
 def _shaped(scores: Tensor, shape: Shape, levels: int) -> Tensor:
-    if shape == "exp":
-        return (1.5 * scores).exp()
-    if shape == "log":
-        return -(-1.5 * scores).exp()
-    if shape == "rank":
-        return _ranks(scores)
-    if shape == "levels":
-        flat = scores.flatten()
-        cuts = torch.linspace(0, 1, levels + 1, dtype=scores.dtype)[1:-1]
-        return torch.bucketize(scores, flat.quantile(cuts)).double()
-    return scores
+    def uniform() -> Tensor:
+        return 0.5 * (1 + torch.erf(scores / scores.std(correction=0) / math.sqrt(2)))
+
+    def of_levels() -> Tensor:
+        shares = torch.linspace(0, 1, levels + 1, dtype=scores.dtype)[1:-1]
+        return torch.bucketize(scores, scores.flatten().quantile(shares)).double()
+
+    shapes: dict[Shape, Callable[[], Tensor]] = {
+        "as-is": lambda: scores,
+        "exp": lambda: (1.5 * scores).exp(),
+        "log": lambda: -(-1.5 * scores).exp(),
+        "uniform": uniform,
+        "bimodal": lambda: scores + 3 * scores.sign(),
+        "rank": lambda: _ranks(scores),
+        "levels": of_levels,
+    }
+    return shapes[shape]()

@@ -9,7 +9,23 @@ prompts where the divergence is 1 nat.
 from functools import partial
 from typing import Any
 
-from mpo_lightning.losses import DPO, MPO, NCA, InfoNCA, SetLoss
+from mpo_lightning.losses import (
+    DPO,
+    IPO,
+    MDPO,
+    MIPO,
+    MPO,
+    NCA,
+    AboveQuantile,
+    BestRest,
+    EachMPO,
+    InfoNCA,
+    LiPO,
+    MultiLevelMPO,
+    PlackettLuce,
+    SetLoss,
+    TopBottom,
+)
 from mpo_lightning.studies.conditions import (
     END,
     PRIMARY,
@@ -38,6 +54,8 @@ LEARNING_RATE = 1e-3
 LEARNING_RATES = (5e-4, LEARNING_RATE, 2e-3)
 TUNING_SEEDS = (1000, 1001)
 BASELINE = "MPO"
+# Ten colours, then another style.
+LINES = ("-", "--", ":")
 
 # Scores of World E have a standard deviation of one (and the judge's noise), so a temperature
 # of 1 is one standard deviation of gold.
@@ -47,12 +65,24 @@ METHODS: dict[str, SetLoss] = {
     "W-MPO 1": MPO(beta=BETA, alpha=1.0, alpha_unit="std"),
     "W-MPO 2": MPO(beta=BETA, alpha=2.0, alpha_unit="std"),
     "W-MPO 4": MPO(beta=BETA, alpha=4.0, alpha_unit="std"),
+    "MPO median": MPO(beta=BETA, partition=AboveQuantile()),
+    "MPO top and bottom 2": MPO(beta=BETA, partition=TopBottom(k=2)),
+    "MPO best against rest": MPO(beta=BETA, partition=BestRest()),
+    "EachMPO": EachMPO(beta=BETA),
+    "MPO with likelihood": MPO(beta=BETA, likelihood=0.1),
+    "mDPO": MDPO(beta=BETA),
+    "mIPO": MIPO(beta=BETA),
     "InfoNCA 0.2": InfoNCA(beta=BETA, temperature=0.2),
     "InfoNCA 1": InfoNCA(beta=BETA, temperature=1.0),
-    "NCA 0.2": NCA(beta=BETA, temperature=0.2),
     "NCA 1": NCA(beta=BETA, temperature=1.0),
     "DPO best-worst": DPO(beta=BETA),
+    "DPO random pair": DPO(beta=BETA, pairs="random"),
     "DPO all pairs": DPO(beta=BETA, pairs="all"),
+    "IPO all pairs": IPO(beta=BETA, pairs="all"),
+    "Plackett-Luce": PlackettLuce(beta=BETA),
+    "LiPO": LiPO(beta=BETA),
+    "multi-level 3": MultiLevelMPO(beta=BETA, levels=3),
+    "multi-level": MultiLevelMPO(beta=BETA),
 }
 QUICK_METHODS = ("MPO", "W-MPO 1", "InfoNCA 1", "NCA 1", "DPO best-worst", "DPO all pairs")
 
@@ -111,7 +141,7 @@ def study(runner: Runner, form: Form) -> Findings:
     def gold_over_divergence() -> Any:
         figure, axes = panels(3)
         grid = [0.05 * step for step in range(1, 31)]
-        for method in methods:
+        for number, method in enumerate(methods):
             of_method = [o for o in outcomes if o.condition.label == method]
             points = [[at_divergence(o.result["trajectory"], d) for o in of_method] for d in grid]
             whole = [
@@ -121,13 +151,15 @@ def study(runner: Runner, form: Form) -> Findings:
             ]
             for axis, measure in zip(axes, ("gold", "bias", "effective_chosen"), strict=True):
                 values = [mean_interval([p[measure] for p in row]).mean for _, row in whole]
-                axis.plot([d for d, _ in whole], values, label=method, linewidth=1.2)
+                axis.plot(
+                    [d for d, _ in whole], values, LINES[number // 10], label=method, linewidth=1.2
+                )
         for axis, title in zip(
             axes, ("Gold score", "Attribute bias", "Effective share of the chosen"), strict=True
         ):
             axis.set_title(title)
             axis.set_xlabel("KL from the reference (nats)")
-        axes[0].legend(fontsize=7)
+        axes[0].legend(fontsize=6, ncols=2)
         return figure
 
     def at_one_nat() -> Any:

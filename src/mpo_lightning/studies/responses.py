@@ -39,7 +39,7 @@ PROMPTS = 128
 TOTAL = 1280
 SIZES = (2, 3, 5, 10, 20, 40)
 QUICK_SIZES = (2, 10, 40)
-COMPARED = ("MPO", "W-MPO 1", "InfoNCA 1", "DPO best-worst", "DPO all pairs")
+COMPARED = ("MPO", "W-MPO 1", "InfoNCA 1", "DPO best-worst", "DPO random pair", "DPO all pairs")
 QUICK_COMPARED = ("MPO", "DPO best-worst")
 DESIGNS = {"prompts fixed": PROMPTS, "responses fixed": None}
 

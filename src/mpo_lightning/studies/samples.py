@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mpo_lightning.losses import chosen_set
+from mpo_lightning.losses import AboveMean
 from mpo_lightning.studies.judges import Judge, NoisyJudge
 from mpo_lightning.studies.measures import Yardstick
 from mpo_lightning.studies.world import Sampling, Teaching, World, build
@@ -77,7 +77,7 @@ class SampleBias:
             for start in range(0, pool.shape[1] - n + 1, n):
                 drawn = pool[:, start : start + n]
                 scores = self.judge(world, prompts, drawn)
-                chosen = chosen_set(scores, torch.ones_like(drawn, dtype=torch.bool))
+                chosen, _ = AboveMean()(scores, torch.ones_like(drawn, dtype=torch.bool))
                 contrast = chosen.any(1)
                 members = chosen[contrast].double()[:, :, None]
                 of_set = (members * attributes[drawn[contrast]]).sum(1) / members.sum(1)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mpo_lightning.data.datamodule import PreferenceDataModule
 from mpo_lightning.loading import LoRA, PolicyConfig
-from mpo_lightning.losses import SetLoss, chosen_set
+from mpo_lightning.losses import AboveMean, SetLoss
 from mpo_lightning.module import MPOModule
 from mpo_lightning.studies.calm import quiet
 from mpo_lightning.studies.enumeration import enumerate_logps
@@ -94,7 +94,8 @@ class _Measuring(Callback):
         self.trajectory: list[dict[str, float]] = []
         self.drawn = drawn[:FOLLOWED]
         valid = torch.ones_like(self.drawn, dtype=torch.bool)
-        self.chosen = chosen_set(scores[:FOLLOWED], valid)
+        # Of every loss, also of one that knows no sets or others: they are compared.
+        self.chosen, _ = AboveMean()(scores[:FOLLOWED], valid)
         self.reference = world.reference[prompts]
         self.ids = world.prompt_ids(torch.cat([held_out, prompts]))
         self.symbol_ids = world.symbol_ids
