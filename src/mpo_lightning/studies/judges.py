@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol
 
 import torch
@@ -124,13 +125,16 @@ def _shaped(scores: Tensor, shape: Shape, levels: int) -> Tensor:
         shares = torch.linspace(0, 1, levels + 1, dtype=scores.dtype)[1:-1]
         return torch.bucketize(scores, scores.flatten().quantile(shares)).double()
 
+    def bimodal() -> Tensor:
+        return scores + 3 * scores.sign()
+
     shapes: dict[Shape, Callable[[], Tensor]] = {
-        "as-is": lambda: scores,
-        "exp": lambda: (1.5 * scores).exp(),
-        "log": lambda: -(-1.5 * scores).exp(),
+        "as-is": scores.clone,
+        "exp": (1.5 * scores).exp,
+        "log": (-1.5 * scores).exp().neg,
         "uniform": uniform,
-        "bimodal": lambda: scores + 3 * scores.sign(),
-        "rank": lambda: _ranks(scores),
+        "bimodal": bimodal,
+        "rank": partial(_ranks, scores),
         "levels": of_levels,
     }
     return shapes[shape]()

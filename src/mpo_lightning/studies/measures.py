@@ -97,7 +97,8 @@ class Yardstick:
             "gold": (shares * self.gold).sum(1).mean().item(),
             "ideal_gold": (ideal * self.gold).sum(1).mean().item(),
             "win_rate": (shares * self._worse_under_reference).sum(1).mean().item(),
-            "bias": gaps / max(2 * divergence, 1e-12) ** 0.5,
+            # At the reference itself there is no direction yet.
+            "bias": gaps / (2 * divergence) ** 0.5 if divergence > 1e-9 else 0.0,
             "acceptable_bias": off,
             "distance": (shares - ideal).abs().sum(1).mean().item() / 2,
             "rarity": ((ideal - shares) * self.reference).sum(1).mean().item(),

@@ -9,7 +9,9 @@ responses fixed (more responses are fewer prompts). The responses of a prompt ar
 one pool, whatever n.
 """
 
+import math
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 from mpo_lightning.studies.conditions import (
@@ -38,7 +40,7 @@ __all__ = ["study"]
 PROMPTS = 128
 TOTAL = 1280
 SIZES = (2, 3, 5, 10, 20, 40)
-QUICK_SIZES = (2, 10, 40)
+QUICK_SIZES = (2, 10, 20)
 COMPARED = ("MPO", "W-MPO 1", "InfoNCA 1", "DPO best-worst", "DPO random pair", "DPO all pairs")
 QUICK_COMPARED = ("MPO", "DPO best-worst")
 DESIGNS = {"prompts fixed": PROMPTS, "responses fixed": None}
@@ -73,11 +75,15 @@ def _sample_slope(results: list[dict[str, Any]], kind: str) -> Interval:
     )
 
 
-def _policy_slope(
-    outcomes: list[Outcome], method: str, design: str, seeds: list[int], where: float
-) -> Interval:
-    """The same of the policy's bias, over the seeds that reached the divergence with every n."""
-    slopes = []
+def _policy_bias(
+    outcomes: list[Outcome],
+    method: str,
+    design: str,
+    seeds: list[int],
+    where: float,
+) -> list[dict[int, float]]:
+    """The policy's bias by n, for each seed that reached the divergence with every n."""
+    found = []
     for seed in seeds:
         points = {
             o.condition.columns["n"]: o.at(where)
@@ -87,8 +93,17 @@ def _policy_slope(
         }
         reached = {n: point["bias"] for n, point in points.items() if point is not None}
         if len(reached) == len(points):
-            slopes.append(log_log_slope(list(reached), list(reached.values())))
-    return mean_interval(slopes)
+            found.append(reached)
+    return found
+
+
+def _floor(sizes: list[int], biases: list[float]) -> float:
+    """What is left of the bias for n without end: bias ** 2 = floor ** 2 + c / n, least squares."""
+    x, y = [1 / n for n in sizes], [bias**2 for bias in biases]
+    centre, height = fmean(x), fmean(y)
+    slope = sum((a - centre) * b for a, b in zip(x, y, strict=True))
+    slope /= sum((a - centre) ** 2 for a in x)
+    return math.sqrt(max(height - slope * centre, 0.0))
 
 
 def study(runner: Runner, form: Form) -> Findings:
@@ -103,11 +118,19 @@ def study(runner: Runner, form: Form) -> Findings:
         for kind in ("acceptable", "chosen")
     }
     sample_slopes = {kind: _sample_slope(samples, kind) for kind in sample_bias}
-    policy_slopes = {
-        f"{method}, {design}, {where:g} nat": _policy_slope(outcomes, method, design, seeds, where)
+    policy_bias = {
+        f"{method}, {design}, {where:g} nat": _policy_bias(outcomes, method, design, seeds, where)
         for where in DIVERGENCES
         for design in DESIGNS
         for method in methods
+    }
+    policy_slopes = {
+        label: mean_interval([log_log_slope(list(of_n), list(of_n.values())) for of_n in by_seed])
+        for label, by_seed in policy_bias.items()
+    }
+    floors = {
+        label: mean_interval([_floor(list(of_n), list(of_n.values())) for of_n in by_seed])
+        for label, by_seed in policy_bias.items()
     }
     found = {where: estimates(outcomes, where) for where in DIVERGENCES}
 
@@ -127,7 +150,7 @@ def study(runner: Runner, form: Form) -> Findings:
         axes[0].legend(fontsize=7)
         return figure
 
-    def policy_bias() -> Any:
+    def bias() -> Any:
         return curves("bias", "attribute bias of the policy")
 
     def gold() -> Any:
@@ -154,6 +177,7 @@ def study(runner: Runner, form: Form) -> Findings:
             "policy_bias_slopes": {
                 label: interval_json(slope) for label, slope in policy_slopes.items()
             },
+            "policy_bias_floors": {label: interval_json(floor) for label, floor in floors.items()},
             "sample_bias": {
                 kind: {str(n): interval_json(value) for n, value in of_kind.items()}
                 for kind, of_kind in sample_bias.items()
@@ -170,10 +194,15 @@ def study(runner: Runner, form: Form) -> Findings:
                 for n, value in result[kind].items()
             ],
         },
-        figures={"policy_bias": policy_bias, "gold": gold, "sample_bias": of_samples},
+        figures={"policy_bias": bias, "gold": gold, "sample_bias": of_samples},
         shown=[
             *(
-                {"bias of": f"samples: {kind}", "at": "-", "log-log slope": str(slope)}
+                {
+                    "bias of": f"samples: {kind}",
+                    "at": "-",
+                    "log-log slope": str(slope),
+                    "floor": "-",
+                }
                 for kind, slope in sample_slopes.items()
             ),
             *(
@@ -181,6 +210,7 @@ def study(runner: Runner, form: Form) -> Findings:
                     "bias of": f"policy: {label.rpartition(', ')[0]}",
                     "at": label.rpartition(", ")[2],
                     "log-log slope": str(slope),
+                    "floor": str(floors[label]),
                 }
                 for label, slope in policy_slopes.items()
             ),
