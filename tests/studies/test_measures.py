@@ -49,6 +49,22 @@ def test_measures_written_out(yardstick: Yardstick) -> None:
     assert found["acceptable_bias"] == pytest.approx(off)
 
 
+def test_anything_else_is_the_last_outcome() -> None:
+    gold, attributes = normal(3, 5, seed=1), normal(5, 2, seed=2).sign()
+    logps = normal(3, 5, seed=0).log_softmax(1) + torch.tensor(0.9).log()
+    found = Yardstick.of_responses(logps, gold, attributes)
+    torch.testing.assert_close(found.reference[:, :-1], logps)
+    assert found.reference[:, -1].exp().tolist() == pytest.approx([0.1] * 3)
+    assert torch.equal(found.gold[:, -1], gold.amin(1))
+    # A policy that writes nothing else is of the worst, and far from the reference.
+    nothing = torch.full((3, 6), -30.0, dtype=torch.float64)
+    nothing[:, -1] = 0
+    measured = found(nothing.log_softmax(1))
+    assert measured["outside"] == pytest.approx(1)
+    assert measured["gold"] == pytest.approx(gold.amin(1).mean().item())
+    assert measured["kl"] == pytest.approx(-torch.tensor(0.1).log().item())
+
+
 def test_ideal_is_the_best_of_its_divergence(yardstick: Yardstick) -> None:
     logps = normal(3, 6, seed=4).log_softmax(1)
     found = yardstick(logps)

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from mpo_lightning.data.datamodule import PreferenceDataModule
-from mpo_lightning.studies.enumeration import enumerate_ends, enumerate_logps
+from mpo_lightning.studies.enumeration import enumerate_ends, enumerate_logps, with_rest
 from mpo_lightning.studies.grammar import CONTEXTS, SYMBOLS, Grammar, prompts, responses
 from mpo_lightning.studies.world import Sampling, Teaching, World, build
 
@@ -92,14 +92,23 @@ def test_enumeration_equals_whole_sequences(world: World) -> None:
             assert whole.shape[1] == 7
             assert found[row, response].item() == pytest.approx(sum(of_tokens[3:5]), abs=1e-5)
             assert ends[row, response].item() == pytest.approx(of_tokens[5], abs=1e-5)
-    reference = found.log_softmax(1)
-    torch.testing.assert_close(reference, world.reference[numbers], atol=1e-4, rtol=0)
+    torch.testing.assert_close(found, world.logps[numbers], atol=1e-4, rtol=0)
+    whole = with_rest(found)
+    torch.testing.assert_close(whole[:, :-1], found, atol=1e-9, rtol=0)
+    torch.testing.assert_close(whole.exp().sum(1), torch.ones(3, dtype=torch.float64))
+    with torch.no_grad():
+        logits = model(input_ids=ids, logits_to_keep=1).logits[:, -1]
+    first = logits.double().softmax(-1)
+    others = torch.ones(first.shape[1], dtype=torch.bool)
+    others[symbols] = False
+    # More than what is no symbol in the first place already.
+    assert (whole[:, -1].exp() > 0.999 * first[:, others].sum(1)).all()
 
 
 def test_second_build_reuses(world: World, study_worlds: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in study_worlds.rglob("*")}
     again = build(study_worlds, 0)
-    assert torch.equal(again.reference, world.reference)
+    assert torch.equal(again.logps, world.logps)
     assert {path: path.stat().st_mtime_ns for path in study_worlds.rglob("*")} == before
     other = build(study_worlds, 0, Teaching(hidden_size=16, layers=1, steps=2, rows=4))
     assert other.folder != world.folder

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["enumerate_ends", "enumerate_logps"]
+__all__ = ["enumerate_ends", "enumerate_logps", "with_rest"]
 
 
 def _two_steps(model: Any, prompt_ids: Tensor, symbol_ids: Tensor) -> tuple[Tensor, Any]:
@@ -26,8 +26,8 @@ def enumerate_logps(model: Any, prompt_ids: Tensor, symbol_ids: Tensor) -> Tenso
     """Log-probability of every pair of symbols behind every prompt, float64 (P, R).
 
     The end-of-sequence token after the pair is not part of it (see `enumerate_ends`), and what the
-    model gives to other tokens in the symbols' places is missing: the exponentials sum to a little
-    less than one.
+    model gives to other tokens in the symbols' places is missing: the exponentials sum to less than
+    one, by what `with_rest` adds.
 
     Args:
         model: a causal language model.
@@ -49,3 +49,9 @@ def enumerate_ends(model: Any, prompt_ids: Tensor, symbol_ids: Tensor, end_id: i
         logits = model(input_ids=pairs, past_key_values=cache).logits[:, -1]
         ends.append(logits.double().log_softmax(-1)[:, end_id])
     return torch.stack(ends)
+
+
+def with_rest(logps: Tensor) -> Tensor:
+    """The responses' log-probabilities and, last, that of anything else: (P, R) to (P, R + 1)."""
+    rest = (1 - logps.exp().sum(1, keepdim=True)).clamp(min=1e-15)
+    return torch.cat([logps, rest.log()], dim=1).log_softmax(1)

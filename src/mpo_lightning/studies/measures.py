@@ -1,7 +1,9 @@
 """What a policy is worth, exactly: sums over all responses to held-out prompts.
 
-Shapes: ``P`` prompts, ``R`` responses, ``K`` attributes. All float64; log-probabilities are
-normalised over the R responses of a prompt.
+Shapes: ``P`` prompts, ``R`` outcomes, ``K`` attributes. All float64; log-probabilities are
+normalised over the outcomes of a prompt: its responses and, last, anything else that a policy may
+write there, which is as good as the worst response and has no attributes. So a policy that stops to
+write responses pays for it in every measure.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +13,8 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+from mpo_lightning.studies.enumeration import with_rest
 
 __all__ = ["Point", "Yardstick", "at_divergence", "group_measures"]
 
@@ -22,14 +26,29 @@ class Yardstick:
     """Measures policies on some prompts.
 
     Attributes:
-        reference: log-probability of each response under the reference, (P, R).
-        gold: true quality, (P, R), mean 0 and, on average, variance 1 under the reference.
+        reference: log-probability of each outcome under the reference, (P, R).
+        gold: true quality, (P, R).
         attributes: (R, K).
     """
 
     reference: Tensor
     gold: Tensor
     attributes: Tensor
+
+    @classmethod
+    def of_responses(cls, logps: Tensor, gold: Tensor, attributes: Tensor) -> "Yardstick":
+        """The yardstick whose outcomes are the responses, and anything else.
+
+        Args:
+            logps: of the responses under the reference, summing to less than one, (P, responses).
+            gold: of the responses, mean 0 and, on average, variance 1, (P, responses).
+            attributes: of the responses, (responses, K).
+        """
+        return cls(
+            with_rest(logps),
+            torch.cat([gold, gold.amin(1, keepdim=True)], dim=1),
+            torch.cat([attributes, torch.zeros_like(attributes[:1])]),
+        )
 
     def tilt(self, strength: float) -> Tensor:
         """The policy of most gold at its divergence: reference times exp(strength * gold)."""
@@ -75,7 +94,9 @@ class Yardstick:
     def __call__(self, logps: Tensor) -> dict[str, float]:
         """All measures of a policy's log-probabilities, (P, R).
 
-        - ``kl``: divergence from the reference, nats;
+        - ``kl``: divergence from the reference, nats; what else a policy writes is one outcome, so
+          that of all texts is at least as large;
+        - ``outside``: probability that it is no response;
         - ``gold``: expected gold score, in standard deviations of the reference, of which the
           reference has 0;
         - ``ideal_gold``: the most that any policy of this divergence has;
@@ -96,6 +117,7 @@ class Yardstick:
             "kl": divergence,
             "gold": (shares * self.gold).sum(1).mean().item(),
             "ideal_gold": (ideal * self.gold).sum(1).mean().item(),
+            "outside": shares[:, -1].mean().item(),
             "win_rate": (shares * self._worse_under_reference).sum(1).mean().item(),
             # At the reference itself there is no direction yet.
             "bias": gaps / (2 * divergence) ** 0.5 if divergence > 1e-9 else 0.0,

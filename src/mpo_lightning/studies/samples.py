@@ -49,7 +49,7 @@ class SampleBias:
         world = build(worlds, self.seed, self.teaching)
         prompts = world.held_out
         gold, attributes = world.gold()[prompts], world.grammar.attributes
-        mean = Yardstick(world.reference[prompts], gold, attributes).acceptable
+        mean = Yardstick.of_responses(world.logps[prompts], gold, attributes).acceptable
         return {
             "acceptable": self._of_acceptable(world, gold, mean),
             "chosen": self._of_chosen(world, mean),

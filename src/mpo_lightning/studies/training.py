@@ -18,7 +18,7 @@ from mpo_lightning.loading import LoRA, PolicyConfig
 from mpo_lightning.losses import AboveMean, SetLoss
 from mpo_lightning.module import MPOModule
 from mpo_lightning.studies.calm import quiet
-from mpo_lightning.studies.enumeration import enumerate_logps
+from mpo_lightning.studies.enumeration import enumerate_logps, with_rest
 from mpo_lightning.studies.judges import Judge, NoisyJudge
 from mpo_lightning.studies.measures import Yardstick, group_measures
 from mpo_lightning.studies.world import Sampling, Teaching, World, build
@@ -96,12 +96,12 @@ class _Measuring(Callback):
         valid = torch.ones_like(self.drawn, dtype=torch.bool)
         # Of every loss, also of one that knows no sets or others: they are compared.
         self.chosen, _ = AboveMean()(scores[:FOLLOWED], valid)
-        self.reference = world.reference[prompts]
+        self.reference = world.logps[prompts]
         self.ids = world.prompt_ids(torch.cat([held_out, prompts]))
         self.symbol_ids = world.symbol_ids
         gold = world.gold(getattr(run.judge, "utility", "additive"))
-        self.yardstick = Yardstick(
-            world.reference[held_out], gold[held_out], world.grammar.attributes
+        self.yardstick = Yardstick.of_responses(
+            world.logps[held_out], gold[held_out], world.grammar.attributes
         )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -117,15 +117,13 @@ class _Measuring(Callback):
         assert isinstance(pl_module, MPOModule)
         assert pl_module.policy is not None
         found = enumerate_logps(pl_module.policy.causal_lm, self.ids, self.symbol_ids)
-        logps = found.log_softmax(1)
         held_out = len(self.yardstick.reference)
-        log_ratios = (logps[held_out:] - self.reference).gather(1, self.drawn)
+        log_ratios = (found[held_out:] - self.reference).gather(1, self.drawn)
         self.trajectory.append(
             {
                 "step": float(trainer.global_step),
-                **self.yardstick(logps[:held_out]),
+                **self.yardstick(with_rest(found[:held_out])),
                 **group_measures(log_ratios, self.chosen, self.beta),
-                "outside": 1 - found[:held_out].exp().sum(1).mean().item(),
             }
         )
         self.seconds += time.perf_counter() - started

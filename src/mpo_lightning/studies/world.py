@@ -81,15 +81,15 @@ class World:
     Attributes:
         folder: where it lies.
         seed: what it was made of.
-        reference: log-probability of each response under the reference, normalised over them,
-            float64 (P, R).
+        logps: log-probability of each response under the reference, float64 (P, R); the
+            exponentials sum to a little less than one.
         measured: how well the model was taught: divergence from the grammar (nats), and the mass
             that falls on no response.
     """
 
     folder: Path
     seed: int
-    reference: Tensor
+    logps: Tensor
     measured: dict[str, float]
 
     @property
@@ -106,7 +106,12 @@ class World:
     def order(self) -> Tensor:
         """All prompts in random order: the last 64 are held out, groups take the first ones."""
         generator = torch.Generator().manual_seed(self.seed)
-        return torch.randperm(len(self.reference), generator=generator)
+        return torch.randperm(len(self.logps), generator=generator)
+
+    @cached_property
+    def reference(self) -> Tensor:
+        """The same, normalised over the responses, (P, R): what groups are drawn from."""
+        return self.logps.log_softmax(1)
 
     @property
     def held_out(self) -> Tensor:
@@ -214,7 +219,7 @@ def build(root: Path, seed: int, teaching: Teaching | None = None) -> World:
             if not (folder / "world.pt").is_file():
                 raise
     content = torch.load(folder / "world.pt", weights_only=True)
-    return World(folder, seed, content["reference"], content["measured"])
+    return World(folder, seed, content["logps"], content["measured"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,7 +301,7 @@ def _write(folder: Path, seed: int, teaching: Teaching) -> None:
         "parameters": float(sum(p.numel() for p in model.parameters())),
         "entropy": -(reference.exp() * reference).sum(1).mean().item(),
     }
-    torch.save({"reference": reference, "measured": measured}, folder / "world.pt")
+    torch.save({"logps": found, "measured": measured}, folder / "world.pt")
 
 
 def _teach(
