@@ -14,15 +14,24 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.cli import LightningArgumentParser
 from safetensors.torch import load_file
 
 import mpo_lightning.module
 from conftest import example_rows, random_groups
-from mpo_lightning import LoRA, MPOModule, PolicyConfig, PreferenceDataModule
+from mpo_lightning import LoRA, MPOModule, PolicyConfig, PreferenceDataModule, losses
 from mpo_lightning.batch import GroupBatch
 from mpo_lightning.cli import COMMANDS, main
-from mpo_lightning.losses import MPO
+from mpo_lightning.losses import IPO, MDPO, MPO, AboveQuantile, BestRest, EachMPO, TopBottom
 from mpo_lightning.reference import ReferenceCache
+
+LOSS_NAMES = [
+    name
+    for name in losses.__all__
+    if isinstance(getattr(losses, name), type)
+    and issubclass(getattr(losses, name), losses.SetLoss)
+    and name not in {"SetLoss", "PairLoss"}
+]
 
 
 @pytest.fixture
@@ -237,6 +246,10 @@ def test_printed_configuration_is_complete_and_stacks(
     assert printed["model"]["layout"] == "separate"
     assert printed["model"]["loss"]["init_args"]["alpha"] == 0.2
     assert printed["model"]["lr_scheduler"]["class_path"] == "mpo_lightning.optim.WarmupCosine"
+    assert printed["model"]["loss"]["init_args"]["partition"] == {
+        "class_path": "mpo_lightning.losses.AboveMean",
+        "init_args": {},
+    }
     again = tmp_path / "again.yaml"
     again.write_text(yaml.safe_dump(printed), encoding="utf-8")
     with pytest.raises(SystemExit):
@@ -276,6 +289,42 @@ def test_every_saving_at_once_trains_as_none(
 
 
 @pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--model.loss=EachMPO", "--model.loss.beta=0.2"], EachMPO(beta=0.2)),
+        (["--model.loss=MDPO", "--model.loss.likelihood=1"], MDPO(likelihood=1.0)),
+        (
+            ["--model.loss=IPO", "--model.loss.pairs=sets", "--model.loss.partition=BestRest"],
+            IPO(pairs="sets", partition=BestRest()),
+        ),
+        (
+            [
+                "--model.loss=MPO",
+                "--model.loss.partition=mpo_lightning.losses.TopBottom",
+                "--model.loss.partition.k=1",
+            ],
+            MPO(partition=TopBottom(k=1)),
+        ),
+        (
+            [
+                "--model.loss",
+                '{"class_path": "MPO", "init_args": {"beta": 0.3, "partition": '
+                '{"class_path": "AboveQuantile", "init_args": {"quantile": 0.6}}}}',
+            ],
+            MPO(beta=0.3, partition=AboveQuantile(quantile=0.6)),
+        ),
+        *(([f"--model.loss={name}"], getattr(losses, name)()) for name in LOSS_NAMES),
+    ],
+    ids=str,
+)
+def test_losses_go_by_their_short_names(args: list[str], expected: losses.SetLoss) -> None:
+    parser = LightningArgumentParser()
+    parser.add_lightning_class_args(MPOModule, "model")
+    config = parser.parse_args(["--model.policy.base=nowhere", *args])
+    assert parser.instantiate_classes(config).model.loss == expected
+
+
+@pytest.mark.parametrize(
     ("args", "message"),
     [
         (["--data.trian=x.jsonl"], "data.trian"),
@@ -285,6 +334,9 @@ def test_every_saving_at_once_trains_as_none(
         (["--model.loss.init_args.beta=-1"], "MPO: beta must be a number > 0, got -1"),
         (["--model.loss.init_args.alpha=many"], "alpha"),
         (["--model.loss=NoSuchLoss"], "NoSuchLoss"),
+        (["--model.loss=MDPO", "--model.loss.alpha=1"], "alpha"),
+        (["--model.loss.partition=Best"], "Best"),
+        (["--model.loss.partition=TopBottom", "--model.loss.partition.k=0"], "TopBottom: k must"),
         (["--data.groups_per_batch=0"], "data.groups_per_batch must be at least 1, got 0"),
         (["--data.over_long=keep"], "over_long"),
         (["--model.layout=both"], "layout"),

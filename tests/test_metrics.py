@@ -11,7 +11,7 @@ import torch
 from scipy.stats import kendalltau
 from torch import Tensor
 
-from mpo_lightning.losses import AboveMean
+from mpo_lightning.losses import AboveMean, TopBottom
 from mpo_lightning.metrics import METRIC_NAMES, GroupMetrics, group_statistics, kendall_tau_b
 
 # Lightning is imported where it is needed: spawned processes load this file.
@@ -216,6 +216,55 @@ def test_statistics_by_hand() -> None:
         },
         rel=5e-6,
     )
+
+
+def test_sets_are_those_that_are_given() -> None:
+    """Scores 8, 6, 4, 1, 0 by the best two against the worst two: the middle enters nothing.
+
+    beta = 1/4, log-ratios 4 ln 3, 0, 4 ln 9, 0, 4 ln 2: masses 3, 1, 9, 1, 2. Pairs (0, 3) and
+    (0, 4) in order, (1, 3) a tie, (1, 4) wrong. The chosen hold 4 of 7. The middle is still the top
+    reward.
+    """
+    log_ratios = 4 * torch.tensor([[3.0, 1.0, 9.0, 1.0, 2.0]]).log()
+    reference = torch.tensor([[-10.0, -20.0, -30.0, -40.0, -50.0]])
+    scores, valid = torch.tensor([[8.0, 6.0, 4.0, 1.0, 0.0]]), torch.ones(1, 5, dtype=torch.bool)
+    chosen, rejected = TopBottom(k=2)(scores, valid)
+    statistics = group_statistics(
+        loss=torch.tensor([0.7]),
+        policy_logps=reference + log_ratios,
+        reference_logps=reference,
+        scores=scores,
+        valid=valid,
+        lengths=torch.tensor([[5, 8, 1, 2, 3]]),
+        rewards=BETA * log_ratios,
+        chosen=chosen,
+        rejected=rejected,
+    )
+    expected = {
+        "rewards/chosen": math.log(3) / 2,
+        "rewards/rejected": math.log(2) / 2,
+        "rewards/accuracy": 2.5 / 4,
+        "rewards/top1": 0,
+        "chosen_mass": 4 / 7,
+        "lengths/chosen": 6.5,
+        "lengths/rejected": 2.5,
+        "kl": -4 * math.log(54) / 5,
+    }
+    found = {name: statistics[name][0].item() for name in expected}
+    assert found == pytest.approx(expected, rel=5e-6)
+
+
+def test_a_group_with_one_set_only_carries_nothing_of_sets() -> None:
+    """Above a threshold all are chosen and none rejected: not a mean of one side alone."""
+    arguments = ragged()
+    chosen = arguments["valid"]
+    rewards = BETA * (arguments["policy_logps"] - arguments["reference_logps"])
+    statistics = group_statistics(
+        **arguments, rewards=rewards, chosen=chosen, rejected=torch.zeros_like(chosen)
+    )
+    for name, (value, weight) in statistics.items():
+        assert value.isfinite().all(), name
+        assert (weight.sum() > 0) == (name in ("loss", "kl")), name
 
 
 def test_the_first_step_measures_chance() -> None:

@@ -21,7 +21,18 @@ from mpo_lightning import LoRA, MPOModule, PolicyConfig, PreferenceDataModule
 from mpo_lightning.batch import GroupBatch, TokenGroup
 from mpo_lightning.checkpoint import adapter_folder
 from mpo_lightning.loading import build_policy
-from mpo_lightning.losses import DPO, MPO, SetLoss
+from mpo_lightning.losses import (
+    DPO,
+    MDPO,
+    MPO,
+    EachMPO,
+    LiPO,
+    MultiLevelMPO,
+    PlackettLuce,
+    SetLoss,
+    SimPO,
+    TopBottom,
+)
 from mpo_lightning.optim import WarmupCosine
 from mpo_lightning.policy import Policy, PolicyError
 
@@ -296,6 +307,59 @@ def test_training_raises_the_margin_and_lowers_the_loss(base: str, loss: SetLoss
     assert last["train/loss"] < 0.8 * first["train/loss"]
     assert last["train/rewards/margin"] > 0.3
     assert last["train/rewards/accuracy"] > 0.7
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        SimPO(beta=2.0, pairs="all"),
+        MPO(beta=3.0, reference_free=True, length_normalized=True, gamma=2.0),
+        EachMPO(beta=0.5, length_normalized=True, likelihood=0.1),
+        MDPO(beta=0.5, partition=TopBottom(k=1)),
+        PlackettLuce(beta=0.5),
+        MultiLevelMPO(beta=0.5, levels=2),
+        LiPO(beta=0.5, reference_free=True),
+    ],
+    ids=lambda loss: type(loss).__name__,
+)
+@pytest.mark.parametrize("responses_per_pass", [None, 2])
+def test_a_step_is_the_gradient_of_what_the_loss_reads(
+    base: str, loss: SetLoss, responses_per_pass: int | None
+) -> None:
+    """Reference-free, per token, with a likelihood term: by hand from log-probabilities."""
+    groups = random_groups(RAGGED)
+    module = make_module(base, loss=loss, responses_per_pass=responses_per_pass)
+    record = Recorder()
+    make_trainer(max_steps=1, callbacks=[record]).fit(module, loader(groups, [3, 5]))
+
+    start = make_module(base, loss=loss)
+    start.configure_model()
+    batch = GroupBatch.from_groups(groups[:3])
+    policy, reference = start._policy(batch), start._policy.reference(batch)
+    compared = policy if loss.reference_free else policy - reference
+    if loss.length_normalized:
+        compared = torch.where(batch.valid, compared / batch.lengths, 0.0)
+    losses = loss(compared, batch.scores, batch.valid)
+    chosen, rejected = loss.sets(batch.scores, batch.valid)
+    for number in range(3):
+        at = chosen[number].nonzero().flatten().tolist()
+        if loss.likelihood and at and rejected[number].any():
+            term = sum(-policy[number, i] / batch.lengths[number, i] for i in at) / len(at)
+            losses = losses + loss.likelihood * term * torch.eye(3)[number]
+    losses.mean().backward()
+    assert record.steps[0]["train/loss"] == pytest.approx(losses.mean().item(), rel=1e-4)
+    for name, parameter in start.named_parameters():
+        if parameter.requires_grad:
+            expected = parameter.detach() - 0.05 * parameter.grad
+            torch.testing.assert_close(adapter(module)[name], expected, rtol=0, atol=2e-6)
+    # Policy and reference are one at the start, whatever the loss reads.
+    assert record.steps[0]["train/kl"] == 0
+    reward = (loss.beta * compared.detach())[chosen].mean().item()
+    if loss.reference_free:
+        assert reward < -1
+        assert record.steps[0]["train/rewards/chosen"] < -1
+    else:
+        assert record.steps[0]["train/rewards/chosen"] == reward == 0
 
 
 # ---------------------------------------------------------------------------------- checkpoints

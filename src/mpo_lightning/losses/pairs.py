@@ -1,7 +1,7 @@
 """Pairwise losses on pairs drawn from a group: which pairs, and what each of them costs."""
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -213,24 +213,24 @@ class SimPO(PairLoss):
     """DPO on log-probabilities per token, without reference, past a margin. arXiv 2405.14734.
 
     Args:
-        beta: scale of the log-probabilities per token, > 0.
-        reference_free: as in the paper; false compares with the reference.
-        length_normalized: as in the paper; false takes sums over tokens.
+        beta: scale of the log-probabilities per token, > 0; the paper takes 2 to 10.
         likelihood: weight of a likelihood term on the chosen set, >= 0.
         pairs: "best-worst", "random", "all" or "sets".
         partition: makes the chosen and the rejected set.
-        margin: by how much the winner's reward is to exceed the loser's, >= 0 (the paper's gamma).
+        margin: by how much the winner is to exceed the loser, nats per token, >= 0: the paper's
+            gamma divided by beta.
     """
 
-    beta: float = 2.0
-    reference_free: bool = True
-    length_normalized: bool = True
-    margin: float = 1.0
+    # What the loss is, not what may be set. Defaults that differ from another loss's would not do:
+    # a command line that names another loss keeps the values of settings that both have.
+    reference_free: bool = field(default=True, init=False)
+    length_normalized: bool = field(default=True, init=False)
+    margin: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_number(self, "margin", "a number >= 0", low=0)
 
     def of_margins(self, margins: Tensor) -> Tensor:
-        """``-log sigmoid(h - margin)``."""
-        return -logsigmoid(margins - self.margin)
+        """``-log sigmoid(h - beta * margin)``."""
+        return -logsigmoid(margins - self.beta * self.margin)

@@ -1,0 +1,322 @@
+"""What docs/mathematics.md derives, on numbers: special cases, optima, bounds and rates."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from mpo_lightning.losses import (
+    DPO,
+    IPO,
+    MDPO,
+    MIPO,
+    MPO,
+    AboveMean,
+    AboveQuantile,
+    BestRest,
+    EachMPO,
+    Hinge,
+    MultiLevelMPO,
+    PlackettLuce,
+    RobustDPO,
+    SetLoss,
+    SimPO,
+    TopBottom,
+)
+
+F64 = torch.float64
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+def value(loss: SetLoss, log_ratios: Tensor, scores: Tensor) -> Tensor:
+    return loss(log_ratios, scores, torch.ones_like(scores, dtype=torch.bool))
+
+
+def same(first: SetLoss, second: SetLoss, scores: Tensor, seed: int = 0) -> None:
+    log_ratios = 4 * normal(*scores.shape, seed=seed)
+    expected = value(second, log_ratios, scores)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(value(first, log_ratios, scores), expected, rtol=1e-10, atol=1e-12)
+
+
+# ---------------------------------------------------------------------------------- special cases
+
+PAIR = torch.tensor([7.0, 2.5], dtype=F64).repeat(40, 1)
+TWO_LEVELS = torch.tensor([1, 0, 0, 1, 0], dtype=F64).repeat(40, 1)
+DISTINCT = torch.tensor([3, 9, 1, 4, 7.5], dtype=F64).repeat(40, 1)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        MPO(),
+        MPO(alpha=2.0),
+        EachMPO(),
+        MDPO(),
+        PlackettLuce(),
+        MultiLevelMPO(),
+        RobustDPO(flipped=0.0),
+        MPO(partition=TopBottom()),
+        MPO(partition=AboveQuantile()),
+        MPO(partition=BestRest()),
+    ],
+    ids=str,
+)
+def test_two_responses_are_dpo(loss: SetLoss) -> None:
+    same(loss, DPO(), PAIR)
+
+
+@pytest.mark.parametrize("pairs", ["random", "all", "sets"])
+def test_two_responses_make_one_pair(pairs: str) -> None:
+    same(DPO(pairs=pairs), DPO(), PAIR)  # type: ignore[arg-type]
+    same(IPO(pairs=pairs), MIPO(), PAIR)  # type: ignore[arg-type]
+
+
+def test_two_levels_are_mpo() -> None:
+    same(PlackettLuce(), MPO(), TWO_LEVELS)
+    same(MultiLevelMPO(), MPO(), TWO_LEVELS)
+    # Two bins of equal width cut where the middle of the range is, three levels do not.
+    same(PlackettLuce(levels=2), MPO(partition=AboveMean()), DISTINCT)
+    with pytest.raises(AssertionError):
+        same(PlackettLuce(), MPO(), DISTINCT)
+
+
+def test_one_chosen_response_leaves_nothing_to_average() -> None:
+    same(EachMPO(partition=BestRest(), alpha=0.3), MPO(partition=BestRest(), alpha=0.3), DISTINCT)
+
+
+def test_plackett_luce_is_best_against_rest_again_and_again() -> None:
+    log_ratios = 4 * normal(40, 5)
+    total = torch.zeros(40, dtype=F64)
+    order = DISTINCT[0].argsort(descending=True)
+    for place in range(4):
+        rest = order[place:]
+        total += value(MPO(partition=BestRest()), log_ratios[:, rest], DISTINCT[:, rest])
+    torch.testing.assert_close(value(PlackettLuce(), log_ratios, DISTINCT), total)
+
+
+def test_mpo_is_no_more_than_each_of_its_chosen_alone() -> None:
+    """The set's mass is at least any member's; the mean over members is at least the least."""
+    log_ratios = 4 * normal(40, 5)
+    mpo, each = (value(loss, log_ratios, TWO_LEVELS) for loss in (MPO(), EachMPO()))
+    assert (mpo < each).all()
+    # Against the whole group, Jensen: the mean of -log shares is at least L + log |Y+|.
+    shares = (0.1 * log_ratios).log_softmax(1)
+    of_each = -(shares[:, 0] + shares[:, 3]) / 2
+    assert (of_each >= mpo + math.log(2) - 1e-12).all()
+
+
+def test_simpo_is_dpo_with_a_margin() -> None:
+    log_ratios = 4 * normal(40, 2)
+    found = value(SimPO(beta=2.0, margin=0.4), log_ratios, PAIR)
+    expected = value(DPO(beta=2.0), log_ratios - torch.tensor([0.4, 0.0]), PAIR)
+    torch.testing.assert_close(found, expected)
+    loss = SimPO()
+    policy, reference = normal(1, 2), normal(1, 2, seed=1)
+    lengths = torch.tensor([[2, 5]])
+    compared = loss.log_ratios(policy, reference, lengths)
+    torch.testing.assert_close(compared, policy / lengths)
+
+
+@pytest.mark.parametrize("flipped", [0.1, 0.4])
+def test_robust_dpo_expects_what_dpo_would_be_with_true_labels(flipped: float) -> None:
+    log_ratios = 4 * normal(40, 2)
+    loss = RobustDPO(flipped=flipped)
+    as_given = value(loss, log_ratios, PAIR)
+    turned = value(loss, log_ratios, PAIR.flip(1))
+    expected = value(DPO(), log_ratios, PAIR)
+    torch.testing.assert_close((1 - flipped) * as_given + flipped * turned, expected)
+
+
+# ------------------------------------------------------------------------------ stationary points
+
+
+@pytest.mark.parametrize("loss", [IPO(beta=0.25), MIPO(beta=0.25), IPO(pairs="sets", beta=0.25)])
+def test_ipo_is_stationary_at_its_margin(loss: SetLoss) -> None:
+    """Chosen and rejected 1 / (2 beta) = 2 nats apart, wherever they are."""
+    leaf = torch.tensor([[5.0, 3.0, 3.0, 5.0, 3.0]], dtype=F64, requires_grad=True)
+    found = value(loss, leaf, TWO_LEVELS[:1])
+    (gradient,) = torch.autograd.grad(found.sum(), leaf)
+    assert found.item() == 0
+    assert gradient.eq(0).all()
+
+
+def test_hinge_is_content_with_its_margin() -> None:
+    assert value(Hinge(beta=0.5), torch.tensor([[2.5, 0.4]]), PAIR[:1]).item() == 0
+    assert value(Hinge(beta=0.5), torch.tensor([[2.0, 0.4]]), PAIR[:1]).item() > 0
+
+
+def descend(loss: SetLoss, start: Tensor, steps: int = 4000) -> Tensor:
+    """Plain gradient descent on free log-ratios until the chosen set holds 95 % of the mass."""
+    ratios = start.clone()
+    for _ in range(steps):
+        leaf = ratios.requires_grad_()
+        (gradient,) = torch.autograd.grad(value(loss, leaf, SCORES).sum(), leaf)
+        ratios = (ratios - 0.5 * gradient).detach()
+        mass = ratios.softmax(1)[:, :5].sum(1)
+        if bool((mass > 0.95).all()):
+            return ratios
+    raise AssertionError("never solved")
+
+
+SCORES = torch.tensor([1.0] * 5 + [0.0] * 5, dtype=F64).repeat(20, 1)
+
+
+def effective(ratios: Tensor) -> float:
+    """Effective part of the chosen, mean over groups: exp(entropy) / 5."""
+    shares = ratios[:, :5].softmax(1)
+    return ((-(shares * shares.log()).sum(1)).exp() / 5).mean().item()
+
+
+def test_the_winner_takes_all_of_mpo_and_not_of_each_mpo() -> None:
+    """At equal mass on the chosen set MPO widens what lay apart, EachMPO evens it out."""
+    start = normal(20, 10)
+    before = effective(start)
+    mpo, each = (effective(descend(loss(beta=1.0), start)) for loss in (MPO, EachMPO))
+    assert mpo < before - 0.1
+    assert each > before + 0.15
+
+
+# ----------------------------------------------------------------------------- the rate of bias
+
+SIZES = [2, 4, 8, 16, 32, 64, 128, 256, 512]
+
+
+def slope(values: list[float]) -> float:
+    """Of log values on log sizes, least squares."""
+    x = torch.tensor(SIZES, dtype=F64).log()
+    y = torch.tensor(values, dtype=F64).log()
+    return ((x - x.mean()) @ (y - y.mean()) / (x - x.mean()).square().sum()).item()
+
+
+@pytest.mark.parametrize(
+    ("name", "draw", "mean"),
+    [
+        ("normal", lambda x: x.normal_(generator=GENERATOR), 0.0),
+        ("uniform", lambda x: x.uniform_(-1, 1, generator=GENERATOR), 0.0),
+        ("exponential", lambda x: x.exponential_(generator=GENERATOR), 1.0),
+    ],
+)
+def test_bias_falls_as_one_over_the_root_of_n(
+    name: str, draw: Callable[[Tensor], Tensor], mean: float
+) -> None:
+    """E|mean of n attributes - true mean| of independent draws with finite variance: slope -1/2."""
+    GENERATOR.manual_seed(0)
+    biases = []
+    for n in SIZES:
+        samples = draw(torch.empty(4000, n, dtype=F64))
+        biases.append((samples.mean(1) - mean).abs().mean().item())
+    assert slope(biases) == pytest.approx(-0.5, abs=0.03)
+    if name == "normal":
+        exact = [math.sqrt(2 / (math.pi * n)) for n in SIZES]
+        assert biases == pytest.approx(exact, rel=0.06)
+
+
+GENERATOR = torch.Generator()
+
+
+def test_bias_falls_more_slowly_without_variance() -> None:
+    """Symmetric stable law of index 3/2: slope -(1 - 2/3). Medians: means settle slowly."""
+    kappa = 1.5
+    medians = []
+    for n in SIZES:
+        GENERATOR.manual_seed(n)
+        angle = torch.empty(4000, n, dtype=F64).uniform_(
+            -math.pi / 2, math.pi / 2, generator=GENERATOR
+        )
+        wait = torch.empty(4000, n, dtype=F64).exponential_(generator=GENERATOR)
+        # Chambers, Mallows and Stuck.
+        draws = (kappa * angle).sin() / angle.cos() ** (1 / kappa)
+        draws = draws * (((1 - kappa) * angle).cos() / wait) ** ((1 - kappa) / kappa)
+        medians.append(draws.mean(1).abs().median().item())
+    assert slope(medians) == pytest.approx(-1 / 3, abs=0.03)
+
+
+@pytest.mark.parametrize("rho", [0.04, 0.25])
+def test_bias_of_correlated_responses_has_a_floor(rho: float) -> None:
+    """Standard normal attributes, equal correlation: mean's variance is rho + (1 - rho) / n."""
+    for n in SIZES:
+        common, own = normal(4000, 1, seed=n), normal(4000, n, seed=n + 1)
+        samples = math.sqrt(rho) * common + math.sqrt(1 - rho) * own
+        found = samples.mean(1).abs().mean().item()
+        assert found == pytest.approx(math.sqrt(2 / math.pi * (rho + (1 - rho) / n)), rel=0.06)
+        assert found > math.sqrt(2 / math.pi * rho) * 0.95
+
+
+# ------------------------------------------------------------------------ noise and partitions
+
+
+def test_two_sets_are_read_more_reliably_than_a_ranking() -> None:
+    """Scores one apart, normal noise of one half: how often each reading is the true one."""
+    expected = {
+        "ranking": [0.92, 0.77, 0.54, 0.27],
+        "median": [0.92, 0.92, 0.92, 0.92],
+        "mean": [0.92, 0.78, 0.74, 0.72],
+    }
+    found: dict[str, list[float]] = {name: [] for name in expected}
+    for n in (2, 4, 8, 16):
+        true = torch.arange(n, dtype=F64).expand(20000, n)
+        noisy = true + 0.5 * normal(20000, n, seed=n)
+        valid = torch.ones(20000, n, dtype=torch.bool)
+        found["ranking"].append((noisy.argsort(1) == true).all(1).double().mean().item())
+        for name, rule in (("median", AboveQuantile()), ("mean", AboveMean())):
+            right = (rule(noisy, valid)[0] == rule(true, valid)[0]).all(1)
+            found[name].append(right.double().mean().item())
+    for name, values in expected.items():
+        assert found[name] == pytest.approx(values, abs=0.015), name
+
+
+# -------------------------------------------------------------------- bounds on mutual information
+
+RHO = 0.9
+INFORMATION = -0.5 * math.log(1 - RHO**2)
+
+
+def bounds(k: int, n: int, critic: Callable[[Tensor, Tensor], Tensor]) -> tuple[float, float]:
+    """``log(n / k) - E[MPO]`` and ``log(n - k + 1) - E[EachMPO]``, beta 1.
+
+    x and y are standard normal with correlation RHO; k responses are drawn given x, the others from
+    the marginal law; the log-ratios are the critic's.
+    """
+    x = normal(8000, 1, seed=n)
+    chosen = RHO * x + math.sqrt(1 - RHO**2) * normal(8000, k, seed=n + k)
+    y = torch.cat([chosen, normal(8000, n - k, seed=n + k + 1)], dim=1)
+    scores = (torch.arange(n) < k).to(F64).expand(8000, n)
+    inside, outside = (
+        value(loss(beta=1.0), critic(x, y), scores).mean().item() for loss in (MPO, EachMPO)
+    )
+    return math.log(n / k) - inside, math.log(n - k + 1) - outside
+
+
+def density_ratio(x: Tensor, y: Tensor) -> Tensor:
+    """The best critic, log p(y | x) - log p(y)."""
+    of_x = (y - RHO * x).square() / (1 - RHO**2)
+    return -0.5 * math.log(1 - RHO**2) - of_x / 2 + y.square() / 2
+
+
+CRITICS = [density_ratio, lambda x, y: x * y, lambda x, y: 0.5 * density_ratio(x, y) + x]
+
+
+@pytest.mark.parametrize("critic", CRITICS, ids=["best", "product", "half"])
+@pytest.mark.parametrize(("k", "n"), [(1, 2), (1, 16), (4, 16), (4, 64), (8, 64)])
+def test_losses_bound_the_information_of_what_they_choose(
+    k: int, n: int, critic: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    """EachMPO: of one response. MPO: of the whole chosen set, k times as much."""
+    inside, outside = bounds(k, n, critic)
+    assert outside < INFORMATION + 0.02
+    assert inside < k * INFORMATION + 0.02
+    if k == 1:
+        assert inside == pytest.approx(outside)
+
+
+def test_the_bound_is_tight_for_many_responses_and_mpo_passes_that_of_one() -> None:
+    assert bounds(1, 512, density_ratio)[1] == pytest.approx(INFORMATION, abs=0.03)
+    inside, outside = bounds(8, 512, density_ratio)
+    assert outside == pytest.approx(INFORMATION, abs=0.03)
+    assert inside > INFORMATION + 0.05
