@@ -8,6 +8,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import AbstractContextManager
 from hashlib import sha256
 from pathlib import Path
+from threading import Thread
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -34,6 +35,19 @@ class Task(Protocol):
 def _single_thread() -> None:
     # Models this small do not profit from more, and the other processes need the cores.
     torch.set_num_threads(1)
+
+
+def _begin_worker() -> None:
+    _single_thread()
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A process whose parent was killed would wait for tasks for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _perform(task: Task, folder: Path) -> Any:
@@ -121,7 +135,7 @@ class Runner(AbstractContextManager["Runner"]):
             self._pool = ProcessPoolExecutor(
                 self.workers,
                 mp_context=multiprocessing.get_context("spawn"),
-                initializer=_single_thread,
+                initializer=_begin_worker,
             )
         futures: list[Future[Any]] = [self._pool.submit(_perform, t, self.folder) for t in tasks]
         for future in as_completed(futures):

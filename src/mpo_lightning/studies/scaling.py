@@ -37,7 +37,7 @@ from mpo_lightning.studies.training import TrainingRun, train
 __all__ = ["Cost", "study"]
 
 SIZES = (2, 8, 32, 128, 512)
-QUICK_SIZES = (2, 64)
+QUICK_SIZES = (2, 32, 128)
 PROMPTS = 32
 # Responses at a time.
 WAYS = {"at once": None, "64 at a time": 64}
