@@ -3,13 +3,14 @@
 import csv
 import json
 import time
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from mpo_lightning.errors import UserError
 from mpo_lightning.studies.conditions import Findings, Form
@@ -30,6 +31,10 @@ STUDIES = {
 SUMMARY = "summary.json"
 
 
+class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the list of studies a list."""
+
+
 class StudyError(UserError):
     """A study that cannot be made as asked."""
 
@@ -43,6 +48,7 @@ def main(args: list[str]) -> None:
     listed = "\n".join(f"  {name.ljust(13)}{purpose}" for name, purpose in STUDIES.items())
     parser = ArgumentParser(
         prog="mpo-lightning study",
+        formatter_class=_Formatter,
         description=f"Check the paper's claims where everything is known.\n\n{listed}",
     )
     parser.add_argument("name", choices=list(STUDIES), help="which study")
