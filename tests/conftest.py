@@ -206,3 +206,13 @@ def toy_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toy") / "quickstart"
     build(folder, seed=0)
     return folder
+
+
+@pytest.fixture(scope="session")
+def study_worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the studies' worlds, with that of seed 0 in it."""
+    from mpo_lightning.studies.world import build
+
+    folder = tmp_path_factory.mktemp("studies") / "worlds"
+    build(folder, 0)
+    return folder

@@ -51,15 +51,37 @@ FLOORS = [
     {"strategy", "rollouts.server", "rollouts.rewards", "rollouts.merging"},
     {"rollouts.sampling", "rollouts.scoring", "commands.functions"},
     {
+        "studies.grammar",
+        "studies.enumeration",
+        "studies.statistics",
+        "studies.runner",
+        "studies.calm",
+    },
+    {"studies.world", "studies.measures", "studies.figures"},
+    {"studies.judges"},
+    {"studies.training", "studies.samples", "studies.reward", "studies.agreement"},
+    {"studies.conditions"},
+    {"studies.methods"},
+    {"studies.responses", "studies.deviation", "studies.scaling", "studies.grid"},
+    {"studies.calibration", "studies.correlation", "studies.skew", "studies.levels"},
+    {
         "commands.run",
         "commands.cache",
         "commands.data",
         "commands.sample",
         "commands.score",
         "commands.merge",
+        "commands.study",
     },
     {"cli"},
-    {"__main__", "__init__", "data.__init__", "commands.__init__", "rollouts.__init__"},
+    {
+        "__main__",
+        "__init__",
+        "data.__init__",
+        "commands.__init__",
+        "rollouts.__init__",
+        "studies.__init__",
+    },
 ]
 FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 FILES = sorted(PACKAGE.rglob("*.py"))

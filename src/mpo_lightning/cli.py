@@ -32,6 +32,7 @@ COMMANDS = {
     "merge": Command("mpo_lightning.commands.merge", "Merge an adapter into its base."),
     "cache": Command("mpo_lightning.commands.cache", "List or remove caches of the reference."),
     "data": Command("mpo_lightning.commands.data", "Check, convert or split scored groups."),
+    "study": Command("mpo_lightning.commands.study", "Check the paper's claims."),
 }
 
 

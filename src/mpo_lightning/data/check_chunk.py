@@ -9,7 +9,7 @@ import torch
 from mpo_lightning.data.check_report import LengthBias, OfGroups, OfResponses
 from mpo_lightning.data.groups import PreferenceGroup
 from mpo_lightning.data.tallies import Bools, Covariance, Floats, Integers
-from mpo_lightning.losses import chosen_set, deviations
+from mpo_lightning.losses import AboveMean, deviations
 
 __all__ = ["BiasTally", "Chunk", "ColumnTally"]
 
@@ -38,7 +38,7 @@ class Chunk:
         table = np.zeros(valid.shape)
         table[valid] = scores
         tensors = torch.from_numpy(table), torch.from_numpy(valid)
-        chosen = chosen_set(*tensors).numpy()
+        chosen = AboveMean()(*tensors)[0].numpy()
         return cls(
             places,
             table,

@@ -1,0 +1,142 @@
+"""``mpo-lightning study NAME --out DIR``: the paper's claims, checked where everything is known."""
+
+import csv
+import json
+import time
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from mpo_lightning.errors import UserError
+from mpo_lightning.studies.conditions import Findings, Form
+from mpo_lightning.studies.runner import Runner
+
+__all__ = ["STUDIES", "StudyError", "main"]
+
+STUDIES = {
+    "methods": "All methods at the same budget.",
+    "responses": "Bias over the number of responses: of samples, and of trained policies.",
+    "deviation": "The strength of deviation weights, with clean and noisy scores.",
+    "calibration": "Miscalibrated judges, with and without remedies.",
+    "correlation": "Responses that are not independent, qualities that do not add up.",
+    "skew": "Shapes of score distributions, and rules that split groups.",
+    "levels": "Ordinal levels: multi-level losses against two sets.",
+    "scaling": "Time, memory and quality with 2 to 512 responses.",
+}
+SUMMARY = "summary.json"
+
+
+class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the list of studies a list."""
+
+
+class StudyError(UserError):
+    """A study that cannot be made as asked."""
+
+
+def main(args: list[str]) -> None:
+    """Run ``mpo-lightning study``.
+
+    Args:
+        args: the arguments, the command's name first.
+    """
+    listed = "\n".join(f"  {name.ljust(13)}{purpose}" for name, purpose in STUDIES.items())
+    parser = ArgumentParser(
+        prog="mpo-lightning study",
+        formatter_class=_Formatter,
+        description=f"Check the paper's claims where everything is known.\n\n{listed}",
+    )
+    parser.add_argument("name", choices=list(STUDIES), help="which study")
+    parser.add_argument("--out", type=str, required=True, help="folder of what the study finds")
+    parser.add_argument(
+        "--quick", action="store_true", help="a small form, to see that it works: not evidence"
+    )
+    parser.add_argument("--seeds", type=int, help="number of seeds; the study's own if none")
+    parser.add_argument("--workers", type=int, default=2, help="processes, each with one thread")
+    chosen = parser.parse_args(args[1:])
+    for name in ("seeds", "workers"):
+        if chosen[name] is not None and chosen[name] < 1:
+            raise StudyError(f"--{name} must be at least 1, got {chosen[name]}.")
+    if find_spec("matplotlib") is None:
+        raise StudyError("The figures need matplotlib: pip install 'mpo-lightning[plots]'.")
+    form = Form(quick=chosen.quick, seeds=chosen.seeds)
+    run_study(chosen.name, form, Path(chosen.out), workers=chosen.workers)
+
+
+def run_study(name: str, form: Form, out: Path, *, workers: int) -> Findings:
+    """Make a study, or what is missing of it, and write what it found.
+
+    Args:
+        name: one of STUDIES.
+        form: how large.
+        out: folder of the results.
+        workers: processes.
+
+    Raises:
+        StudyError: if the folder holds another study.
+    """
+    _refuse_other(name, out)
+    started = time.monotonic()
+    study = import_module(f"mpo_lightning.studies.{name}").study
+    with Runner(out, workers=workers) as runner:
+        findings: Findings = study(runner, form)
+    _write(name, form, out, findings)
+    _show(findings.shown)
+    print(
+        f"{runner.performed} runs made now, {time.monotonic() - started:.0f} s. "
+        f"Results in {out}: {SUMMARY}, {', '.join(_files(findings))}"
+    )
+    return findings
+
+
+def _files(findings: Findings) -> list[str]:
+    return [
+        *(f"{table}.csv" for table in findings.tables),
+        *(f"{figure}.png" for figure in findings.figures),
+    ]
+
+
+def _refuse_other(name: str, out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise StudyError(f"--out: {out} is a file. Name a folder.")
+    path = out / SUMMARY
+    if not path.is_file():
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["study"]
+    except (ValueError, KeyError, TypeError):
+        found = "something else"
+    if found != name:
+        raise StudyError(f"--out: {path} is of {found}, not of {name}. Name another folder.")
+
+
+def _write(name: str, form: Form, out: Path, findings: Findings) -> None:
+    for table, rows in findings.tables.items():
+        _write_csv(out / f"{table}.csv", rows)
+    for figure, draw in findings.figures.items():
+        draw().savefig(out / f"{figure}.png", dpi=150)
+    content = {"study": name, "form": "quick" if form.quick else "full", **findings.summary}
+    (out / SUMMARY).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _show(rows: Sequence[Mapping[str, str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*row.values())
+    Console().print(table)

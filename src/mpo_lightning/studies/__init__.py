@@ -1,0 +1,1 @@
+"""Studies of the paper's claims in a world where every response can be enumerated."""

@@ -1,0 +1,218 @@
+"""All methods at the same budget, compared at the same divergence from the reference.
+
+Every method sees the same groups in the same order, starts from the same adapter and takes the same
+number of steps, each with all responses of its groups. Each has its learning rate chosen among
+three on other seeds. The primary measure, fixed beforehand, is the expected gold score on held-out
+prompts where the divergence is 1 nat.
+"""
+
+from functools import partial
+from typing import Any
+
+from mpo_lightning.losses import (
+    DPO,
+    IPO,
+    MDPO,
+    MIPO,
+    MPO,
+    NCA,
+    AboveQuantile,
+    BestRest,
+    EachMPO,
+    InfoNCA,
+    LiPO,
+    MultiLevelMPO,
+    PlackettLuce,
+    SetLoss,
+    TopBottom,
+)
+from mpo_lightning.studies.conditions import (
+    END,
+    PRIMARY,
+    Condition,
+    Findings,
+    Form,
+    as_json,
+    comparisons,
+    csv_rows,
+    difference_text,
+    estimates,
+    perform,
+    trajectory_rows,
+)
+from mpo_lightning.studies.figures import bars, panels
+from mpo_lightning.studies.measures import at_divergence
+from mpo_lightning.studies.runner import Runner
+from mpo_lightning.studies.statistics import Interval, mean_interval
+from mpo_lightning.studies.training import TrainingRun
+
+__all__ = ["BETA", "LEARNING_RATE", "METHODS", "study"]
+
+BETA = 0.1
+# Of the studies that do not choose one: the middle of those among which this study chooses.
+LEARNING_RATE = 1e-3
+LEARNING_RATES = (5e-4, LEARNING_RATE, 2e-3)
+TUNING_SEEDS = (1000, 1001)
+BASELINE = "MPO"
+# Ten colours, then another style.
+LINES = ("-", "--", ":")
+
+# Scores of World E have a standard deviation of one (and the judge's noise), so a temperature
+# of 1 is one standard deviation of gold.
+METHODS: dict[str, SetLoss] = {
+    "MPO": MPO(beta=BETA),
+    "W-MPO 0.5": MPO(beta=BETA, alpha=0.5, alpha_unit="std"),
+    "W-MPO 1": MPO(beta=BETA, alpha=1.0, alpha_unit="std"),
+    "W-MPO 2": MPO(beta=BETA, alpha=2.0, alpha_unit="std"),
+    "W-MPO 4": MPO(beta=BETA, alpha=4.0, alpha_unit="std"),
+    "MPO median": MPO(beta=BETA, partition=AboveQuantile()),
+    "MPO top and bottom 2": MPO(beta=BETA, partition=TopBottom(k=2)),
+    "MPO best against rest": MPO(beta=BETA, partition=BestRest()),
+    "EachMPO": EachMPO(beta=BETA),
+    "MPO with likelihood": MPO(beta=BETA, likelihood=0.1),
+    "mDPO": MDPO(beta=BETA),
+    "mIPO": MIPO(beta=BETA),
+    "InfoNCA 0.2": InfoNCA(beta=BETA, temperature=0.2),
+    "InfoNCA 1": InfoNCA(beta=BETA, temperature=1.0),
+    "NCA 1": NCA(beta=BETA, temperature=1.0),
+    "DPO best-worst": DPO(beta=BETA),
+    "DPO random pair": DPO(beta=BETA, pairs="random"),
+    "DPO all pairs": DPO(beta=BETA, pairs="all"),
+    "IPO all pairs": IPO(beta=BETA, pairs="all"),
+    "Plackett-Luce": PlackettLuce(beta=BETA),
+    "LiPO": LiPO(beta=BETA),
+    "multi-level 3": MultiLevelMPO(beta=BETA, levels=3),
+    "multi-level": MultiLevelMPO(beta=BETA),
+}
+QUICK_METHODS = ("MPO", "W-MPO 1", "InfoNCA 1", "NCA 1", "DPO best-worst", "DPO all pairs")
+
+
+def _run(seed: int, *, method: str, lr: float) -> TrainingRun:
+    return TrainingRun(seed=seed, loss=METHODS[method], lr=lr)
+
+
+def _tuned(runner: Runner, methods: list[str]) -> dict[str, dict[str, Any]]:
+    """The learning rate of each method with the most gold at the primary divergence.
+
+    One that does not reach it with every tuning seed is taken only where none does; then the end of
+    training counts.
+    """
+    conditions = [
+        Condition(f"{method} {lr}", partial(_run, method=method, lr=lr), {"lr": lr})
+        for method in methods
+        for lr in LEARNING_RATES
+    ]
+    outcomes = perform(runner, conditions, TUNING_SEEDS, "Learning rates")
+    chosen = {}
+    for method in methods:
+        found = {}
+        for lr in LEARNING_RATES:
+            of_rate = [o for o in outcomes if o.condition.label == f"{method} {lr}"]
+            points = [point for o in of_rate if (point := o.at(PRIMARY)) is not None]
+            reached = len(points) == len(of_rate)
+            ends = [point for o in of_rate if (point := o.at(END)) is not None]
+            gold = mean_interval([p["gold"] for p in (points if reached else ends)]).mean
+            found[lr] = {"reached": reached, "gold": gold}
+        best = max(found, key=lambda lr: (found[lr]["reached"], found[lr]["gold"]))
+        chosen[method] = {"lr": best, "tried": {str(lr): value for lr, value in found.items()}}
+    return chosen
+
+
+def study(runner: Runner, form: Form) -> Findings:
+    """Train every method with every seed."""
+    methods = list(QUICK_METHODS if form.quick else METHODS)
+    if form.quick:
+        rates: dict[str, dict[str, Any]] = {m: {"lr": LEARNING_RATE} for m in methods}
+    else:
+        rates = _tuned(runner, methods)
+    conditions = [
+        Condition(
+            method,
+            partial(_run, method=method, lr=rates[method]["lr"]),
+            {"lr": rates[method]["lr"]},
+        )
+        for method in methods
+    ]
+    outcomes = perform(runner, conditions, form.seeds_of(full=10), "Methods")
+    at_primary, at_end = estimates(outcomes), estimates(outcomes, END)
+    against = [(method, BASELINE) for method in methods if method != BASELINE]
+    found = comparisons(outcomes, against)
+
+    def gold_over_divergence() -> Any:
+        figure, axes = panels(3)
+        grid = [0.05 * step for step in range(1, 31)]
+        for number, method in enumerate(methods):
+            of_method = [o for o in outcomes if o.condition.label == method]
+            points = [[at_divergence(o.result["trajectory"], d) for o in of_method] for d in grid]
+            whole = [
+                (d, [p for p in row if p is not None])
+                for d, row in zip(grid, points, strict=True)
+                if all(p is not None for p in row)
+            ]
+            for axis, measure in zip(axes, ("gold", "bias", "effective_chosen"), strict=True):
+                values = [mean_interval([p[measure] for p in row]).mean for _, row in whole]
+                axis.plot(
+                    [d for d, _ in whole], values, LINES[number // 10], label=method, linewidth=1.2
+                )
+        for axis, title in zip(
+            axes, ("Gold score", "Attribute bias", "Effective share of the chosen"), strict=True
+        ):
+            axis.set_title(title)
+            axis.set_xlabel("KL from the reference (nats)")
+        axes[0].legend(fontsize=6, ncols=2)
+        return figure
+
+    def at_one_nat() -> Any:
+        figure, axes = panels(3, height=1 + 0.3 * len(methods))
+        of_baseline = {
+            outcome.seed: point["gold"]
+            for outcome in outcomes
+            if outcome.condition.label == BASELINE and (point := outcome.at(PRIMARY)) is not None
+        }
+        gains = [
+            mean_interval(
+                [
+                    point["gold"] - of_baseline[outcome.seed]
+                    for outcome in outcomes
+                    if outcome.condition.label == method
+                    and outcome.seed in of_baseline
+                    and (point := outcome.at(PRIMARY)) is not None
+                ]
+            )
+            for method in methods
+        ]
+        # Worlds differ more than methods do: paired differences show what methods do.
+        bars(axes[0], methods, gains, f"Gold score less {BASELINE}'s, at {PRIMARY:g} nat")
+        axes[0].axvline(0, color="grey", linewidth=1)
+        for axis, (measure, title) in zip(
+            axes[1:],
+            (("bias", "Attribute bias"), ("chosen_shift", "Change of the chosen's logp (nats)")),
+            strict=True,
+        ):
+            values: list[Interval] = [at_primary[method][measure] for method in methods]
+            bars(axis, methods, values, f"{title} at {PRIMARY:g} nat")
+        return figure
+
+    return Findings(
+        summary={
+            "primary": f"gold at {PRIMARY:g} nat",
+            "learning_rates": rates,
+            "at_1_nat": as_json(at_primary),
+            "at_end": as_json(at_end),
+            "comparisons": found,
+        },
+        tables={"runs": csv_rows(outcomes), "trajectories": trajectory_rows(outcomes)},
+        figures={"trajectories": gold_over_divergence, "methods": at_one_nat},
+        shown=[
+            {
+                "method": method,
+                "gold at 1 nat": str(at_primary[method]["gold"]),
+                "less MPO": difference_text(found, method),
+                "bias": f"{at_primary[method]['bias'].mean:.3f}",
+                "win rate": f"{at_primary[method]['win_rate'].mean:.3f}",
+                "chosen logp": f"{at_primary[method]['chosen_shift'].mean:+.2f}",
+                "reached": f"{at_primary[method]['gold'].count} of {at_end[method]['gold'].count}",
+            }
+            for method in methods
+        ],
+    )

@@ -1,0 +1,218 @@
+"""The number of responses: does bias fall as one over root n?
+
+Two biases that the paper's argument runs together are told apart. *Sample bias* is a property of
+draws, and the theorem's object. *Policy bias* is what training makes of it: how far the trained
+policy's attributes are from those of the ideal policy of the same divergence.
+
+n varies with the number of prompts fixed (more responses are more data), and with the number of
+responses fixed (more responses are fewer prompts). The responses of a prompt are the beginning of
+one pool, whatever n.
+"""
+
+import math
+from functools import partial
+from statistics import fmean
+from typing import Any
+
+from mpo_lightning.studies.conditions import (
+    DIVERGENCES,
+    PRIMARY,
+    Condition,
+    Findings,
+    Form,
+    Outcome,
+    as_json,
+    csv_rows,
+    estimates,
+    interval_json,
+    perform,
+    trajectory_rows,
+)
+from mpo_lightning.studies.figures import lines, panels
+from mpo_lightning.studies.methods import LEARNING_RATE, METHODS
+from mpo_lightning.studies.runner import Runner
+from mpo_lightning.studies.samples import SampleBias
+from mpo_lightning.studies.statistics import Interval, log_log_slope, mean_interval
+from mpo_lightning.studies.training import TrainingRun
+
+__all__ = ["study"]
+
+PROMPTS = 128
+TOTAL = 1280
+SIZES = (2, 3, 5, 10, 20, 40)
+QUICK_SIZES = (2, 10)
+COMPARED = ("MPO", "W-MPO 1", "InfoNCA 1", "DPO best-worst", "DPO random pair", "DPO all pairs")
+QUICK_COMPARED = ("MPO", "DPO best-worst")
+DESIGNS = {"prompts fixed": PROMPTS, "responses fixed": None}
+
+
+def _run(seed: int, *, method: str, n: int, prompts: int) -> TrainingRun:
+    return TrainingRun(
+        seed=seed, loss=METHODS[method], lr=LEARNING_RATE, prompts=prompts, responses=n
+    )
+
+
+def _conditions(methods: tuple[str, ...], sizes: tuple[int, ...]) -> list[Condition]:
+    return [
+        Condition(
+            f"{method}, n={n}, {design}",
+            partial(_run, method=method, n=n, prompts=fixed or TOTAL // n),
+            {"method": method, "n": n, "design": design, "prompts": fixed or TOTAL // n},
+        )
+        for design, fixed in DESIGNS.items()
+        for method in methods
+        for n in sizes
+    ]
+
+
+def _sample_slope(results: list[dict[str, Any]], kind: str) -> Interval:
+    """Of the log of the bias on the log of n, over seeds."""
+    return mean_interval(
+        [
+            log_log_slope([float(n) for n in result[kind]], list(result[kind].values()))
+            for result in results
+        ]
+    )
+
+
+def _policy_bias(
+    outcomes: list[Outcome],
+    method: str,
+    design: str,
+    seeds: list[int],
+    where: float,
+) -> list[dict[int, float]]:
+    """The policy's bias by n, for each seed that reached the divergence with every n."""
+    found = []
+    for seed in seeds:
+        points = {
+            o.condition.columns["n"]: o.at(where)
+            for o in outcomes
+            if (o.condition.columns["method"], o.condition.columns["design"], o.seed)
+            == (method, design, seed)
+        }
+        reached = {n: point["bias"] for n, point in points.items() if point is not None}
+        if len(reached) == len(points):
+            found.append(reached)
+    return found
+
+
+def _floor(sizes: list[int], biases: list[float]) -> float:
+    """What is left of the bias for n without end: bias ** 2 = floor ** 2 + c / n, least squares."""
+    x, y = [1 / n for n in sizes], [bias**2 for bias in biases]
+    centre, height = fmean(x), fmean(y)
+    slope = sum((a - centre) * b for a, b in zip(x, y, strict=True))
+    slope /= sum((a - centre) ** 2 for a in x)
+    return math.sqrt(max(height - slope * centre, 0.0))
+
+
+def study(runner: Runner, form: Form) -> Findings:
+    """Measure samples, then train with every n, method and design."""
+    sizes = QUICK_SIZES if form.quick else SIZES
+    methods = QUICK_COMPARED if form.quick else COMPARED
+    seeds = form.seeds_of(full=8)
+    outcomes = perform(runner, _conditions(methods, sizes), seeds, "Responses")
+    samples = runner([SampleBias(seed=seed, sizes=SIZES) for seed in seeds], "Samples")
+    sample_bias = {
+        kind: {n: mean_interval([result[kind][str(n)] for result in samples]) for n in SIZES}
+        for kind in ("acceptable", "chosen")
+    }
+    sample_slopes = {kind: _sample_slope(samples, kind) for kind in sample_bias}
+    policy_bias = {
+        f"{method}, {design}, {where:g} nat": _policy_bias(outcomes, method, design, seeds, where)
+        for where in DIVERGENCES
+        for design in DESIGNS
+        for method in methods
+    }
+    policy_slopes = {
+        label: mean_interval([log_log_slope(list(of_n), list(of_n.values())) for of_n in by_seed])
+        for label, by_seed in policy_bias.items()
+    }
+    floors = {
+        label: mean_interval([_floor(list(of_n), list(of_n.values())) for of_n in by_seed])
+        for label, by_seed in policy_bias.items()
+    }
+    found = {where: estimates(outcomes, where) for where in DIVERGENCES}
+
+    def curves(measure: str, label: str) -> Any:
+        figure, axes = panels(len(DESIGNS))
+        for axis, design in zip(axes, DESIGNS, strict=True):
+            for method in methods:
+                of_n = [found[PRIMARY][f"{method}, n={n}, {design}"][measure] for n in sizes]
+                drawn = [(n, value) for n, value in zip(sizes, of_n, strict=True) if value.count]
+                lines(axis, [float(n) for n, _ in drawn], [value for _, value in drawn], method)
+            axis.set_xscale("log")
+            axis.set_title(design)
+            axis.set_xlabel("responses of a prompt, n")
+            axis.set_xticks(sizes, [str(n) for n in sizes])
+            axis.minorticks_off()
+        axes[0].set_ylabel(f"{label} at {PRIMARY:g} nat")
+        axes[0].legend(fontsize=7)
+        return figure
+
+    def bias() -> Any:
+        return curves("bias", "attribute bias of the policy")
+
+    def gold() -> Any:
+        return curves("gold", "gold score")
+
+    def of_samples() -> Any:
+        figure, (axis,) = panels(1)
+        for kind, of_kind in sample_bias.items():
+            slope = sample_slopes[kind]
+            lines(axis, list(of_kind), list(of_kind.values()), f"{kind}: slope {slope.mean:.2f}")
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_xlabel("n")
+        axis.set_title("Attribute bias of samples")
+        axis.legend()
+        return figure
+
+    return Findings(
+        summary={
+            "sample_bias_slope": sample_slopes["acceptable"].mean,
+            "sample_bias_slopes": {
+                kind: interval_json(slope) for kind, slope in sample_slopes.items()
+            },
+            "policy_bias_slopes": {
+                label: interval_json(slope) for label, slope in policy_slopes.items()
+            },
+            "policy_bias_floors": {label: interval_json(floor) for label, floor in floors.items()},
+            "sample_bias": {
+                kind: {str(n): interval_json(value) for n, value in of_kind.items()}
+                for kind, of_kind in sample_bias.items()
+            },
+            **{f"at_{where:g}_nat": as_json(of_place) for where, of_place in found.items()},
+        },
+        tables={
+            "runs": csv_rows(outcomes),
+            "trajectories": trajectory_rows(outcomes),
+            "samples": [
+                {"seed": seed, "of": kind, "n": n, "bias": value}
+                for seed, result in zip(seeds, samples, strict=True)
+                for kind in sample_bias
+                for n, value in result[kind].items()
+            ],
+        },
+        figures={"policy_bias": bias, "gold": gold, "sample_bias": of_samples},
+        shown=[
+            *(
+                {
+                    "bias of": f"samples: {kind}",
+                    "at": "-",
+                    "log-log slope": str(slope),
+                    "floor": "-",
+                }
+                for kind, slope in sample_slopes.items()
+            ),
+            *(
+                {
+                    "bias of": f"policy: {label.rpartition(', ')[0]}",
+                    "at": label.rpartition(", ")[2],
+                    "log-log slope": str(slope),
+                    "floor": str(floors[label]),
+                }
+                for label, slope in policy_slopes.items()
+            ),
+        ],
+    )

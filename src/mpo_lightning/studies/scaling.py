@@ -1,0 +1,179 @@
+"""Many responses: time, memory and quality from 2 to 512, all at once and in slices.
+
+Each run is made in a process of its own, whose peak memory is then its own.
+"""
+
+import multiprocessing
+import resource
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mpo_lightning.losses import MPO
+from mpo_lightning.studies.conditions import (
+    PRIMARY,
+    Condition,
+    Findings,
+    Form,
+    Outcome,
+    as_json,
+    csv_rows,
+    estimates,
+    interval_json,
+    perform,
+    trajectory_rows,
+)
+from mpo_lightning.studies.figures import lines, panels
+from mpo_lightning.studies.methods import BETA, LEARNING_RATE
+from mpo_lightning.studies.runner import Runner
+from mpo_lightning.studies.statistics import Interval, log_log_slope, mean_interval
+from mpo_lightning.studies.training import TrainingRun, train
+
+__all__ = ["Cost", "study"]
+
+SIZES = (2, 8, 32, 128, 512)
+QUICK_SIZES = (2, 32, 128)
+PROMPTS = 32
+# Responses at a time.
+WAYS = {"at once": None, "64 at a time": 64}
+WARM_UP = TrainingRun(
+    seed=0, loss=MPO(beta=BETA), lr=LEARNING_RATE, prompts=8, responses=2, epochs=1
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost(TrainingRun):
+    """A run in a process of its own; its result also has what it cost.
+
+    - ``step_ms``: milliseconds an optimizer step, mean over the run;
+    - ``memory_mib``: how much the process grew beyond what the libraries, the model and the
+      measurements take, which a run of two responses shows beforehand.
+    """
+
+    def __call__(self, worlds: Path) -> dict[str, Any]:
+        """Make the run."""
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=context) as process:
+            return process.submit(_measure, self, worlds).result()
+
+
+def _peak_mib() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _measure(run: Cost, worlds: Path) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    train(replace(WARM_UP, seed=run.seed, teaching=run.teaching), worlds)
+    before = _peak_mib()
+    result = train(run, worlds)
+    steps = result.trajectory[-1]["step"]
+    return {
+        **asdict(result),
+        "step_ms": 1000 * result.seconds / steps,
+        "memory_mib": _peak_mib() - before,
+    }
+
+
+def _run(seed: int, *, n: int, at_a_time: int | None) -> TrainingRun:
+    return Cost(
+        seed=seed,
+        loss=MPO(beta=BETA),
+        lr=LEARNING_RATE,
+        prompts=PROMPTS,
+        responses=n,
+        responses_per_pass=at_a_time,
+    )
+
+
+def study(runner: Runner, form: Form) -> Findings:
+    """Train with every n in both ways."""
+    sizes = QUICK_SIZES if form.quick else SIZES
+    conditions = [
+        Condition(
+            f"n={n}, {way}",
+            partial(_run, n=n, at_a_time=at_a_time),
+            {"n": n, "way": way},
+        )
+        for way, at_a_time in WAYS.items()
+        for n in sizes
+    ]
+    seeds = form.seeds_of(full=4, quick=1)
+    outcomes = perform(runner, conditions, seeds, "Sizes")
+    found = estimates(outcomes)
+
+    def cost(way: str, n: int, what: str) -> Interval:
+        return mean_interval(
+            [
+                outcome.result[what]
+                for outcome in outcomes
+                if outcome.condition.label == f"n={n}, {way}"
+            ]
+        )
+
+    costs = {
+        what: {way: {n: cost(way, n, what) for n in sizes} for way in WAYS}
+        for what in ("step_ms", "memory_mib")
+    }
+
+    def figure() -> Any:
+        drawn, axes = panels(3)
+        for way in WAYS:
+            for axis, what in zip(axes, costs, strict=False):
+                lines(axis, sizes, [costs[what][way][n] for n in sizes], way)
+            gold = [(n, found[f"n={n}, {way}"]["gold"]) for n in sizes]
+            shown = [(n, value) for n, value in gold if value.count]
+            lines(axes[2], [n for n, _ in shown], [value for _, value in shown], way)
+        titles = ("Step (ms)", "Memory beyond two responses (MiB)", f"Gold at {PRIMARY:g} nat")
+        for axis, title in zip(axes, titles, strict=True):
+            axis.set_title(title)
+            axis.set_xscale("log", base=2)
+            axis.set_xlabel("responses of a prompt, n")
+        axes[0].set_yscale("log", base=2)
+        axes[0].legend()
+        return drawn
+
+    large = [n for n in sizes if n >= 32]
+    return Findings(
+        summary={
+            "time_slope_from_32": {
+                way: log_log_slope(large, [costs["step_ms"][way][n].mean for n in large])
+                for way in WAYS
+            },
+            **{
+                what: {
+                    way: {str(n): interval_json(value) for n, value in of_way.items()}
+                    for way, of_way in of_what.items()
+                }
+                for what, of_what in costs.items()
+            },
+            "at_1_nat": as_json(found),
+        },
+        tables={"runs": _with_costs(outcomes), "trajectories": trajectory_rows(outcomes)},
+        figures={"scaling": figure},
+        shown=[
+            {
+                "n": str(n),
+                "way": way,
+                "step (ms)": f"{costs['step_ms'][way][n].mean:.0f}",
+                "memory (MiB)": f"{costs['memory_mib'][way][n].mean:.0f}",
+                "gold at 1 nat": str(found[f"n={n}, {way}"]["gold"]),
+            }
+            for n in sizes
+            for way in WAYS
+        ],
+    )
+
+
+def _with_costs(outcomes: list[Outcome]) -> list[dict[str, Any]]:
+    rows = csv_rows(outcomes)
+    each = len(rows) // len(outcomes)
+    return [
+        {**row, **{what: outcomes[i // each].result[what] for what in ("step_ms", "memory_mib")}}
+        for i, row in enumerate(rows)
+    ]
