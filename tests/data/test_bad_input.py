@@ -19,6 +19,7 @@ from mpo_lightning.data.groups import DataError, check_row
 from mpo_lightning.data.lists import Generations, Nectar, OnPolicy
 from mpo_lightning.data.pairs import Arena, Pairs, TranscriptPairs
 from mpo_lightning.data.reading import read_outcomes
+from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.schema import Schema
 from mpo_lightning.data.singles import ScoredResponses
 from mpo_lightning.data.tokens import GroupTokenizer
@@ -353,17 +354,17 @@ TOKENS: dict[str, tuple[dict[str, Any], Any, list[str], str]] = {
     "space at the end of the prompt": ({}, "Why ", ["a tree", "b"], r"x:1: responses\[0\]"),
     "response that ends twice": ({}, "Why?", ["a<|eos|><|eos|>", "b"], r"x:1: responses\[0\]"),
     "chat without template": ({"prompt_format": "chat"}, "Why?", ["a", "b"], "chat template"),
-    "equal scores": ({"equal_scores": "error"}, "Why?", ["a", "b"], r"x:1: scores"),
 }
 
 
 @pytest.mark.parametrize("what", TOKENS)
 def test_what_is_said_of_bad_tokens(what: str) -> None:
     settings, prompt, responses, words = TOKENS[what]
-    scores = [1.0, 1.0 if what == "equal scores" else 2.0]
-    group = check_row({"prompt": prompt, "responses": responses, "scores": scores}, "x:1")
+    row = {"prompt": prompt, "responses": responses, "scores": [1.0, 2.0]}
+    group, report = check_row(row, "x:1"), DataReport("x", groups=1)
     defaults = {"max_length": 1000, "over_long": "error", "prompt_format": "auto"}
-    others = {"boundary": "strict", "equal_scores": "drop"}
+    others = {"boundary": "strict"}
     tokenizer = make_tokenizer(chat=False)
-    with pytest.raises(DataError, match=words):
-        GroupTokenizer(tokenizer, **{**defaults, **others, **settings})([group], "x")
+    with pytest.raises(DataError, match=words):  # noqa: PT012 (dropped or refused)
+        GroupTokenizer(tokenizer, **{**defaults, **others, **settings})(group, report)
+        report.check()

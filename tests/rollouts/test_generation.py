@@ -20,6 +20,7 @@ from transformers import (
 from conftest import make_tokenizer, tiny_config, tiny_model
 from mpo_lightning.checkpoint import adapter_folder
 from mpo_lightning.data.groups import DataError, PreferenceGroup
+from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.tokens import GroupTokenizer
 from mpo_lightning.loading import LoRA, PolicyConfig, build_policy
 from mpo_lightning.policy import PolicyError
@@ -66,7 +67,6 @@ def by_rules_of_training(tokenizer: Any) -> GroupTokenizer:
         over_long="error",
         prompt_format="auto",
         boundary="strict",
-        equal_scores="keep",
     )
 
 
@@ -259,7 +259,9 @@ def test_plain_text() -> None:
     """Without a template, prompt and response are one text."""
     rules = by_rules_of_training(make_tokenizer(chat=False))
     group = PreferenceGroup("Name a fruit:", [" Apple.", " Pear."], [1.0, 0.0], "x:1", {})
-    assert rules.prompt_ids("Name a fruit:", "x:1") == rules([group], "x")[0][0].prompt.tolist()
+    tokens = rules(group, DataReport("x"))
+    assert tokens is not None
+    assert rules.prompt_ids("Name a fruit:", "x:1") == tokens.prompt
     sampler = ModelSampler(tiny_model(), rules, Sampling(n=1, max_new_tokens=5))
     conversation = request([{"role": "user", "content": "Hi"}], "x:2")
     other = request([{"role": "user", "content": "Ho"}], "x:3")

@@ -15,7 +15,7 @@ from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.schema import Schema
 from mpo_lightning.data.split import Format, split
 from mpo_lightning.data.tokens import Boundary, PromptFormat, load_tokenizer
-from mpo_lightning.losses import AlphaUnit
+from mpo_lightning.losses.scores import AlphaUnit
 
 __all__ = ["main"]
 

@@ -29,7 +29,7 @@ from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.schema import Schema
 from mpo_lightning.data.tallies import Flagged
 from mpo_lightning.data.tokens import Boundary, GroupTokenizer, PromptFormat
-from mpo_lightning.losses import AlphaUnit
+from mpo_lightning.losses.scores import AlphaUnit
 
 __all__ = ["check"]
 

@@ -28,7 +28,8 @@ from mpo_lightning.data.tallies import (
     Moments,
     Sample,
 )
-from mpo_lightning.losses import AlphaUnit, deviation_log_weights
+from mpo_lightning.losses import deviation_log_weights
+from mpo_lightning.losses.scores import AlphaUnit
 
 __all__ = ["FileTally", "GroupTally"]
 
