@@ -34,6 +34,7 @@ FLOORS = [
         "data.report",
         "data.schema",
         "data.dataset",
+        "data.show",
         "data.identity",
         "data.tallies",
         "predictions",

@@ -18,7 +18,8 @@ from mpo_lightning.data.check_report import CheckReport
 from mpo_lightning.data.check_view import draw_picture, format_report, format_warnings
 from mpo_lightning.data.check_warnings import KINDS
 from mpo_lightning.data.groups import DataError, PreferenceGroup
-from mpo_lightning.data.schemas import Canonical, Converted, SkippedRow
+from mpo_lightning.data.schema import Converted, SkippedRow
+from mpo_lightning.data.schemas import Canonical
 
 Rows = list[dict[str, Any]]
 Write = Callable[..., str]

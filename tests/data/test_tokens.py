@@ -12,7 +12,7 @@ from conftest import CHAT_TEMPLATE, example_rows, make_tokenizer
 from mpo_lightning.batch import TokenGroup
 from mpo_lightning.data.groups import DataError, check_row
 from mpo_lightning.data.report import DataReport
-from mpo_lightning.data.tokens import GroupTokenizer, load_tokenizer
+from mpo_lightning.data.tokens import GroupTokenizer, load_tokenizer, token_group
 
 BOS, EOS = 0, 1
 ANSWER = "<|assistant|>\n"
@@ -49,15 +49,7 @@ def tokenize(
             report.fail(error)
             continue
         if ids is not None:
-            groups.append(
-                TokenGroup(
-                    torch.tensor(ids.prompt),
-                    tuple(map(torch.tensor, ids.responses)),
-                    tuple(group.scores[index] for index in ids.indices),
-                    group.source,
-                    indices=tuple(ids.indices),
-                )
-            )
+            groups.append(token_group(group, ids))
     report.check()
     return groups, report
 

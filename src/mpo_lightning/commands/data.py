@@ -6,15 +6,25 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from mpo_lightning.batch import TokenGroup
 from mpo_lightning.data.check import check
 from mpo_lightning.data.check_report import CheckReport
 from mpo_lightning.data.check_view import draw_picture, format_report, format_warnings
 from mpo_lightning.data.convert import convert
 from mpo_lightning.data.counting import BadRows, Sources, describe
 from mpo_lightning.data.groups import DataError
+from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.schema import Schema
+from mpo_lightning.data.show import show_groups
 from mpo_lightning.data.split import Format, split
-from mpo_lightning.data.tokens import Boundary, PromptFormat, load_tokenizer
+from mpo_lightning.data.tokens import (
+    Boundary,
+    GroupTokenizer,
+    PromptFormat,
+    load_tokenizer,
+    token_group,
+)
+from mpo_lightning.losses import AboveMean, Partition
 from mpo_lightning.losses.scores import AlphaUnit
 
 __all__ = ["main"]
@@ -56,6 +66,12 @@ def _check_parser() -> ArgumentParser:
     add("--max_length", type=int, default=2048, help="limit on prompt + response, in tokens")
     add("--prompt_format", type=PromptFormat, default="auto", help="as in data.prompt_format")
     add("--boundary", type=Boundary, default="strict", help="as in data.boundary")
+    add("--show", type=int, default=0, help="first groups to show as training sees them")
+    add(
+        "--partition",
+        type=Partition | None,
+        help="chosen and rejected set, as in model.loss; above the group's mean if not given",
+    )
     add("--alpha", type=float, default=0.0, help="strength of deviation weights, as in W-MPO")
     add("--power", type=float, default=1.0, help="exponent of the deviation")
     add("--alpha_unit", type=AlphaUnit, default="score", help="what alpha counts per")
@@ -110,6 +126,10 @@ def _check(chosen: Namespace) -> None:
     tokenizer: Any = None
     if chosen.tokenizer is not None:
         tokenizer = load_tokenizer(chosen.tokenizer, trust_remote_code=chosen.trust_remote_code)
+    if chosen.show:
+        if tokenizer is None:
+            raise DataError("--show shows tokens: name a tokenizer, too (--tokenizer).")
+        _show(chosen, tokenizer)
     report = check(
         chosen.files,
         schema=chosen.schema,
@@ -119,6 +139,7 @@ def _check(chosen: Namespace) -> None:
         max_length=chosen.max_length,
         prompt_format=chosen.prompt_format,
         boundary=chosen.boundary,
+        partition=chosen.partition,
         alpha=chosen.alpha,
         power=chosen.power,
         alpha_unit=chosen.alpha_unit,
@@ -135,6 +156,28 @@ def _check(chosen: Namespace) -> None:
     failed = report.total.read.failed
     if failed or not report.total.read.kept or (chosen.strict and report.warnings):
         sys.exit(1)
+
+
+def _show(chosen: Namespace, tokenizer: Any) -> None:
+    """The first groups, as many as wanted, that can be used."""
+    tokenize = GroupTokenizer(
+        tokenizer,
+        max_length=chosen.max_length,
+        over_long="cut",
+        prompt_format=chosen.prompt_format,
+        boundary=chosen.boundary,
+    )
+    groups: list[TokenGroup] = []
+    for name in chosen.files:
+        for outcome in _sources(chosen).outcomes(name):
+            if len(groups) == chosen.show:
+                break
+            # What is wrong with others is told by the report.
+            if outcome.group is not None:
+                ids = tokenize(outcome.group, DataReport(name))
+                if ids is not None:
+                    groups.append(token_group(outcome.group, ids))
+    show_groups(groups, tokenizer, chosen.partition or AboveMean())
 
 
 def _convert(chosen: Namespace) -> None:

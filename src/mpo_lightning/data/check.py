@@ -29,6 +29,7 @@ from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.schema import Schema
 from mpo_lightning.data.tallies import Flagged
 from mpo_lightning.data.tokens import Boundary, GroupTokenizer, PromptFormat
+from mpo_lightning.losses import AboveMean, Partition
 from mpo_lightning.losses.scores import AlphaUnit
 
 __all__ = ["check"]
@@ -47,6 +48,7 @@ def check(
     max_length: int = 2048,
     prompt_format: PromptFormat = "auto",
     boundary: Boundary = "strict",
+    partition: Partition | None = None,
     alpha: float = 0.0,
     power: float = 1.0,
     alpha_unit: AlphaUnit = "score",
@@ -66,6 +68,7 @@ def check(
         max_length: limit on prompt + response, in tokens.
         prompt_format: see `GroupTokenizer`.
         boundary: see `GroupTokenizer`.
+        partition: the loss's; above the group's mean against the rest if none.
         alpha: strength of deviation weights, >= 0; see `deviation_log_weights`.
         power: exponent of the deviation, >= 0.
         alpha_unit: "score" or "std".
@@ -81,7 +84,12 @@ def check(
     sources = Sources(files=names, schema=schema, columns=columns, default_split=default_split)
     lengths = None if tokenizer is None else _token_lengths(tokenizer, prompt_format, boundary)
     tally = GroupTally(
-        alpha=alpha, power=power, alpha_unit=alpha_unit, max_length=max_length, by=by
+        partition=partition or AboveMean(),
+        alpha=alpha,
+        power=power,
+        alpha_unit=alpha_unit,
+        max_length=max_length,
+        by=by,
     )
     prompts = PromptTally(names)
     tallies = []

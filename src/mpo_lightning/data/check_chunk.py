@@ -9,7 +9,7 @@ import torch
 from mpo_lightning.data.check_report import LengthBias, OfGroups, OfResponses
 from mpo_lightning.data.groups import PreferenceGroup
 from mpo_lightning.data.tallies import Bools, Covariance, Floats, Integers
-from mpo_lightning.losses import AboveMean, deviations
+from mpo_lightning.losses import Partition, deviations
 
 __all__ = ["BiasTally", "Chunk", "ColumnTally"]
 
@@ -20,40 +20,42 @@ OTHER_NAMES = "(other)"
 
 @dataclass(frozen=True)
 class Chunk:
-    """Groups as tables, (B, N); slots that hold no response are False in ``valid``."""
+    """Groups as tables, (B, N); slots that hold no response are False in ``valid``.
+
+    Groups that the partition gives no contrast have empty sets.
+    """
 
     places: list[str]
     scores: Floats
     valid: Bools
     counts: Integers
     chosen: Bools
+    rejected: Bools
     delta: Floats
     contrast: Bools
 
     @classmethod
-    def of(cls, places: list[str], scores: list[float], counts: list[int]) -> "Chunk":
+    def of(
+        cls, places: list[str], scores: list[float], counts: list[int], partition: Partition
+    ) -> "Chunk":
         """The table of scores given group after group."""
         number = np.array(counts, dtype=np.int64)
         valid: Bools = np.arange(number.max()) < number[:, None]
         table = np.zeros(valid.shape)
         table[valid] = scores
         tensors = torch.from_numpy(table), torch.from_numpy(valid)
-        chosen = AboveMean()(*tensors)[0].numpy()
+        chosen, rejected = (members.numpy() for members in partition(*tensors))
+        contrast: Bools = np.logical_and(chosen.any(1), rejected.any(1))
         return cls(
             places,
             table,
             valid,
             number,
-            chosen,
+            chosen & contrast[:, None],
+            rejected & contrast[:, None],
             deviations(*tensors).numpy(),
-            chosen.sum(1) > 0,
+            contrast,
         )
-
-    @property
-    def rejected(self) -> Bools:
-        """The rejected sets of groups with a chosen one."""
-        rejected: Bools = self.valid & ~self.chosen & self.contrast[:, None]
-        return rejected
 
     def table(self, values: Sequence[int]) -> Integers:
         """Other numbers of the responses, group after group, as a table; zero on padding."""

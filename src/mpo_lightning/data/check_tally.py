@@ -28,7 +28,7 @@ from mpo_lightning.data.tallies import (
     Moments,
     Sample,
 )
-from mpo_lightning.losses import deviation_log_weights
+from mpo_lightning.losses import Partition, deviation_log_weights
 from mpo_lightning.losses.scores import AlphaUnit
 
 __all__ = ["FileTally", "GroupTally"]
@@ -69,12 +69,14 @@ class GroupTally:
     def __init__(
         self,
         *,
+        partition: Partition,
         alpha: float,
         power: float,
         alpha_unit: AlphaUnit,
         max_length: int,
         by: Sequence[str],
     ) -> None:
+        self.partition = partition
         self.alpha, self.power, self.alpha_unit = alpha, power, alpha_unit
         self.max_length = max_length
         self.scores = Moments()
@@ -168,7 +170,7 @@ class GroupTally:
         self._clear()
 
     def _flush(self, file: FileTally) -> None:
-        chunk = Chunk.of(self._places, self._scores, self._counts)
+        chunk = Chunk.of(self._places, self._scores, self._counts, self.partition)
         self._add_scores(chunk, file)
         self._add_ties(chunk)
         self._add_sets(chunk, file)
@@ -212,10 +214,16 @@ class GroupTally:
         )
         for (n, of_chosen), number in zip(pairs.tolist(), numbers.tolist(), strict=True):
             self.sets.setdefault(n, Counter())[of_chosen] += number
-        equal = Flagged()
-        equal.add(~chunk.contrast, chunk.places)
-        self.equal.add(~chunk.contrast, chunk.places)
-        file.read.drop_all("with all scores equal", equal.rows, equal.count)
+        equal = ~(chunk.delta != 0).any(1)
+        self.equal.add(equal, chunk.places)
+        name = type(self.partition).__name__
+        for reason, members in (
+            ("with all scores equal", equal),
+            (f"whose scores {name} has no contrast for", ~chunk.contrast & ~equal),
+        ):
+            dropped = Flagged()
+            dropped.add(members, chunk.places)
+            file.read.drop_all(reason, dropped.rows, dropped.count)
         file.read.kept += int(chunk.contrast.sum())
         file.read.responses += int(chunk.counts[chunk.contrast].sum())
 

@@ -19,6 +19,7 @@ from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.sampler import GroupSampler
 from mpo_lightning.data.schema import Schema
 from mpo_lightning.data.scores import Keep, Normalization, Scale, normalize_scores
+from mpo_lightning.data.show import show_groups
 from mpo_lightning.data.tokens import (
     Boundary,
     GroupTokenizer,
@@ -86,6 +87,7 @@ class PreferenceDataModule(LightningDataModule):
             after the other, "auto" is chat where the tokenizer has a template.
         boundary: "strict" wants the prompt's tokens to begin the tokens of prompt + response,
             "separate" tokenises the two apart.
+        show: groups to print at the start, as training sees them: the first of each source's.
         num_workers: processes that prepare batches.
         num_proc: processes that tokenize; all processors that are free to use if none.
         cache: folder where token ids are kept; one of the user's cache folder if none.
@@ -114,6 +116,7 @@ class PreferenceDataModule(LightningDataModule):
         normalize_scores: Normalization = "none",
         normalize_over: Scale = "group",
         no_contrast: Literal["drop", "error"] = "drop",
+        show: int = 0,
         num_workers: int = 0,
         num_proc: int | None = None,
         cache: str | None = None,
@@ -150,6 +153,7 @@ class PreferenceDataModule(LightningDataModule):
         self.normalize_scores: Normalization = normalize_scores
         self.normalize_over: Scale = normalize_over
         self.no_contrast: Literal["drop", "error"] = no_contrast
+        self.show = show
         self.num_proc = num_proc
         self.cache = cache_folder("tokens") if cache is None else Path(cache)
         self.prompt_format: PromptFormat = prompt_format
@@ -215,6 +219,8 @@ class PreferenceDataModule(LightningDataModule):
                 groups = self._with_contrast(groups, report)
                 report.check()
             rank_zero_info(f"data.{role}: {report}")
+            if self.trainer is None or self.trainer.is_global_zero:
+                show_groups(groups[: self.show], self.tokenizer, self._loss().sets)
             self.reports.append(report)
             parts.append(groups)
         starts = np.cumsum([0, *(len(part.data) for part in parts)]).tolist()
@@ -227,16 +233,19 @@ class PreferenceDataModule(LightningDataModule):
         self._warn_of_large_groups(role, dataset)
         return dataset
 
+    def _loss(self) -> SetLoss:
+        """The loss of the module that is trained; the paper's where there is none."""
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        loss = getattr(module, "loss", None)
+        return loss if isinstance(loss, SetLoss) else MPO()
+
     def _with_contrast(self, groups: Groups, report: DataReport) -> Groups:
         """The groups that teach the loss of the module something; the others are counted.
 
         Raises:
             DataError: for a group without contrast, if it is an error.
         """
-        module = self.trainer.lightning_module if self.trainer is not None else None
-        loss = getattr(module, "loss", None)
-        if not isinstance(loss, SetLoss):
-            loss = MPO()
+        loss = self._loss()
         contrast, equal = np.ones((2, len(groups)), dtype=bool)
         for start in range(0, len(groups), AT_A_TIME):
             scores, valid = groups.slots(start, start + AT_A_TIME)

@@ -110,7 +110,7 @@ def _make(
             report.add(DataReport.from_json(text))
         kept = np.flatnonzero(pc.is_null(texts).to_numpy())
         whole = Path(temporary) / "whole"
-        rows.select(kept).remove_columns("report").save_to_disk(str(whole))
+        rows.select(kept).remove_columns("report").with_format(None).save_to_disk(str(whole))
         (whole / REPORT).write_text(report.to_json(), encoding="utf-8")
         whole.rename(folder)
 

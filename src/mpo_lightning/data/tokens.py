@@ -15,6 +15,9 @@ from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any, Literal, NamedTuple
 
+import torch
+
+from mpo_lightning.batch import TokenGroup
 from mpo_lightning.data.groups import DataError, Message, PreferenceGroup
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.scores import Keep, select_responses
@@ -26,6 +29,7 @@ __all__ = [
     "PromptFormat",
     "TokenIds",
     "load_tokenizer",
+    "token_group",
     "tokenizer_digest",
 ]
 
@@ -82,6 +86,19 @@ class TokenIds(NamedTuple):
     prompt: list[int]
     responses: list[list[int]]
     indices: list[int]
+
+
+def token_group(group: PreferenceGroup, ids: TokenIds) -> TokenGroup:
+    """A checked group with its token ids, as a batch takes it."""
+    return TokenGroup(
+        prompt=torch.tensor(ids.prompt),
+        responses=tuple(map(torch.tensor, ids.responses)),
+        scores=tuple(group.scores[index] for index in ids.indices),
+        source=group.source,
+        # Parquet and datasets rows may hold dates and the like, which JSON has no form for.
+        extra=json.dumps(group.extra, default=str),
+        indices=tuple(ids.indices),
+    )
 
 
 class GroupTokenizer:

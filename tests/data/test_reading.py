@@ -1,0 +1,75 @@
+"""Groups of any range of a source, and columns under other names."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from conftest import example_rows
+from mpo_lightning.data.groups import DataError
+from mpo_lightning.data.reading import GroupReader, Outcome
+
+Write = Callable[..., str]
+
+
+def prompts(outcomes: list[Outcome]) -> list[Any]:
+    return [outcome.group and outcome.group.prompt for outcome in outcomes]
+
+
+def test_any_range_of_groups(write_jsonl: Write) -> None:
+    rows = example_rows(7)
+    reader = GroupReader(write_jsonl(rows))
+    assert len(reader) == 7
+    for start in range(8):
+        for stop in range(start, 8):
+            expected = [row["prompt"] for row in rows[start:stop]]
+            assert prompts(list(reader.outcomes(start, stop))) == expected
+
+
+def test_any_range_where_a_row_holds_one_response(write_jsonl: Write) -> None:
+    """Rows of a prompt lie apart; one cannot be read, one has no score, one prompt is alone."""
+    rows: list[Any] = [
+        {"prompt": "A", "response": "a0", "score": 1, "id": 7, "judge": "x"},
+        {"prompt": "B", "response": "b0", "score": 2, "id": 8, "judge": "x"},
+        "{broken",
+        {"prompt": "A", "response": "a1", "score": 3, "id": 7, "judge": "y"},
+        {"prompt": "C", "response": "c0", "score": 3, "id": 9, "judge": "x"},
+        {"prompt": "B", "response": "b1", "score": -2.5, "id": 8, "judge": "x"},
+        {"prompt": "A", "response": "a2", "score": 0, "id": 7, "judge": "z"},
+    ]
+    path = write_jsonl(rows)
+    reader = GroupReader(path)
+    assert len(reader) == 4
+    whole = list(reader.outcomes())
+    first, second, broken, alone = whole
+    assert first.group is not None
+    assert first.group.responses == ["a0", "a1", "a2"]
+    assert first.group.scores == [1.0, 3.0, 0.0]
+    assert first.group.extra == {"id": 7, "judge": ["x", "y", "z"]}
+    assert first.source == f"{path}:1"
+    assert second.group is not None
+    assert (second.group.responses, second.group.scores) == (["b0", "b1"], [2.0, -2.5])
+    assert "groups.jsonl:3: not valid JSON" in str(broken.error)
+    assert alone.skipped == "with a single response"
+    for start in range(5):
+        for stop in range(start, 5):
+            found = list(reader.outcomes(start, stop))
+            assert [outcome.source for outcome in found] == [o.source for o in whole[start:stop]]
+            assert prompts(found) == prompts(whole[start:stop])
+
+
+def test_columns_under_other_names(write_jsonl: Write) -> None:
+    rows = [
+        {"question": row["prompt"], "answers": row["responses"], "marks": row["scores"]}
+        for row in example_rows(2)
+    ]
+    path = write_jsonl(rows)
+    columns = {"question": "prompt", "answers": "responses", "marks": "scores"}
+    found = prompts(list(GroupReader(path, columns=columns).outcomes()))
+    assert found == [row["prompt"] for row in example_rows(2)]
+    with pytest.raises(
+        DataError, match=r"groups\.jsonl:1: data\.columns renames \['mark'\]; found"
+    ):
+        GroupReader(path, columns={"mark": "scores"})
+    with pytest.raises(DataError, match="renames onto columns that are there already"):
+        GroupReader(path, columns={"answers": "question"})
