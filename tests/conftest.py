@@ -20,11 +20,16 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from mpo_lightning.batch import GroupBatch, TokenGroup
+
+# Machines that are busy are slow, and what was found once should be found again.
+settings.register_profile("tests", deadline=None, derandomize=True)
+settings.load_profile("tests")
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"

@@ -30,7 +30,9 @@ COMMANDS = {
     "sample": Command("mpo_lightning.commands.sample", "Sample n responses to each prompt."),
     "score": Command("mpo_lightning.commands.score", "Score responses; the output is for fit."),
     "merge": Command("mpo_lightning.commands.merge", "Merge an adapter into its base."),
-    "cache": Command("mpo_lightning.commands.cache", "List or remove caches of the reference."),
+    "cache": Command(
+        "mpo_lightning.commands.cache", "List or remove what is kept on disk for later runs."
+    ),
     "data": Command("mpo_lightning.commands.data", "Check, convert or split scored groups."),
     "study": Command("mpo_lightning.commands.study", "Check the paper's claims."),
 }

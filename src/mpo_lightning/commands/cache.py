@@ -1,9 +1,12 @@
-"""``mpo-lightning cache show|clear [ROOT]``: the caches of the reference."""
+"""``mpo-lightning cache show|clear [ROOT]``: what is kept on disk for later runs."""
 
 import sys
+from pathlib import Path
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
+from mpo_lightning.data.prepare import kept, remove
+from mpo_lightning.folders import cache_folder
 from mpo_lightning.reference import clear, default_root, inspect
 
 __all__ = ["main"]
@@ -26,11 +29,31 @@ def _show_caches(root: str) -> None:
     if not rows:
         print(f"No reference cache in {root}")
         return
-    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
-    for row in (titles, *rows):
-        print("  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip())
+    _print_table([titles, *rows])
     if any(row[-1] != "ok" for row in rows):
         sys.exit(1)
+
+
+def _print_table(rows: list[tuple[str, ...]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip())
+
+
+def _tokens(action: str, root: Path) -> None:
+    found = kept(root) if action == "show" else remove(root)
+    if not found:
+        print(f"No token ids in {root}")
+        return
+    if action == "clear":
+        for each in found:
+            print(f"Removed {each.folder}")
+        return
+    rows = [
+        (each.folder.name, f"{each.groups:,}", f"{each.bytes / 2**20:,.1f} MiB", each.source)
+        for each in found
+    ]
+    _print_table([("name", "groups", "size", "source"), *rows])
 
 
 def main(args: list[str]) -> None:
@@ -46,7 +69,10 @@ def main(args: list[str]) -> None:
     }.items():
         parsers[name] = ArgumentParser(description=purpose)
         parsers[name].add_argument(
-            "root", nargs="?", type=str, default=str(default_root()), help="the caches' folder"
+            "root", nargs="?", type=str | None, help="the caches' folder; the user's if none"
+        )
+        parsers[name].add_argument(
+            "--tokens", action="store_true", help="the token ids of data sets instead"
         )
     parsers["clear"].add_argument("--name", type=str, help="remove only the cache of this name")
     parser = ArgumentParser(prog="mpo-lightning cache")
@@ -54,11 +80,16 @@ def main(args: list[str]) -> None:
     for name, subparser in parsers.items():
         commands.add_subcommand(name, subparser, help=subparser.description)
     chosen = parser.parse_args(args[1:])
-    if chosen.action == "show":
-        _show_caches(chosen.show.root)
+    of_action: Namespace = chosen[chosen.action]
+    if of_action.tokens:
+        _tokens(chosen.action, Path(of_action.root or cache_folder("tokens")))
         return
-    removed = clear(chosen.clear.root, chosen.clear.name)
+    root = of_action.root or str(default_root())
+    if chosen.action == "show":
+        _show_caches(root)
+        return
+    removed = clear(root, of_action.name)
     for folder in removed:
         print(f"Removed {folder}")
     if not removed:
-        print(f"No reference cache in {chosen.clear.root}")
+        print(f"No reference cache in {root}")

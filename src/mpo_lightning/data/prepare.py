@@ -8,11 +8,12 @@ of the settings and of the code that made it.
 
 import json
 import os
+import shutil
 from hashlib import sha256
 from inspect import getsourcefile
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +26,7 @@ from mpo_lightning.data.reading import GroupReader
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.tokens import GroupTokenizer, tokenizer_digest
 
-__all__ = ["prepare"]
+__all__ = ["Kept", "kept", "prepare", "remove"]
 
 # Groups of one run; a run's report is one row.
 RUN = 500
@@ -60,6 +61,34 @@ def prepare(
             _make(folder, reader, tokenize, processes)
     report = DataReport.from_json((folder / REPORT).read_text(encoding="utf-8"))
     return load_from_disk(str(folder)), report
+
+
+class Kept(NamedTuple):
+    """Token ids on disk: where, of which source, how many groups, how large."""
+
+    folder: Path
+    source: str
+    groups: int
+    bytes: int
+
+
+def kept(root: Path) -> list[Kept]:
+    """What lies in a folder of token ids; other folders are passed over."""
+    found = []
+    for path in sorted(root.glob(f"*/{REPORT}")):
+        report = DataReport.from_json(path.read_text(encoding="utf-8"))
+        size = sum(file.stat().st_size for file in path.parent.iterdir())
+        found.append(Kept(path.parent, report.data, report.kept, size))
+    return found
+
+
+def remove(root: Path) -> list[Kept]:
+    """Remove all token ids from a folder, and give what they were."""
+    removed = kept(root)
+    for each in removed:
+        with FileLock(f"{each.folder}.lock"):
+            shutil.rmtree(each.folder)
+    return removed
 
 
 def _key(reader: GroupReader, tokenize: GroupTokenizer) -> str:
