@@ -6,7 +6,8 @@
 Groups are made of random words: prompts of 4 to 16, responses of 4 to 28, one in 100 of 200.
 A byte-level BPE tokenizer with a chat template is trained on such text.
 `PreferenceDataModule.setup` is called in a process of its own, twice with the same cache, and then
-the first batches are made; memory is the sum over that process and its children, sampled from /proc, so Linux only.
+the first batches are made; memory is the sum over that process and its children, sampled from
+/proc, so Linux only.
 """
 
 import argparse
