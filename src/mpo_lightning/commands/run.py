@@ -1,5 +1,6 @@
 """``mpo-lightning fit|validate|test|predict --config FILE``: Lightning's own command line."""
 
+import sys
 from typing import Any
 
 import torch.distributed
@@ -69,7 +70,8 @@ def main(args: list[str]) -> None:
             auto_configure_optimizers=False,
             # A repeated or resumed run, and validate after fit, write their configuration again.
             save_config_kwargs={"overwrite": True},
-            args=args,
+            # LightningCLI takes those of the process by itself, and warns of others beside them.
+            args=None if args == sys.argv[1:] else args,
         )
     except SIGTERMException:
         _part()

@@ -137,9 +137,14 @@ def _make(
         texts = rows.data.table.column("report")
         for text in texts.filter(pc.is_valid(texts)).to_pylist():
             report.add(DataReport.from_json(text))
-        kept = np.flatnonzero(pc.is_null(texts).to_numpy())
+        usable = rows.select(np.flatnonzero(pc.is_null(texts).to_numpy()))
         whole = Path(temporary) / "whole"
-        rows.select(kept).remove_columns("report").with_format(None).save_to_disk(str(whole))
+        # A second bar, for a copy that takes seconds.
+        shown = not datasets.are_progress_bars_disabled()
+        datasets.disable_progress_bars()
+        usable.remove_columns("report").with_format(None).save_to_disk(str(whole))
+        if shown:
+            datasets.enable_progress_bars()
         (whole / REPORT).write_text(report.to_json(), encoding="utf-8")
         whole.rename(folder)
 
