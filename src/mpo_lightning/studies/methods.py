@@ -27,6 +27,7 @@ from mpo_lightning.losses import (
     TopBottom,
 )
 from mpo_lightning.studies.conditions import (
+    DIVERGENCES,
     END,
     PRIMARY,
     Condition,
@@ -137,6 +138,7 @@ def study(runner: Runner, form: Form) -> Findings:
     at_primary, at_end = estimates(outcomes), estimates(outcomes, END)
     against = [(method, BASELINE) for method in methods if method != BASELINE]
     found = comparisons(outcomes, against)
+    nearer = comparisons(outcomes, against, where=min(DIVERGENCES))
 
     def gold_over_divergence() -> Any:
         figure, axes = panels(3)
@@ -200,6 +202,7 @@ def study(runner: Runner, form: Form) -> Findings:
             "at_1_nat": as_json(at_primary),
             "at_end": as_json(at_end),
             "comparisons": found,
+            f"comparisons_at_{min(DIVERGENCES):g}_nat": nearer,
         },
         tables={"runs": csv_rows(outcomes), "trajectories": trajectory_rows(outcomes)},
         figures={"trajectories": gold_over_divergence, "methods": at_one_nat},
@@ -208,6 +211,7 @@ def study(runner: Runner, form: Form) -> Findings:
                 "method": method,
                 "gold at 1 nat": str(at_primary[method]["gold"]),
                 "less MPO": difference_text(found, method),
+                f"at {min(DIVERGENCES):g} nat": difference_text(nearer, method),
                 "bias": f"{at_primary[method]['bias'].mean:.3f}",
                 "win rate": f"{at_primary[method]['win_rate'].mean:.3f}",
                 "chosen logp": f"{at_primary[method]['chosen_shift'].mean:+.2f}",
