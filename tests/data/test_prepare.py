@@ -138,12 +138,17 @@ def test_bad_rows_are_told_again_when_the_same_is_asked_for(
     rows: list[Any] = [*example_rows(2), {"prompt": "Why?", "responses": ["a", "b"]}, "{broken"]
     path = write_jsonl(rows)
     for _ in range(2):
-        _, report = prepare(GroupReader(path), make(), root=tmp_path / "cache")
-        assert report.failed == 2
         with pytest.raises(
             DataError, match=r"2 rows cannot be used:\n.*:3: scores(.|\n)*:4: not v"
         ):
-            report.check()
+            prepare(GroupReader(path), make(), root=tmp_path / "cache")
+
+
+def test_nothing_that_remains_is_told_again_too(tmp_path: Path, write_jsonl: Write) -> None:
+    path = write_jsonl(example_rows(3))
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"No group of .* can be used(.|\n)*3 with a prompt"):
+            prepare(GroupReader(path), make(max_length=2), root=tmp_path / "cache")
 
 
 WAIT_AND_PREPARE = """

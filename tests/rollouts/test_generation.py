@@ -250,7 +250,9 @@ def test_prompt_tokens_are_those_of_training() -> None:
         {"role": "user", "content": "Two?"},
     ]
     group = PreferenceGroup(prompt, ["Two.", "No."], [1.0, 0.0], "x:1", {})
-    assert rules.prompt_ids(prompt, "x:1") == rules([group], "x")[0][0].prompt.tolist()
+    tokens = rules(group, DataReport("x"))
+    assert tokens is not None
+    assert rules.prompt_ids(prompt, "x:1") == tokens.prompt
     with pytest.raises(DataError, match=r"x:1: prompt.*template refuses it"):
         rules.prompt_ids([{"role": "tool", "content": "3"}], "x:1")
 

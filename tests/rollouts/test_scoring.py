@@ -15,13 +15,21 @@ from transformers import LlamaForSequenceClassification
 
 from conftest import CORPUS, example_rows, make_tokenizer, tiny_config
 from mpo_lightning.cli import main
-from mpo_lightning.data.groups import check_rows
+from mpo_lightning.data.groups import PreferenceGroup
+from mpo_lightning.data.reading import read_outcomes
 from mpo_lightning.data.sources import read_rows
 from mpo_lightning.rollouts.rewards import RewardModelConfig, Scorable, load_reward_model
 from mpo_lightning.rollouts.scoring import score
 
 KILLED_RUN = Path(__file__).parent / "killed_run.py"
 SMALL = ["--rows_per_part", "3", "--progress", "false"]
+
+
+def groups_of(folder: Path) -> list[PreferenceGroup]:
+    """What training reads there, all of it usable."""
+    groups = [outcome.group for outcome in read_outcomes(str(folder))]
+    assert None not in groups
+    return groups  # type: ignore[return-value]
 
 
 @pytest.fixture
@@ -85,13 +93,13 @@ def test_by_function(
 ) -> None:
     out = tmp_path / "out"
     main(command(data, out, "--function", function))
-    groups = check_rows(read_rows(str(out)))
+    groups = groups_of(out)
     for group, row in zip(groups, rows, strict=True):
         assert group.prompt == row["prompt"]
         assert group.responses == row["responses"]
         assert group.scores == [len(text) for text in row["responses"]]
-        others = {"prompt_id": row["prompt_id"], "truncated": row["truncated"]}
-        assert group.extra == {**others, "scored_by": function}
+        assert group.truncated == row["truncated"]
+        assert group.extra == {"prompt_id": row["prompt_id"], "scored_by": function}
     assert "is complete: 3 parts; 8 of 8 rows written" in capsys.readouterr().out
 
 
@@ -246,6 +254,7 @@ def test_sampled_rows_are_scored(base: str, function: str, tmp_path: Path) -> No
         ]
     )
     score(data=str(sampled), out=str(scored), function=function, progress=False)
-    groups = check_rows(read_rows(str(scored)))
+    groups = groups_of(scored)
     assert [group.prompt for group in groups] == CORPUS
-    assert all(set(group.extra) == {"truncated", "sampled", "scored_by"} for group in groups)
+    assert all(set(group.extra) == {"sampled", "scored_by"} for group in groups)
+    assert all(group.truncated is not None for group in groups)

@@ -209,7 +209,6 @@ class PreferenceDataModule(LightningDataModule):
                 default_split={"val": "validation", "predict": "test"}.get(role, role),
             )
             data, report = prepare(reader, tokenize, root=self.cache, processes=self.num_proc)
-            report.check()
             groups = Groups(data)
             scores = normalize_scores(
                 groups.scores, groups.counts, self.normalize_scores, self.normalize_over

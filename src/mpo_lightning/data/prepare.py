@@ -50,7 +50,10 @@ def prepare(
 
     Returns:
         a data set of the ``datasets`` library with the columns of `dataset.SCHEMA`, one row a kept
-        group, and what became of all of them. Rows that cannot be used are in the report.
+        group, and what became of all of them.
+
+    Raises:
+        DataError: if rows cannot be used, or none remains; also where that was found before.
     """
     from datasets import load_from_disk
 
@@ -60,6 +63,7 @@ def prepare(
         if not (folder / REPORT).is_file():
             _make(folder, reader, tokenize, processes)
     report = DataReport.from_json((folder / REPORT).read_text(encoding="utf-8"))
+    report.check()
     return load_from_disk(str(folder)), report
 
 
