@@ -158,6 +158,8 @@ def train(run: TrainingRun, worlds: Path) -> Result:
             groups_per_batch=max(1, run.prompts // STEPS_PER_EPOCH),
             prompt_format="text",
             seed=run.seed,
+            # Of groups that no other run reads.
+            cache=f"{folder}/tokens",
         )
         trainer = Trainer(
             accelerator="cpu",
