@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import settings
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -208,8 +209,15 @@ def toy_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The quick start's world, built once."""
     from mpo_lightning.toy.world import build
 
-    folder = tmp_path_factory.mktemp("toy") / "quickstart"
-    build(folder, seed=0)
+    # Test processes share what one of them has built.
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "toy"
+    root.mkdir(exist_ok=True)
+    folder = root / "quickstart"
+    with FileLock(root / "lock"):
+        if not folder.is_dir():
+            build(root / "building", seed=0)
+            (root / "building").rename(folder)
     return folder
 
 
