@@ -188,7 +188,7 @@ def study(runner: Runner, form: Form) -> Findings:
         axes[0].axvline(0, color="grey", linewidth=1)
         for axis, (measure, title) in zip(
             axes[1:],
-            (("bias", "Attribute bias"), ("chosen_shift", "Change of the chosen's logp (nats)")),
+            (("bias", "Attribute bias"), ("chosen_shift", "Chosen's logp change (nats)")),
             strict=True,
         ):
             values: list[Interval] = [at_primary[method][measure] for method in methods]
