@@ -22,7 +22,7 @@ from mpo_lightning.data.datamodule import PreferenceDataModule
 from mpo_lightning.data.dataset import GroupDataset
 from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.sampler import StepGroups
-from mpo_lightning.losses import SetLoss
+from mpo_lightning.losses import MPO, SetLoss
 
 Write = Callable[..., str]
 
@@ -479,6 +479,38 @@ def test_the_module_s_loss_decides_what_has_contrast(
     }
     assert report.examples["whose scores Ranked has no contrast for"] == [f"{path}:1", f"{path}:3"]
     assert (report.groups, report.kept, report.responses) == (5, 2, 6)
+
+
+def test_another_loss_has_contrasts_of_its_own(tokenizer_folder: str, write_jsonl: Write) -> None:
+    rows = example_rows(4)
+    rows[2].update(responses=["a", "b"], scores=[1, 2])
+    data = PreferenceDataModule(tokenizer=tokenizer_folder, train=write_jsonl(rows))
+    kept = []
+    for loss in (MPO(), Ranked(), Ranked(), MPO()):
+        module = Recorder()
+        module.loss = loss
+        make_trainer().fit(module, datamodule=data)
+        kept.append(len(data.datasets["train"]))
+    assert kept[0] == kept[3] == 4
+    assert kept[1] == kept[2] < 4
+    # Of the same loss nothing is read again.
+    assert len(data.reports) == 3
+
+
+def test_predictions_tell_the_scores_that_were_given(
+    tokenizer_folder: str, write_jsonl: Write
+) -> None:
+    rows = example_rows(3)
+    path = write_jsonl(rows)
+    data = PreferenceDataModule(
+        tokenizer=tokenizer_folder, train=path, predict=path, normalize_scores="rank"
+    )
+    data.setup("fit")
+    data.setup("predict")
+    assert [list(group.scores) for group in data.datasets["predict"].groups] == [
+        row["scores"] for row in rows
+    ]
+    assert max(max(group.scores) for group in data.datasets["train"].groups) == 1.0
 
 
 @pytest.mark.parametrize(

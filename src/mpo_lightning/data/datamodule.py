@@ -164,6 +164,7 @@ class PreferenceDataModule(LightningDataModule):
         self.tokenizer: Any = None
         self.datasets: dict[Role, GroupDataset] = {}
         self.reports: list[DataReport] = []
+        self._loaded_for: dict[Role, SetLoss] = {}
         # Of a checkpoint that the run goes on from: how its groups were dealt out.
         self._resumed_order: dict[str, Any] | None = None
 
@@ -176,9 +177,12 @@ class PreferenceDataModule(LightningDataModule):
         needed = ROLES_OF_STAGE[stage][0]
         if not self.sources[needed]:
             raise DataError(f"data.{needed} is not set: name a file of scored groups.")
+        loss = self._loss()
         for role in ROLES_OF_STAGE[stage]:
-            if role not in self.datasets and self.sources[role]:
+            # Another loss may have no contrast where this one had.
+            if self.sources[role] and self._loaded_for.get(role) != loss:
                 self.datasets[role] = self._load(role)
+                self._loaded_for[role] = loss
 
     def _load(self, role: Role) -> GroupDataset:
         from datasets import concatenate_datasets
@@ -210,12 +214,12 @@ class PreferenceDataModule(LightningDataModule):
             )
             data, report = prepare(reader, tokenize, root=self.cache, processes=self.num_proc)
             groups = Groups(data)
-            scores = normalize_scores(
-                groups.scores, groups.counts, self.normalize_scores, self.normalize_over
-            )
-            groups = Groups(data, scores)
+            # Predictions tell the scores that were given.
             if contrasts:
-                groups = self._with_contrast(groups, report)
+                scores = normalize_scores(
+                    groups.scores, groups.counts, self.normalize_scores, self.normalize_over
+                )
+                groups = self._with_contrast(Groups(data, scores), report)
                 report.check()
             rank_zero_info(f"data.{role}: {report}")
             if self.trainer is None or self.trainer.is_global_zero:
