@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from filelock import FileLock
 
+from mpo_lightning.data.counting import count_outcome
 from mpo_lightning.data.dataset import SCHEMA
 from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.reading import GroupReader
@@ -160,19 +161,14 @@ def _tokenize_run(run: pa.Table, reader: GroupReader, tokenize: GroupTokenizer) 
     """The kept groups of a run, and a last row that holds its report alone."""
     (start,) = run.column("start").to_pylist()
     stop = min(start + RUN, len(reader))
-    report = DataReport(reader.source.name, groups=stop - start)
+    report = DataReport(reader.source.name)
     columns: dict[str, list[Any]] = {name: [] for name in _WITH_REPORT.names}
     for outcome in reader.outcomes(start, stop):
-        if outcome.skipped is not None:
-            report.drop(outcome.skipped, outcome.source)
+        group = count_outcome(outcome, report)
+        if group is None:
             continue
         try:
-            if outcome.error is not None:
-                raise outcome.error
-            assert outcome.group is not None
-            for note in outcome.notes:
-                report.note(note, outcome.source)
-            ids = tokenize(outcome.group, report)
+            ids = tokenize(group, report)
         except DataError as error:
             report.fail(error)
             continue
@@ -181,11 +177,11 @@ def _tokenize_run(run: pa.Table, reader: GroupReader, tokenize: GroupTokenizer) 
         values = {
             "prompt": ids.prompt,
             "responses": ids.responses,
-            "scores": [outcome.group.scores[index] for index in ids.indices],
+            "scores": [group.scores[index] for index in ids.indices],
             "indices": ids.indices,
             "source": outcome.source,
             # Parquet and datasets rows may hold dates and the like, which JSON has no form for.
-            "extra": json.dumps(outcome.group.extra, default=str),
+            "extra": json.dumps(group.extra, default=str),
             "report": None,
         }
         for name, value in values.items():
