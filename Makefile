@@ -19,7 +19,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) with the tested versions (once, several minutes) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--constraint constraints.txt --editable '.[dev]'
+		--constraint constraints.txt --editable '.[dev,docs,peers]'
 	@touch $@
 
 quickstart: $(READY) ## Train on a small world that is made here, on CPU, and show before and after
@@ -45,14 +45,7 @@ check: $(READY) ## Lint, check formatting and types
 notebooks: $(READY) ## Run the notebooks and keep their outputs
 	@cd notebooks && ../$(BIN)/jupyter-execute --inplace *.ipynb
 
-# TRL is needed for the comparison only.
-$(VENV)/.bench-ready: $(READY)
-	@echo "Adding TRL to $(VENV) (once) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--constraint constraints.txt --editable '.[dev,bench]'
-	@touch $@
-
-bench: $(VENV)/.bench-ready ## Measure time and memory of a step beside TRL's, in 30 minutes (BENCH=--quick: 2)
+bench: $(READY) ## Measure time and memory of a step beside TRL's, in 30 minutes (BENCH=--quick: 2)
 	@$(BIN)/python -m benchmarks.compute $(BENCH)
 
 format: $(READY) ## Format the code and mend what can be mended

@@ -472,7 +472,6 @@ epoch,step,train/loss,train/rewards/margin,val/loss,other
 def test_report_command_finds_an_improvement(
     toy_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("matplotlib")
     tokenizer = AutoTokenizer.from_pretrained(toy_world / "base")
     head = AutoModelForCausalLM.from_pretrained(toy_world / "base").lm_head.weight.detach()
 

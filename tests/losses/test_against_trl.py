@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+import trl
 from torch import Tensor
 
 from mpo_lightning.losses import DPO, IPO, NCA, Hinge, RobustDPO, SetLoss
-
-trl = pytest.importorskip("trl")
 
 GROUPS, TOKENS, BETA = 24, 7, 0.3
 
