@@ -76,6 +76,8 @@ FLOORS = [
         "commands.study",
     },
     {"cli"},
+    # The command line calls it by its name, as all commands.
+    {"commands.completion"},
     {
         "__main__",
         "__init__",

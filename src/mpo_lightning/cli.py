@@ -35,6 +35,9 @@ COMMANDS = {
     ),
     "data": Command("mpo_lightning.commands.data", "Check, convert or split scored groups."),
     "study": Command("mpo_lightning.commands.study", "Check the paper's claims."),
+    "completion": Command(
+        "mpo_lightning.commands.completion", "Print a script that completes all this in bash."
+    ),
 }
 
 

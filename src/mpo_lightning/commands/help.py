@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from mpo_lightning.commands.signatures import Definition, Setting, definition, settings_of, source
 
-__all__ = ["page", "run_settings"]
+__all__ = ["OWN_OPTIONS", "RUN", "page", "run_settings"]
 
 RUN = "mpo_lightning.commands.run"
 # What a command of LightningCLI cannot do without.
@@ -41,7 +41,7 @@ LIGHTNING = {
         "devices": "processes on each node: a number, a list of GPUs, or auto",
         "num_nodes": "nodes",
         "strategy": "auto, ddp, or a class such as mpo_lightning.strategy.FSDP2",
-        "precision": "32-true, bf16-mixed, bf16-true, ...",
+        "precision": "of the arithmetic",
         "accumulate_grad_batches": "batches whose gradients make one optimizer step",
         "gradient_clip_val": "largest norm of a step's gradient",
         "val_check_interval": "validate after this share (0.5) or number (500) of training batches",
@@ -115,9 +115,10 @@ def _run_page(command: str, purpose: str) -> str:
     ]
     needed = [s for name in NEEDED[command] for s in settings if s.name == name]
     lines += ["", "What it needs", *_rows([(s.name, _text(s)) for s in needed])]
-    for group in sorted({_group(s) for s in settings}, key=list(TITLES).index):
+    groups = {_group(s): TITLES.get(_group(s), "") for s in settings}
+    for group in sorted(groups, key=[*TITLES, *groups].index):
         inside = [s for s in settings if s not in needed and _group(s) == group]
-        lines += ["", f"{group}: {TITLES[group]}" if group else TITLES[group]]
+        lines += ["", ": ".join(filter(None, (group, groups[group])))]
         lines += _group_rows(group, inside)
     return "\n".join(lines)
 

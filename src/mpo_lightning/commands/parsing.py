@@ -15,7 +15,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 from jsonargparse import ArgumentParser
 
 __all__ = ["SettingsParser", "check_environment"]
@@ -47,11 +47,13 @@ class SettingsParser(ArgumentParser):
     # As they are named, and where they lie: jsonargparse changes the current folder at times.
     _files: dict[str, Path] = {}  # noqa: RUF012 (replaced, never changed)
 
-    def parse_args(self, args: Sequence[str] | None = None, *more: Any, **named: Any) -> Any:
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None, **settings: Any
+    ) -> Any:
         """Note what is given, to find what is wrong in it."""
         self._given = sys.argv[1:] if args is None else args
         self._files = {name: Path(name).absolute() for name in _config_files(self._given)}
-        return super().parse_args(args, *more, **named)  # type: ignore[arg-type]
+        return super().parse_args(args, namespace, **settings)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong, and end."""
@@ -179,7 +181,9 @@ def _allowed(kind: Any) -> Iterator[str]:
 
 
 def _subclasses(kind: type) -> set[str]:
-    own = set() if isabstract(kind) or kind.__name__.startswith("_") else {kind.__name__}
+    own: set[str] = set()
+    if not isabstract(kind) and not kind.__name__.startswith("_"):
+        own.add(kind.__name__)
     return own.union(*(_subclasses(each) for each in kind.__subclasses__()))
 
 
@@ -201,8 +205,7 @@ def _named_class(path: str) -> type | None:
 
 def _parameters(owner: type) -> dict[str, Any]:
     """Name and type of what a class is made from."""
-    initializer: Any = owner.__init__
-    hints = get_type_hints(initializer)
+    hints = get_type_hints(owner.__init__)  # type: ignore[misc]
     return {
         name: hints.get(name)
         for name in signature(owner).parameters

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from docstring_parser import parse as parse_docstring
 
-__all__ = ["Definition", "Setting", "definition", "settings_of", "source"]
+__all__ = ["Definition", "Setting", "definition", "settings_of", "source", "subclasses"]
 
 DATACLASS = "dataclass"
 
@@ -81,20 +81,23 @@ def definition(module: str, name: str) -> Definition | None:
 def _bases(found: Definition) -> Iterator[Definition]:
     """A class and those that it inherits from, the nearest first."""
     yield found
-    assert isinstance(found.node, ast.ClassDef)
-    for base in found.node.bases:
+    for base in _bases_of(found):
         if isinstance(base, ast.Name) and (above := definition(found.module, base.id)):
             yield from _bases(above)
 
 
-def _is_plain_dataclass(found: Definition | None) -> bool:
-    """Whether its fields are settings of their own, and no subclass may take its place."""
-    return (
-        found is not None
-        and isinstance(found.node, ast.ClassDef)
-        and not found.node.bases
-        and any(DATACLASS in ast.unparse(each) for each in found.node.decorator_list)
+def _bases_of(found: Definition) -> list[ast.expr]:
+    return found.node.bases if isinstance(found.node, ast.ClassDef) else []
+
+
+def _is_dataclass(found: Definition) -> bool:
+    return isinstance(found.node, ast.ClassDef) and any(
+        DATACLASS in ast.unparse(each) for each in found.node.decorator_list
     )
+
+
+def _named(annotation: ast.expr, module: str) -> Definition | None:
+    return definition(module, annotation.id) if isinstance(annotation, ast.Name) else None
 
 
 def _literals(annotation: ast.expr, module: str) -> tuple[str, ...]:
@@ -111,8 +114,9 @@ def _literals(annotation: ast.expr, module: str) -> tuple[str, ...]:
                 return _literals(found.node.value, found.module)
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
             return _literals(left, module) + _literals(right, module)
-        case ast.Subscript(value=ast.Name(id="Optional"), slice=inner):
-            return _literals(inner, module)
+        case ast.Subscript(value=ast.Name(id="Optional" | "Union"), slice=inner):
+            kinds = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+            return tuple(dict.fromkeys(v for kind in kinds for v in _literals(kind, module)))
         case _:
             pass
     return ()
@@ -123,8 +127,10 @@ def _written(default: ast.expr | None) -> str | None:
     match default:
         case None:
             return None
-        case ast.Constant(value=bool() | None):
-            return {True: "true", False: "false", None: "null"}[default.value]
+        case ast.Constant(value=None):
+            return "null"
+        case ast.Constant(value=bool(value)):
+            return str(value).lower()
         case ast.Constant():
             return str(default.value)
         case ast.Lambda(body=body):
@@ -135,8 +141,8 @@ def _written(default: ast.expr | None) -> str | None:
 
 def _parameters(node: ast.FunctionDef) -> Iterator[tuple[ast.arg, ast.expr | None]]:
     plain = node.args.posonlyargs + node.args.args
-    without = len(plain) - len(node.args.defaults)
-    yield from zip(plain, [None] * without + node.args.defaults, strict=True)
+    defaults: list[ast.expr | None] = [None] * (len(plain) - len(node.args.defaults))
+    yield from zip(plain, defaults + [*node.args.defaults], strict=True)
     yield from zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
 
 
@@ -149,7 +155,7 @@ def _own(found: Definition) -> list[tuple[str, ast.expr, ast.expr | None]]:
     for each in node.body:
         if isinstance(each, ast.FunctionDef) and each.name == "__init__":
             return _own(Definition(each, found.module))
-    if any(DATACLASS in ast.unparse(each) for each in node.decorator_list):
+    if _is_dataclass(found):
         return [
             (each.target.id, each.annotation, each.value)
             for each in node.body
@@ -164,28 +170,54 @@ def settings_of(found: Definition) -> list[Setting]:
     Args:
         found: where it is defined. A class that has no ``__init__`` takes that of its base.
     """
-    owner = found
+    # The fields of a dataclass's bases come before its own; an __init__ stands for all.
+    owners = [found]
     if isinstance(found.node, ast.ClassDef):
-        owner = next((each for each in _bases(found) if _own(each)), found)
-    purposes = _purposes(owner)
-    settings: list[Setting] = []
-    for name, annotation, default in _own(owner):
-        inner = (
-            definition(owner.module, annotation.id) if isinstance(annotation, ast.Name) else None
-        )
-        if inner is not None and _is_plain_dataclass(inner):
-            settings += [replace(s, name=f"{name}.{s.name}") for s in settings_of(inner)]
-            continue
-        settings.append(
-            Setting(
+        owners = [each for each in _bases(found) if _own(each)]
+        if not _is_dataclass(found):
+            owners = owners[:1]
+    settings: dict[str, Setting] = {}
+    for owner in reversed(owners):
+        purposes = _purposes(owner)
+        for name, annotation, default in _own(owner):
+            inner = _named(annotation, owner.module)
+            if inner is not None and _is_dataclass(inner) and not _bases_of(inner):
+                within = (replace(s, name=f"{name}.{s.name}") for s in settings_of(inner))
+                settings |= {each.name: each for each in within}
+                continue
+            settings[name] = Setting(
                 name=name,
                 default=_written(default),
                 purpose=purposes.get(name, ""),
                 kind=ast.unparse(annotation),
                 choices=_literals(annotation, owner.module),
             )
-        )
-    return settings
+    return list(settings.values())
+
+
+def subclasses(module: str, base: str) -> dict[str, Definition]:
+    """The classes of a package that are a base's, and not abstract, by their names.
+
+    Args:
+        module: the package, which lists them in ``__all__``.
+        base: name of the base.
+    """
+    wanted = definition(module, base)
+    found = {}
+    for node in source(module).body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id="__all__")], value=names):
+                for name in ast.literal_eval(names):
+                    each = definition(module, name)
+                    if each is not None and isinstance(each.node, ast.ClassDef):
+                        found[name] = each
+            case _:
+                pass
+    return {
+        name: each
+        for name, each in found.items()
+        if wanted in _bases(each) and "@abstractmethod" not in ast.unparse(each.node)
+    }
 
 
 def _purposes(found: Definition) -> dict[str, str]:
