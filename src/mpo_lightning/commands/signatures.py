@@ -142,7 +142,7 @@ def _written(default: ast.expr | None) -> str | None:
 def _parameters(node: ast.FunctionDef) -> Iterator[tuple[ast.arg, ast.expr | None]]:
     plain = node.args.posonlyargs + node.args.args
     defaults: list[ast.expr | None] = [None] * (len(plain) - len(node.args.defaults))
-    yield from zip(plain, defaults + [*node.args.defaults], strict=True)
+    yield from zip(plain, [*defaults, *node.args.defaults], strict=True)
     yield from zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
 
 
