@@ -181,10 +181,12 @@ def _allowed(kind: Any) -> Iterator[str]:
 
 
 def _subclasses(kind: type) -> set[str]:
-    own: set[str] = set()
+    names: set[str] = set()
     if not isabstract(kind) and not kind.__name__.startswith("_"):
-        own.add(kind.__name__)
-    return own.union(*(_subclasses(each) for each in kind.__subclasses__()))
+        names.add(kind.__name__)
+    for below in type.__subclasses__(kind):
+        names |= _subclasses(below)
+    return names
 
 
 def _kind(keys: Sequence[str], owners: Sequence[type], parser: ArgumentParser) -> Any:

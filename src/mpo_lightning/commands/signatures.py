@@ -216,7 +216,7 @@ def subclasses(module: str, base: str) -> dict[str, Definition]:
     return {
         name: each
         for name, each in found.items()
-        if wanted in _bases(each) and "@abstractmethod" not in ast.unparse(each.node)
+        if wanted in list(_bases(each)) and "@abstractmethod" not in ast.unparse(each.node)
     }
 
 
