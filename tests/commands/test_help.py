@@ -114,5 +114,5 @@ def test_everything_can_be_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--data.groups_per_batch" in shown
     with pytest.raises(SystemExit):
         main(["fit", "--model.loss.help=MPO"])
-    assert "--model.loss.init_args.alpha" in capsys.readouterr().out
+    assert "--model.loss.alpha" in capsys.readouterr().out
     assert {COMMANDS[name].module for name in ("fit", "validate", "test", "predict")} == {RUN}

@@ -41,7 +41,7 @@ _mpo_lightning() {
     elif [ "$$previous" = "=" ]; then
         previous=$${COMP_WORDS[COMP_CWORD-2]}
     fi
-    case "$${COMP_WORDS[1]} $${COMP_WORDS[2]}" in
+    case "$${COMP_WORDS[1]} $${COMP_WORDS[2]-}" in
 $options
     esac
     if [ "$$COMP_CWORD" -eq 1 ]; then

@@ -118,6 +118,8 @@ def _run_page(command: str, purpose: str) -> str:
     groups = {_group(s): TITLES.get(_group(s), "") for s in settings}
     for group in sorted(groups, key=[*TITLES, *groups].index):
         inside = [s for s in settings if s not in needed and _group(s) == group]
+        if not inside:
+            continue
         lines += ["", ": ".join(filter(None, (group, groups[group])))]
         lines += _group_rows(group, inside)
     return "\n".join(lines)
