@@ -1,11 +1,11 @@
 """The command line as users run it, in one process and in two."""
 
 import csv
-import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -353,7 +353,7 @@ PARTITIONS = "AboveMean, AboveQuantile, AboveThreshold, AboveTrimmedMean, BestRe
         (["--model.loss.init_args.beta=0"], "MPO: beta must be a number > 0, got 0.0."),
         (["--model.loss.init_args.beta=-1"], "MPO: beta must be a number > 0, got -1.0."),
         (["--model.loss.init_args.alpha=many"], "model.loss.alpha must be a number, got many."),
-        (["--model.loss=NoSuchLoss"], "model.loss must be DPO, EachMPO, .*, got NoSuchLoss."),
+        (["--model.loss=NoSuchLoss"], "model.loss must be DPO, EachMPO, *, got NoSuchLoss."),
         (
             ["--model.loss=MDPO", "--model.loss.alpha=1"],
             "model.loss.alpha is not a setting of MDPO. In model.loss there are: beta, "
@@ -363,7 +363,7 @@ PARTITIONS = "AboveMean, AboveQuantile, AboveThreshold, AboveTrimmedMean, BestRe
             ["--model.loss.partition=Best"],
             f"model.loss.partition must be {PARTITIONS}, got Best. Did you mean BestRest?",
         ),
-        (["--model.loss.partition=TopBottom", "--model.loss.partition.k=0"], "TopBottom: k must.*"),
+        (["--model.loss.partition=TopBottom", "--model.loss.partition.k=0"], "TopBottom: k must*"),
         (
             ["--model.optimizer.lrr=1"],
             "model.optimizer.lrr is not a setting of AdamW. Did you mean model.optimizer.lr?",
@@ -377,13 +377,16 @@ PARTITIONS = "AboveMean, AboveQuantile, AboveThreshold, AboveTrimmedMean, BestRe
         (["--model.layout=both"], "model.layout must be auto, shared or separate, got both."),
         (
             ["--trainer.precision=bf16-mixd"],
-            "trainer.precision must be 64, .* or null, got bf16-mixd. Did you mean bf16-mixed?",
+            "trainer.precision must be 64, * or null, got bf16-mixd. Did you mean bf16-mixed?",
         ),
-        (["--trainer.max_epochs=two"], "trainer.max_epochs must be a whole number or null, got.*"),
+        (["--trainer.max_epochs=two"], "trainer.max_epochs must be a whole number or null, got*"),
         (["--model.policy.lora.r=0"], "LoRA: r must be at least 1, got 0."),
-        (["--model.lr_scheduler.init_args.warmup=2"], ".*warmup must be in.*"),
+        (
+            ["--model.lr_scheduler.init_args.warmup=2"],
+            "WarmupCosine: warmup must be in [[]0, 1), got 2.0.",
+        ),
         (["stray"], "stray belongs to no option. Options begin with --."),
-        (["--config", "nope.yaml"], "config: File does not exist: 'nope.yaml'"),
+        (["--config", "nope.yaml"], "config: File does not exist: '*nope.yaml'"),
     ],
     ids=str,
 )
@@ -403,19 +406,19 @@ def test_bad_settings_fail_in_one_line_before_anything_is_loaded(
         main(["fit", "--config", str(config), *args])
     assert stopped.value.code == 2
     # Lightning may have said what it seeds.
-    assert re.fullmatch(f"error: {message}", capsys.readouterr().err.splitlines()[-1])
+    assert fnmatchcase(capsys.readouterr().err.splitlines()[-1], f"error: {message}")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("data: {trian: x}", "data.trian is not .* fit (in {file}). Did you mean data.train?"),
-        ("data: {max_length: long}", "data.max_length must be a whole .*, got long (in {file})."),
+        ("data: {trian: x}", "data.trian is not * fit (in {file}). Did you mean data.train?"),
+        ("data: {max_length: long}", "data.max_length must be a whole *, got long (in {file})."),
         (
             "model: {loss: {class_path: MPO, init_args: {bta: 1}}}",
             "model.loss.bta is not a setting of MPO (in {file}). Did you mean model.loss.beta?",
         ),
-        ("model: {loss: {", "{file}, line 1, column 16: not YAML: .*"),
+        ("model: {loss: {", "{file}, line 1, column 16: not YAML: *"),
     ],
 )
 def test_an_error_in_a_file_names_the_file(
@@ -430,8 +433,8 @@ def test_an_error_in_a_file_names_the_file(
     Path("more/bad.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(SystemExit):
         main(["fit", "--config", str(config), "--config=more/bad.yaml"])
-    expected = message.replace("(", r"\(").replace(")", r"\)").replace("{file}", "more/bad.yaml")
-    assert re.fullmatch(f"error: {expected}", capsys.readouterr().err.strip())
+    expected = message.format(file="more/bad.yaml")
+    assert fnmatchcase(capsys.readouterr().err.strip(), f"error: {expected}")
 
 
 def test_the_environment_comes_first_then_files_then_options(

@@ -26,6 +26,7 @@ CLASS = re.compile(r"class_path[ =]'([\w.]+)'")
 OPTION = re.compile(r"[Oo]ption '([^']+)'")
 VALUE = re.compile(r"(?:(?:Got|Given) value|Expected a dot import path string): (.+?)\.?$", re.M)
 UNRECOGNIZED = "unrecognized arguments: "
+NO_SUBTYPE = "Does not validate against any of the Union subtypes"
 NOT_YAML = "Problems parsing config"
 
 WORDS: dict[Any, str] = {
@@ -79,6 +80,11 @@ def _explain(message: str, parser: ArgumentParser) -> str:
         kind = _kind(keys, owners, parser)
         if kind is not None:
             return _about_value(".".join(keys), value[1], kind, parser)
+    if message.startswith(NO_SUBTYPE):
+        # Of all the types that it might have been, one was meant, and its class says what is wrong.
+        found = [line.strip(" -") for line in message.splitlines() if line.startswith("  - ")]
+        own = [text for text in found if not text.startswith(("Expected ", "Type "))]
+        return own[0] if own else _in_one_line(message)
     return _in_one_line(message) if keys else message
 
 
@@ -184,7 +190,8 @@ def _subclasses(kind: type) -> set[str]:
     names: set[str] = set()
     if not isabstract(kind) and not kind.__name__.startswith("_"):
         names.add(kind.__name__)
-    for below in type.__subclasses__(kind):
+    inheriting: list[type] = kind.__subclasses__()
+    for below in inheriting:
         names |= _subclasses(below)
     return names
 
