@@ -20,7 +20,7 @@ from mpo_lightning.data.sampler import GroupSampler
 from mpo_lightning.data.schema import Schema
 from mpo_lightning.data.scores import Keep, Normalization, Scale, normalize_scores
 from mpo_lightning.data.show import show_groups
-from mpo_lightning.data.sources import Rows, open_rows
+from mpo_lightning.data.sources import Rows, RowSource, open_rows, open_source
 from mpo_lightning.data.tokens import (
     Boundary,
     GroupTokenizer,
@@ -209,12 +209,7 @@ class PreferenceDataModule(LightningDataModule):
         )
         parts: list[Groups] = []
         for source in self.sources[role]:
-            reader = GroupReader(
-                source if isinstance(source, str) else open_rows(source, role),
-                schema=self.schema,
-                columns=self.columns,
-                default_split={"val": "validation", "predict": "test"}.get(role, role),
-            )
+            reader = GroupReader(self._open(source, role), schema=self.schema, columns=self.columns)
             data, report = prepare(reader, tokenize, root=self.cache, processes=self.num_proc)
             groups = Groups(data)
             # Predictions tell the scores that were given.
@@ -238,6 +233,13 @@ class PreferenceDataModule(LightningDataModule):
         dataset = GroupDataset(groups)
         self._warn_of_large_groups(role, dataset)
         return dataset
+
+    def _open(self, source: str | Rows, role: Role) -> RowSource:
+        """A source by its name, or rows in memory by what they are for."""
+        if not isinstance(source, str):
+            return open_rows(source, role)
+        splits: dict[Role, str] = {"val": "validation", "predict": "test"}
+        return open_source(source, default_split=splits.get(role, role))
 
     def _loss(self) -> SetLoss:
         """The loss of the module that is trained; the paper's where there is none."""
