@@ -97,7 +97,7 @@ def training_record(
         "base": describe(base) | {"name": public_name(base["name"])},
         "loss": describe(loss),
         "optimizer": None if optimizer is None else _optimizer(optimizer),
-        "schedule": describe(schedule),
+        "schedule": _schedule(trainer, schedule),
         "module": describe(settings),
         "trainer": {
             "max_epochs": trainer.max_epochs,
@@ -116,6 +116,14 @@ def training_record(
         | {name: describe(value) for name, value in trainer.callback_metrics.items()},
         "versions": package_versions(),
     }
+
+
+def _schedule(trainer: Trainer, schedule: Any) -> Any:
+    """The schedule with its settings; of a torch scheduler, which a callable makes, the class."""
+    if schedule is None or is_dataclass(schedule):
+        return describe(schedule)
+    made = [_class_name(type(each.scheduler)) for each in trainer.lr_scheduler_configs]
+    return made[0] if made else None
 
 
 def _optimizer(optimizer: Optimizer) -> dict[str, Any]:
