@@ -201,6 +201,26 @@ def test_card_tells_what_the_run_did(run: Path, tmp_path: Path) -> None:
     assert written == {**recorded, "metrics_csv": None}
 
 
+def test_metrics_outlive_a_stop(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that goes on and is saved before its next validation has the last one's values."""
+    again = Path(shutil.copytree(run, tmp_path / "again"))
+    before = torch.load(again / "checkpoints" / "last.ckpt")["training"]
+    monkeypatch.setattr(sys, "argv", ["mpo-lightning"])
+    options = {
+        "config": again / "recipe.yaml",
+        "trainer.default_root_dir": again,
+        "trainer.logger.init_args.save_dir": again,
+        "trainer.max_epochs": 3,
+        "trainer.limit_val_batches": 0,
+        "ckpt_path": "last",
+    }
+    main(["fit", *(f"--{name}={value}" for name, value in options.items())])
+    after = torch.load(again / "checkpoints" / "last.ckpt")["training"]
+    assert (before["steps"], after["steps"]) == (6, 9)
+    assert after["metrics"]["val/loss"] == before["metrics"]["val/loss"]
+    assert after["metrics"]["train/loss"] != before["metrics"]["train/loss"]
+
+
 def test_without_a_record(base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     adapter = make_adapter(tmp_path / "adapter", base, use_dora=True)
     out = export(adapter, out=str(tmp_path / "out"))
