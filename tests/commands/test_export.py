@@ -224,12 +224,20 @@ def test_metrics_outlive_a_stop(run: Path, tmp_path: Path, monkeypatch: pytest.M
 def test_without_a_record(base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     adapter = make_adapter(tmp_path / "adapter", base, use_dora=True)
     out = export(adapter, out=str(tmp_path / "out"))
+    config = json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == base
     text = (out / "README.md").read_text(encoding="utf-8")
     assert "does not say how it was trained" in text
     assert "no DoRA adapters" in text
     said = capsys.readouterr().out
     assert "metrics.csv is not to be found" in said
     assert "give its hub id as --base_name" in said
+    make_tokenizer().save_pretrained(adapter)
+    # A hub id that is out of reach is named all the same; a folder that is gone is not published.
+    for gone, header in (("my-org/far-away", "my-org/far-away"), ("/gone/base", None)):
+        out = export(adapter, base=gone, out=str(tmp_path / "far"), force=True)
+        assert ModelCard.load(out / "README.md").data.base_model == header
+        assert "No generation_config.json" in capsys.readouterr().out
 
 
 def test_generation_stops_where_responses_ended(
@@ -391,8 +399,8 @@ def test_what_cannot_be_merged(run: Path, base: str, adapter: Path, tmp_path: Pa
     for setting in ({"dtype": "float32"}, {"max_shard_size": "1GB"}, {"onto": "dequantized"}):
         with pytest.raises(ExportError, match=f"{next(iter(setting))}: an adapter is written"):
             export(str(adapter), out=out, **setting)  # type: ignore[arg-type]
-    with pytest.raises(ExportError, match="base_name: here is no hub id"):
-        export(str(adapter), base_name="here", out=out)
+    with pytest.raises(ExportError, match="base_name: /of/mine is no hub id"):
+        export(str(adapter), base_name="/of/mine", out=out)
     path = adapter / "adapter_model.safetensors"
     weights = load_file(path)
     next(iter(weights.values()))[0, 0] = torch.nan

@@ -17,7 +17,7 @@ __all__ = ["PICTURE", "CardFacts", "is_hub_id", "model_card"]
 PICTURE = "training.png"
 # Ranks that vLLM makes room for.
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class CardFacts:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a base's name has the form of a hub id, as in ``org/name``."""
+    """Whether a base's name has the form of a hub id, ``org/name`` or ``name``."""
     return _HUB_ID.fullmatch(name) is not None
 
 
@@ -96,7 +96,8 @@ def _hub_data(record: Record | None) -> list[str]:
     if record is None or record["data"] is None:
         return []
     names = [source["name"].partition(":")[0] for source in record["data"]["sources"]["train"]]
-    return [name for name in names if is_hub_id(name)]
+    # Files have no folder in their names.
+    return [name for name in names if "/" in name]
 
 
 # ------------------------------------------------------------------------------------- text

@@ -15,7 +15,7 @@ from mpo_lightning.export.curves import draw, read_metrics
 from mpo_lightning.export.merging import Dtype, Merged, Onto, merge
 from mpo_lightning.export.source import CONFIG, WEIGHTS, ExportError, TrainedAdapter, find_adapter
 from mpo_lightning.export.writing import check_out, whole_folder
-from mpo_lightning.record import RECORD, public_name
+from mpo_lightning.record import RECORD
 from mpo_lightning.rollouts.generation import files_digest
 from mpo_lightning.rollouts.parts import digest_of_file
 
@@ -70,7 +70,7 @@ def export(
     named = _Base.of(adapter, base, base_name, revision)
     description = {
         "adapter": _digest(adapter),
-        "base": named.name,
+        "base": named.name if merged else named.for_adapter,
         "base_files": files_digest(named.path) if merged else None,
         "revision": named.revision,
         "merged": merged,
@@ -169,8 +169,13 @@ class _Base:
             raise ExportError(f"base_name: {name} is no hub id, such as org/model.")
         if revision is None and base is None and adapter.record is not None:
             revision = adapter.record["base"]["revision"]
-        public = name is not None or not Path(path).exists()
-        return cls(path, name or public_name(path), public, revision)
+        public = name is not None or (not Path(path).exists() and is_hub_id(path))
+        return cls(path, name or (path if public else Path(path).resolve().name), public, revision)
+
+    @property
+    def for_adapter(self) -> str:
+        """What an adapter's configuration names: where it is found."""
+        return self.name if self.public else str(Path(self.path).resolve())
 
 
 def _digest(adapter: TrainedAdapter) -> str:
@@ -209,7 +214,8 @@ def _generation_config(base: _Base, trust_remote_code: bool) -> Any:
 
     try:
         return GenerationConfig.from_pretrained(base.path, revision=base.revision)
-    except OSError:
+    except (OSError, ValueError):
+        # It may have none of its own.
         pass
     try:
         settings = AutoConfig.from_pretrained(
@@ -272,8 +278,8 @@ def _notes(adapter: TrainedAdapter, merged: Merged, onto: Onto) -> list[str]:
 
 def _write_adapter(adapter: TrainedAdapter, base: _Base, folder: Path) -> None:
     shutil.copyfile(adapter.folder / WEIGHTS, folder / WEIGHTS)
-    name = base.name if base.public else str(Path(base.path).resolve())
-    config = {**adapter.config, "base_model_name_or_path": name, "revision": base.revision}
+    own = {"base_model_name_or_path": base.for_adapter, "revision": base.revision}
+    config = {**adapter.config, **own}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
