@@ -2,7 +2,6 @@
 
 import os
 import random
-import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import example_rows, make_tokenizer
 from mpo_lightning.resume import of_all_processes, random_state, restore_random_state
-from runs import OVERLAYS, assert_same_adapter, assert_same_metrics, fit, metrics, write_recipe
+from runs import (
+    AS_USERS,
+    OVERLAYS,
+    assert_same_adapter,
+    assert_same_metrics,
+    fit,
+    metrics,
+    write_recipe,
+)
 
 SAVE_EACH_STEP = ["--checkpoint.every_n_train_steps=1"]
 GO_ON = ["--ckpt_path=last"]
@@ -146,12 +153,15 @@ def test_run_that_is_told_to_end_saves_and_goes_on(
 def test_processes_that_are_told_to_end_save_and_go_on(
     recipe: Path, tmp_path: Path, strategy: str
 ) -> None:
-    """The other one waits inside an exchange of gradients when the signal comes to both."""
+    """The other one waits inside an exchange of gradients when the signal comes to both.
+
+    Lightning hands the signal on to the processes that it has started itself.
+    """
     options = [*OVERLAYS[strategy], "--trainer.accumulate_grad_batches=2"]
     term = ["--trainer.callbacks+=interruptions.TermAtBatch"]
     term += ["--trainer.callbacks.batch=4", "--trainer.callbacks.wait=3"]
     fit(recipe, tmp_path / "whole", *options)
-    ended = fit(recipe, tmp_path / "ended", *options, *term)
+    ended = fit(recipe, tmp_path / "ended", *options, *term, launcher=AS_USERS)
     assert "Told to end: saved" in ended.stderr + ended.stdout
     fit(recipe, tmp_path / "ended", *options, *GO_ON)
     assert_same_adapter(tmp_path / "ended", tmp_path / "whole")
@@ -183,11 +193,7 @@ def test_full_disk_ends_the_run_and_leaves_the_checkpoint_before(
     file = root / "checkpoints" / "last.ckpt"
     before = file.read_bytes()
     half = (root / "checkpoints" / name).stat().st_size // 2
-
-    def no_room() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (half, half))
-
-    ended = fit(recipe, root, *GO_ON, check=False, preexec_fn=no_room)
+    ended = fit(recipe, root, *GO_ON, check=False, file_size=half)
     assert ended.returncode == 1
     assert "the checkpoint cannot be written" in ended.stderr
     assert "Make room or give access" in ended.stderr

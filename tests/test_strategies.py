@@ -2,7 +2,6 @@
 
 import json
 import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +13,13 @@ import yaml
 from lightning.pytorch import Trainer
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+import processes
 from conftest import example_rows, make_tokenizer, tiny_config
 from mpo_lightning import LoRA, MPOModule, PolicyConfig
 from mpo_lightning.policy import PolicyError
 from mpo_lightning.strategy import FSDP1, wrap_policy
 from runs import (
+    AS_USERS,
     OVERLAYS,
     ROOT,
     STRATEGIES,
@@ -47,21 +48,30 @@ def recipe(base: str, write_jsonl: Callable[..., str], tmp_path: Path) -> Path:
 TOLERANCE = {"none": 1e-5, "nf4": 1e-4, "int8": 1e-3}
 
 
-def run(recipe: Path, root: Path, name: str, quantization: str, *options: str) -> None:
+def run(
+    recipe: Path,
+    root: Path,
+    name: str,
+    quantization: str = "none",
+    launcher: list[str] | None = None,
+) -> None:
     if name == "fsdp2" and quantization == "nf4":
         name, quantization = "fsdp2-4bit", "none"
-    options = (*options, f"--data.groups_per_batch={4 if name == 'single' else 2}")
+    options = [*OVERLAYS[name], f"--data.groups_per_batch={4 if name == 'single' else 2}"]
     if quantization != "none":
-        options += (f"--model.policy.quantization={quantization}",)
-    fit(recipe, root, *OVERLAYS[name], *options)
+        options += [f"--model.policy.quantization={quantization}"]
+    fit(recipe, root, *options, launcher=launcher)
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_same_numbers_everywhere(recipe: Path, tmp_path: Path, quantization: str) -> None:
-    """Losses, metrics and adapter after 5 optimizer steps: one process, DDP, FSDP2."""
+    """Losses, metrics and adapter after 5 optimizer steps: one process, DDP, FSDP2.
+
+    Once with processes that Lightning starts, as it does for users.
+    """
     roots = {name: tmp_path / name for name in ("single", "ddp", "fsdp2")}
     for name, root in roots.items():
-        run(recipe, root, name, quantization)
+        run(recipe, root, name, quantization, AS_USERS if quantization == "none" else None)
     expected = metrics(roots["single"])
     assert len(expected) == 6
     tolerance = TOLERANCE[quantization]
@@ -91,7 +101,7 @@ def test_8_bit_base_trains_alike_on_two_processes(recipe: Path, tmp_path: Path) 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_torchrun_launches_two_nodes(recipe: Path, tmp_path: Path, strategy: str) -> None:
     """Two agents that know nothing of each other but a rendezvous, as on two machines."""
-    run(recipe, tmp_path / "single", "single", "none")
+    run(recipe, tmp_path / "single", "single")
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -111,17 +121,14 @@ def test_torchrun_launches_two_nodes(recipe: Path, tmp_path: Path, strategy: str
 @pytest.mark.parametrize("name", ["single", "ddp", "fsdp2", "fsdp2-4bit"])
 def test_overlays_run_over_the_quick_start(toy_world: Path, tmp_path: Path, name: str) -> None:
     """From its own folder, as the README says, only shorter."""
-    command = [sys.executable, "-m", "mpo_lightning", "fit"]
-    command += ["--config", str(ROOT / "configs" / "quickstart.yaml")]
-    command += ["--config", str(STRATEGIES / f"{name}.yaml"), "--trainer.accelerator=cpu"]
-    command += ["--trainer.devices=2", f"--trainer.default_root_dir={tmp_path}"]
-    command += ["--trainer.max_steps=3", "--trainer.limit_val_batches=1"]
-    command += [f"--trainer.logger.save_dir={tmp_path}"]
+    arguments = ["fit", "--config", str(ROOT / "configs" / "quickstart.yaml")]
+    arguments += ["--config", str(STRATEGIES / f"{name}.yaml"), "--trainer.accelerator=cpu"]
+    arguments += ["--trainer.devices=2", f"--trainer.default_root_dir={tmp_path}"]
+    arguments += ["--trainer.max_steps=3", "--trainer.limit_val_batches=1"]
+    arguments += [f"--trainer.logger.save_dir={tmp_path}"]
     # With all that saves memory as well.
-    command += ["--model.responses_per_pass=3", "--model.policy.gradient_checkpointing=true"]
-    result = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, check=False, cwd=toy_world.parent
-    )
+    arguments += ["--model.responses_per_pass=3", "--model.policy.gradient_checkpointing=true"]
+    result = processes.run(processes.command_line, arguments, processes=2, cwd=toy_world.parent)
     assert result.returncode == 0, result.stderr[-3000:]
     assert len([row for row in metrics(tmp_path) if "train/loss" in row]) == 3
     assert any(weight.any() for key, weight in adapter(tmp_path).items() if "lora_B" in key)
