@@ -1,7 +1,9 @@
 """Pairs in TRL's formats against TRL's own trainer: tokens, losses, metrics, trained weights."""
 
 import json
+import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,10 +20,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import CHAT_TEMPLATE, CORPUS, make_tokenizer
 from mpo_lightning import LoRA, MPOModule, PolicyConfig, PreferenceDataModule
+from mpo_lightning.cli import main
 from mpo_lightning.losses import DPO, IPO, NCA, Hinge, RobustDPO, SetLoss
 from runs import metrics
 
 BETA = 0.3
+LORA: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
 Pair = dict[str, Any]
 
 # TRL's name of a metric, and ours.
@@ -138,30 +142,29 @@ class Found(NamedTuple):
     trained: dict[str, Tensor]
 
 
-def trl_trainer(world: Path, rows: list[Pair], out: Path, **settings: Any) -> Any:
+def trl_trainer(
+    world: Path, rows: list[Pair], out: Path, lora: dict[str, Any] | None = None, **settings: Any
+) -> Any:
+    defaults = {"beta": BETA, "lr_scheduler_type": "constant"}
     arguments = trl.DPOConfig(
         output_dir=str(out),
-        beta=BETA,
         max_steps=2,
         per_device_train_batch_size=len(rows),
         learning_rate=1e-2,
-        lr_scheduler_type="constant",
         logging_steps=1,
         bf16=False,
         use_cpu=True,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        **settings,
+        **{**defaults, **settings},
     )
     return trl.DPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(world),
         args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(world),
-        peft_config=peft.LoraConfig(
-            r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"
-        ),
+        peft_config=peft.LoraConfig(task_type="CAUSAL_LM", **(lora or LORA)),
     )
 
 
@@ -194,7 +197,7 @@ def trained_by_us(
     file = out.with_suffix(".jsonl")
     file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     module = MPOModule(
-        policy=PolicyConfig(base=str(world), lora=LoRA(r=4, lora_alpha=8)),
+        policy=PolicyConfig(base=str(world), lora=LoRA(**LORA)),
         loss=loss,
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0),
         lr_scheduler=None,
@@ -322,3 +325,39 @@ def test_what_a_template_writes_after_the_end_of_a_turn_is_learned_by_trl_only(
         for response, name in zip(group.responses, ("chosen_ids", "rejected_ids"), strict=True):
             assert [*response.tolist(), line_break] == row[name]
             assert response[-1] == tokenizer.eos_token_id
+
+
+def test_documented_recipe_trains_as_trls_defaults(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "trl.md").read_text(encoding="utf-8")
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    assert recipe.count("1000") == 2
+    recipe = recipe.replace("1000", "2").replace("path/or/hub-id", str(world))
+    (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    rows = messages(texts())
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["mpo-lightning"])
+    command = ["fit", "--config=recipe.yaml", "--trainer.callbacks=test_trl_trainer.Shaken"]
+    # Of so small a model bf16 and a small step would show nothing.
+    command += ["--trainer.precision=32-true", "--model.optimizer.lr=0.01"]
+    command += ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+    command += ["--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={tmp_path}"]
+    command += [
+        "--trainer.logger.name=",
+        "--trainer.logger.version=",
+        "--trainer.log_every_n_steps=1",
+    ]
+    main(command)
+    found = [row for row in metrics(tmp_path) if "train/loss" in row]
+    theirs = trained_by_trl(
+        *(world, rows, tmp_path / "trl"),
+        lora={"r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
+        beta=0.1,
+        lr_scheduler_type="linear",
+    )
+    assert len(found) == 2
+    for one, other in zip(found, theirs.steps, strict=True):
+        for name, value in other.items():
+            assert one.get(f"train/{name}", one["lr"]) == pytest.approx(value, rel=1e-4, abs=1e-4)
