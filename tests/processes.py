@@ -61,7 +61,7 @@ def _enter(function: Callable[..., Any], args: Sequence[Any], around: _Surroundi
     os.environ.clear()
     os.environ.update(around.environment)
     # Lightning has read this when it was imported.
-    rank_zero_only.rank = int(around.environment.get("LOCAL_RANK", "0"))
+    rank_zero_only.rank = int(around.environment.get("RANK", "0"))
     if around.file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (around.file_size, around.file_size))
     function(*args)
@@ -75,6 +75,7 @@ class Started:
         args: its arguments.
         processes: how many. Several are told of each other by the variables that Lightning sets
             for the processes which it starts itself, and torchrun for its own.
+        per_node: how many of them believe to be on the same machine; all by default.
         cwd: the folder to run in, this process's by default.
         file_size: the most bytes that a file may come to have.
     """
@@ -85,6 +86,7 @@ class Started:
         args: Sequence[Any],
         *,
         processes: int = 1,
+        per_node: int | None = None,
         cwd: Path | None = None,
         file_size: int | None = None,
     ) -> None:
@@ -95,10 +97,15 @@ class Started:
             with socket.socket() as free:
                 free.bind(("localhost", 0))
                 port = str(free.getsockname()[1])
-            common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0"}
-            common = {**os.environ, **common, "WORLD_SIZE": str(processes)}
+            world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes)}
+            places = [divmod(rank, per_node or processes) for rank in range(processes)]
             environments = [
-                {**common, "LOCAL_RANK": str(rank), "RANK": str(rank)} for rank in range(processes)
+                {
+                    **os.environ,
+                    **world,
+                    **{"RANK": str(rank), "NODE_RANK": str(node), "LOCAL_RANK": str(local)},
+                }
+                for rank, (node, local) in enumerate(places)
             ]
         folder = str((cwd or Path.cwd()).resolve())
         around = [_Surroundings(self._output.name, folder, one, file_size) for one in environments]

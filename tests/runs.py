@@ -66,6 +66,7 @@ def fit(
     *options: str,
     check: bool = True,
     launcher: list[str] | None = None,
+    nodes: int = 1,
     file_size: int | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """``mpo-lightning fit`` in a process of its own, everything it writes below ``root``.
@@ -76,6 +77,8 @@ def fit(
         options: more of the command line.
         check: whether it must succeed.
         launcher: what starts Python; without it, processes are forked with the libraries loaded.
+        nodes: how many machines the forked processes believe to be on, with one device each where
+            there is more than one.
         file_size: the most bytes that a file of a forked process may come to have.
     """
     logger = {
@@ -88,9 +91,13 @@ def fit(
     overlay.write_text(yaml.safe_dump({"trainer": trainer}), encoding="utf-8")
     arguments = ["fit", "--config", str(recipe), "--config", str(overlay), *options]
     if launcher is None:
-        two = "--trainer.devices=2" in options
+        devices = 2 if "--trainer.devices=2" in options else 1
         result = processes.run(
-            processes.command_line, arguments, processes=2 if two else 1, file_size=file_size
+            processes.command_line,
+            arguments,
+            processes=nodes * devices,
+            per_node=devices,
+            file_size=file_size,
         )
     else:
         path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])

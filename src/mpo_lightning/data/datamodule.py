@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
@@ -327,6 +328,10 @@ class PreferenceDataModule(LightningDataModule):
                 self._expect_resumed_order(processes["num_replicas"])
                 # It is.
                 warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
+        elif role == "train" and loop.restarting:
+            # Resumed between two epochs. Where trainer.max_steps is set, Lightning takes that for
+            # the inside of an epoch, all of which it then passes over.
+            _Loop.restarting.fset(loop, False)
         sampler.set_epoch(epoch)
         return DataLoader(
             dataset,
