@@ -7,7 +7,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
@@ -331,7 +330,7 @@ class PreferenceDataModule(LightningDataModule):
         elif role == "train" and loop.restarting:
             # Resumed between two epochs. Where trainer.max_steps is set, Lightning takes that for
             # the inside of an epoch, all of which it then passes over.
-            _Loop.restarting.fset(loop, False)
+            loop._restarting = loop.epoch_loop.restarting = False
         sampler.set_epoch(epoch)
         return DataLoader(
             dataset,
