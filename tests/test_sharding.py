@@ -128,7 +128,7 @@ def test_a_strategy_that_would_split_layers_is_refused(
 def test_sharded_run_resumes_as_if_it_had_not_stopped(
     base: str, write_jsonl: Callable[..., str], tmp_path: Path
 ) -> None:
-    """The strategy's settings are those that the README names."""
+    """With Lightning's own strategy, from a checkpoint of its own."""
     strategy = {"data_parallel_size": 2, "tensor_parallel_size": 1}
     recipe = tmp_path / "recipe.yaml"
     settings = {
