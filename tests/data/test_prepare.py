@@ -1,6 +1,7 @@
 """Token ids on disk: made once, the same however they were made, found by content only."""
 
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable
