@@ -42,8 +42,8 @@ check: $(READY) ## Lint, check formatting and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-notebooks: $(READY) ## Run the notebooks and keep their outputs
-	@cd notebooks && ../$(BIN)/jupyter-execute --inplace *.ipynb
+notebooks: $(READY) ## Run the notebooks and keep their outputs (NOTEBOOKS=...: some of them)
+	@$(BIN)/python -m notebooks.keep $(NOTEBOOKS)
 
 bench: $(READY) ## Measure time and memory of a step beside TRL's, in 30 minutes (BENCH=--quick: 2)
 	@$(BIN)/python -m benchmarks.compute $(BENCH)
@@ -53,4 +53,4 @@ format: $(READY) ## Format the code and mend what can be mended
 	@$(BIN)/ruff format .
 
 clean: ## Remove the environment, caches and what the quick start made
-	rm -rf $(VENV) $(WORLD) notebooks/$(WORLD) notebooks/notebook-run .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(WORLD) notebooks/$(WORLD) notebooks/*-run .mypy_cache .pytest_cache .ruff_cache

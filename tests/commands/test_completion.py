@@ -14,7 +14,9 @@ BASH = shutil.which("bash")
 # What has been typed, the word to complete last, and what bash is offered.
 CASES: list[tuple[list[str], list[str]]] = [
     (["fi"], ["fit"]),
-    (["m"], ["merge"]),
+    (["ex"], ["export"]),
+    (["export", "--mer"], ["--merged"]),
+    (["export", "--chec"], []),
     ([""], list(COMMANDS)),
     (["cache", ""], ["show", "clear"]),
     (["data", "c"], ["check", "convert"]),

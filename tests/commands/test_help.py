@@ -26,7 +26,7 @@ from mpo_lightning.cli import COMMANDS, main
 def loaded(*names):
     return [name for name in names if name in sys.modules]
 
-for command in ("fit", "validate", "test", "predict", "sample", "score", "merge"):
+for command in ("fit", "validate", "test", "predict", "sample", "score", "export"):
     main([command, "--help"])
     assert not loaded("torch", "numpy", "jsonargparse"), command
 for command in COMMANDS:
@@ -91,7 +91,7 @@ def test_choices_and_purposes_are_those_of_the_source() -> None:
     assert settings["data.max_length"].purpose == "limit on prompt + response, in tokens."
 
 
-@pytest.mark.parametrize("command", ["sample", "score", "merge"])
+@pytest.mark.parametrize("command", ["sample", "score", "export"])
 def test_a_function_is_described_by_its_own_docstring(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,7 +3,6 @@
 A command line that takes seconds to start cannot be asked at every key: the script knows all names.
 """
 
-import ast
 import textwrap
 from argparse import SUPPRESS
 from collections.abc import Iterator
@@ -12,9 +11,15 @@ from string import Template
 from typing import Any, Literal, get_args, get_origin
 
 from mpo_lightning.cli import COMMANDS
-from mpo_lightning.commands.help import OWN_OPTIONS, RUN, run_settings
+from mpo_lightning.commands.help import (
+    OWN_OPTIONS,
+    RUN,
+    arguments_of,
+    function_settings,
+    run_settings,
+)
 from mpo_lightning.commands.parsing import SettingsParser
-from mpo_lightning.commands.signatures import Setting, definition, settings_of, subclasses
+from mpo_lightning.commands.signatures import Setting, settings_of, subclasses
 
 __all__ = ["main", "make_parser", "options_of", "script"]
 
@@ -154,9 +159,10 @@ def options_of(command: str, module: str) -> Iterator[tuple[str, Options]]:
         own = {option.partition(" ")[0]: () for option in OWN_OPTIONS}
         yield "", {**own, **_of_settings(run_settings(command)), **_of_classes()}
         return
-    function = definition(module, command)
-    if function is not None and isinstance(function.node, ast.FunctionDef):
-        yield "", {"--config": (), **_of_settings(settings_of(function))}
+    settings = function_settings(command, module)
+    if settings is not None:
+        named = [each for each in settings if each.name not in arguments_of(module)]
+        yield "", {"--config": (), **_of_settings(named)}
         return
     parser = import_module(module).make_parser()
     chosen = [a for a in parser._actions if a.choices and not a.option_strings]

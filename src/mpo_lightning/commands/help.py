@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from mpo_lightning.commands.signatures import Definition, Setting, definition, settings_of, source
 
-__all__ = ["OWN_OPTIONS", "RUN", "page", "run_settings"]
+__all__ = ["OWN_OPTIONS", "RUN", "arguments_of", "function_settings", "page", "run_settings"]
 
 RUN = "mpo_lightning.commands.run"
 # What a command of LightningCLI cannot do without.
@@ -86,19 +86,66 @@ def page(command: str, module: str, purpose: str) -> str | None:
     """
     if module == RUN:
         return _run_page(command, purpose)
-    function = definition(module, command)
-    if function is None or not isinstance(function.node, ast.FunctionDef):
+    settings = function_settings(command, module)
+    if settings is None:
         return None
-    settings = settings_of(function)
-    lines = [f"usage: mpo-lightning {command} --SETTING VALUE ...", "", purpose, ""]
+    arguments = arguments_of(module)
+    flags = [s for s in settings if s.name in _flags(module)]
+    given = [s for s in settings if s.name in arguments]
+    needed = [s for s in settings if s.default is None and s not in given]
+    others = [s for s in settings if s not in [*given, *flags, *needed]]
+    usage = " ".join(["usage: mpo-lightning", command, *(f"[{a.upper()}]" for a in arguments)])
+    lines = [f"{usage} --SETTING VALUE ...", "", purpose, ""]
     lines += _rows([("--config FILE", "a YAML file of these settings")])
-    needed = [s for s in settings if s.default is None]
-    lines += ["", "What it needs", *_setting_rows(needed)]
-    others = [s for s in settings if s.default is not None]
+    for title, some in (("argument", given), ("What it needs", needed)):
+        lines += ["", title, *_setting_rows(some)] if some else []
     for group in dict.fromkeys(s.name.rpartition(".")[0] for s in others):
         inside = [s for s in others if s.name.rpartition(".")[0] == group]
         lines += ["", group or "what else there is", *_setting_rows(inside)]
+    if flags:
+        flag_rows = [(f"--{flag.name}", _text(flag)) for flag in flags]
+        lines += ["", "without a value", *_rows(flag_rows)]
     return "\n".join(lines)
+
+
+def function_settings(command: str, module: str) -> list[Setting] | None:
+    """The settings of a command that calls a function of its name; none if it calls none.
+
+    Args:
+        command: the command's name.
+        module: the module that runs it.
+    """
+    function = definition(module, command)
+    if function is None or not isinstance(function.node, ast.FunctionDef):
+        return None
+    flags = _flags(module)
+    settings = settings_of(function)
+    return [replace(s, choices=()) if s.name in flags else s for s in settings]
+
+
+def arguments_of(module: str) -> list[str]:
+    """Names of the arguments that a command takes without a name before them.
+
+    Args:
+        module: the module that runs it.
+    """
+    return [
+        call.args[0].value
+        for call in _calls(module)
+        if isinstance(call.func, ast.Attribute)
+        and call.func.attr == "add_argument"
+        and isinstance(call.args[0], ast.Constant)
+        and isinstance(call.args[0].value, str)
+        and not call.args[0].value.startswith("-")
+    ]
+
+
+def _flags(module: str) -> set[str]:
+    """Names of the settings that a module takes without a value."""
+    found = definition(module, "FLAGS")
+    if found is None or not isinstance(found.node, ast.Assign):
+        return set()
+    return set(ast.literal_eval(found.node.value))
 
 
 def _run_page(command: str, purpose: str) -> str:

@@ -2,7 +2,7 @@
 
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from mpo_lightning.data.sampler import GroupSampler
 from mpo_lightning.data.schema import Schema
 from mpo_lightning.data.scores import Keep, Normalization, Scale, normalize_scores
 from mpo_lightning.data.show import show_groups
+from mpo_lightning.data.sources import Rows, RowSource, open_rows, open_source
 from mpo_lightning.data.tokens import (
     Boundary,
     GroupTokenizer,
@@ -30,6 +31,7 @@ from mpo_lightning.data.tokens import (
 )
 from mpo_lightning.folders import cache_folder
 from mpo_lightning.losses import MPO, SetLoss
+from mpo_lightning.record import public_name
 from mpo_lightning.resume import ResumeError, compare
 
 __all__ = ["PreferenceDataModule"]
@@ -44,6 +46,22 @@ ROLES_OF_STAGE: dict[str, tuple[Role, ...]] = {
 }
 
 
+ROLES_OF_RUN = ROLES_OF_STAGE["fit"]
+# Settings that decide what is trained on, in which batches.
+RECORDED = (
+    "groups_per_batch",
+    "tokens_per_batch",
+    "max_length",
+    "over_long",
+    "prompt_format",
+    "boundary",
+    "max_responses",
+    "keep_responses",
+    "normalize_scores",
+    "normalize_over",
+    "no_contrast",
+    "seed",
+)
 # Groups whose scores are looked at together.
 AT_A_TIME = 4096
 
@@ -55,12 +73,14 @@ class PreferenceDataModule(LightningDataModule):
     list of texts) and ``scores`` (one number each, higher is better), or the columns of a known
     public data set; see docs/data.md. A source is a ``.jsonl``, ``.json`` or ``.parquet`` file, a
     folder of such files or of ``datasets.save_to_disk``, or a hub id, with a split after a colon
-    if wanted. Token ids are computed once and kept on disk.
+    if wanted; in your own code also rows in memory, as a list or a ``datasets.Dataset``, which
+    messages and predictions name by what they are for: ``train:17``. Token ids are computed once
+    and kept on disk.
 
     Args:
         tokenizer: folder or hub id of the tokenizer; the command line takes the model's base where
             none is given.
-        train: source, or sources, to train on.
+        train: source, or sources, or rows, to train on.
         val: what to validate on.
         test: what to test on.
         predict: what to predict for.
@@ -99,10 +119,10 @@ class PreferenceDataModule(LightningDataModule):
         self,
         *,
         tokenizer: str | None = None,
-        train: str | list[str] | None = None,
-        val: str | list[str] | None = None,
-        test: str | list[str] | None = None,
-        predict: str | list[str] | None = None,
+        train: str | list[str] | Rows | None = None,
+        val: str | list[str] | Rows | None = None,
+        test: str | list[str] | Rows | None = None,
+        predict: str | list[str] | Rows | None = None,
         schema: Schema | None = None,
         columns: dict[str, str] | None = None,
         groups_per_batch: int | None = None,
@@ -134,11 +154,11 @@ class PreferenceDataModule(LightningDataModule):
             if value is not None and value < least:
                 raise ValueError(f"data.{name} must be at least {least}, got {value}.")
         self.tokenizer_path = tokenizer
-        self.sources: dict[Role, list[str]] = {
-            "train": _as_list(train),
-            "val": _as_list(val),
-            "test": _as_list(test),
-            "predict": _as_list(predict),
+        self.sources: dict[Role, list[str | Rows]] = {
+            "train": _sources(train),
+            "val": _sources(val),
+            "test": _sources(test),
+            "predict": _sources(predict),
         }
         if groups_per_batch is None and tokens_per_batch is None:
             groups_per_batch = 8
@@ -164,6 +184,8 @@ class PreferenceDataModule(LightningDataModule):
         self.tokenizer: Any = None
         self.datasets: dict[Role, GroupDataset] = {}
         self.reports: list[DataReport] = []
+        # What was read for a role, for the record of a run.
+        self._read: dict[Role, list[dict[str, Any]]] = {}
         self._loaded_for: dict[Role, SetLoss] = {}
         # Of a checkpoint that the run goes on from: how its groups were dealt out.
         self._resumed_order: dict[str, Any] | None = None
@@ -205,13 +227,9 @@ class PreferenceDataModule(LightningDataModule):
             min_responses=2 if contrasts else 1,
         )
         parts: list[Groups] = []
+        self._read[role] = []
         for source in self.sources[role]:
-            reader = GroupReader(
-                source,
-                schema=self.schema,
-                columns=self.columns,
-                default_split={"val": "validation", "predict": "test"}.get(role, role),
-            )
+            reader = GroupReader(self._open(source, role), schema=self.schema, columns=self.columns)
             data, report = prepare(reader, tokenize, root=self.cache, processes=self.num_proc)
             groups = Groups(data)
             # Predictions tell the scores that were given.
@@ -225,6 +243,7 @@ class PreferenceDataModule(LightningDataModule):
             if self.trainer is None or self.trainer.is_global_zero:
                 show_groups(groups[: self.show], self.tokenizer, self._loss().sets)
             self.reports.append(report)
+            self._read[role].append(_told(reader, report))
             parts.append(groups)
         starts = np.cumsum([0, *(len(part.data) for part in parts)]).tolist()
         groups = Groups(
@@ -235,6 +254,13 @@ class PreferenceDataModule(LightningDataModule):
         dataset = GroupDataset(groups)
         self._warn_of_large_groups(role, dataset)
         return dataset
+
+    def _open(self, source: str | Rows, role: Role) -> RowSource:
+        """A source by its name, or rows in memory by what they are for."""
+        if not isinstance(source, str):
+            return open_rows(source, role)
+        splits: dict[Role, str] = {"val": "validation", "predict": "test"}
+        return open_source(source, default_split=splits.get(role, role))
 
     def _loss(self) -> SetLoss:
         """The loss of the module that is trained; the paper's where there is none."""
@@ -327,6 +353,10 @@ class PreferenceDataModule(LightningDataModule):
                 self._expect_resumed_order(processes["num_replicas"])
                 # It is.
                 warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
+        elif role == "train" and loop.restarting:
+            # Resumed between two epochs. Where trainer.max_steps is set, Lightning takes that for
+            # the inside of an epoch, all of which it then passes over.
+            loop._restarting = loop.epoch_loop.restarting = False
         sampler.set_epoch(epoch)
         return DataLoader(
             dataset,
@@ -337,6 +367,11 @@ class PreferenceDataModule(LightningDataModule):
             # Its own, since each new iterator draws a number, also after a resume.
             generator=torch.Generator().manual_seed(self.seed),
         )
+
+    def record(self) -> dict[str, Any]:
+        """What was read and with which settings, without paths; see `record.training_record`."""
+        settings = {name: getattr(self, name) for name in RECORDED}
+        return {"settings": settings, "sources": {r: self._read.get(r, []) for r in ROLES_OF_RUN}}
 
     # --------------------------------------------------------------------------- checkpoints
 
@@ -416,5 +451,22 @@ class PreferenceDataModule(LightningDataModule):
         return self._loader("predict")
 
 
-def _as_list(value: str | list[str] | None) -> list[str]:
-    return [value] if isinstance(value, str) else list(value or [])
+def _sources(value: str | list[str] | Rows | None) -> list[str | Rows]:
+    """The names of sources, or rows in memory as the only one."""
+    if value is None:
+        return []
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return list(value)
+    return [cast("str | Rows", value)]
+
+
+def _told(reader: GroupReader, report: DataReport) -> dict[str, Any]:
+    return {
+        "name": public_name(reader.source.name),
+        "digest": reader.source.digest,
+        "groups": report.groups,
+        "kept": report.kept,
+        "responses": report.responses,
+        "dropped": dict(report.dropped),
+        "changed": dict(report.changed),
+    }
