@@ -10,8 +10,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mpo_lightning.checkpoint import RunCheckpoint
+from mpo_lightning.commands.watching import add_watching, watched
 from mpo_lightning.data.datamodule import PreferenceDataModule
 from mpo_lightning.errors import UserError
+from mpo_lightning.loggers import RunConfig
 from mpo_lightning.module import MPOModule
 from mpo_lightning.predictions import PredictionWriter
 
@@ -23,15 +25,16 @@ def _checkpoint_folder(root: str | None) -> str:
 
 
 class MPOCLI(LightningCLI):
-    """LightningCLI with a checkpoint to resume from and a place for predictions."""
+    """LightningCLI with a checkpoint to resume from, watching, and a place for predictions."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add ``checkpoint`` and ``predictions``."""
+        """Add ``checkpoint``, ``predictions``, and what watches a run."""
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         # `--ckpt_path last` finds what a fixed folder holds, whatever version the logger is at.
         parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", _checkpoint_folder)
         parser.set_defaults({"checkpoint.save_last": True})
         parser.add_lightning_class_args(PredictionWriter, "predictions")
+        add_watching(parser)
 
     def instantiate_classes(self) -> None:
         """Make model, data and trainer; a value that one of them refuses is a usage error."""
@@ -39,12 +42,15 @@ class MPOCLI(LightningCLI):
             super().instantiate_classes()
         except ValueError as error:
             self.parser.error(str(error))
+        except ModuleNotFoundError as error:
+            # Such as wandb, for Lightning's logger of that name.
+            raise UserError(f"{error} (extras of mpo-lightning: wandb)") from error
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         if config.get("enable_checkpointing") is False:
             # Lightning refuses a checkpoint callback then, and ours is always among the arguments.
             callbacks = [c for c in callbacks if not isinstance(c, RunCheckpoint)]
-        return super()._instantiate_trainer(config, callbacks)
+        return super()._instantiate_trainer(config, watched(config, callbacks))
 
     def before_instantiate_classes(self) -> None:
         """Take the tokenizer from the base where none is named."""
@@ -68,6 +74,7 @@ def main(args: list[str]) -> None:
             # Long training lets one response of each chosen set take all the mass.
             trainer_defaults={"max_epochs": 1},
             auto_configure_optimizers=False,
+            save_config_callback=RunConfig,
             # A repeated or resumed run, and validate after fit, write their configuration again.
             save_config_kwargs={"overwrite": True},
             # LightningCLI takes those of the process by itself, and warns of others beside them.
