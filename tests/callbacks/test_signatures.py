@@ -64,7 +64,7 @@ class Stream:
         lengths = torch.randint(20, 60, (GROUPS, RESPONSES), generator=generator)
         centred = quality - quality.mean(1, keepdim=True)
         ratios = self.quality * centred + self.noise * normal() + self.shift
-        ratios += self.per_token * (lengths - 40.0)
+        ratios += self.per_token * lengths
         reference = -1.5 * lengths
         valid = torch.ones(GROUPS, RESPONSES, dtype=torch.bool)
         chosen, rejected = loss.sets(scores, valid)
@@ -162,28 +162,38 @@ def test_one_scale_of_scores_with_the_same_weights_varies_little() -> None:
     assert findings(Stream(quality=1), first=Stream(quality=1), alpha=0.5) == {}
 
 
+def test_loss_that_falls_steeply_does_not_vary() -> None:
+    loss = MPO(beta=0.1)
+    row = Stream(quality=0, noise=0).row(0, loss)
+    rows = [{**row, "loss": 40.0 - 2 * step} for step in range(20)]
+    recent = Recent(
+        steps=20, rows=rows, now=mean_of(rows), first={**row, "loss": 1.0}, beta=0.1, alpha=0.0
+    )
+    assert SIGNATURES["loss_variation"](recent, LIMITS) is None
+
+
 def test_variation_does_not_depend_on_the_groups_of_a_step() -> None:
     """Steps of two groups vary more than steps of eight, by the root of four, and not in this."""
     look, loss = SIGNATURES["loss_variation"], MPO(beta=0.1, alpha=0.5)
-    rows = [Stream(scores=several_scales).row(step, loss) for step in range(400)]
+    rows = [Stream(scores=several_scales).row(step, loss) for step in range(80)]
     found = []
     for together in (1, 4):
         merged = [
             {**mean_of(rows[at : at + together]), "groups": float(GROUPS * together)}
-            for at in range(0, 400, together)
+            for at in range(0, 80, together)
         ]
         now = mean_of(merged)
         recent = Recent(steps=9, rows=merged, now=now, first=now, beta=0.1, alpha=0.5)
         finding = look(recent, LIMITS)
         assert finding is not None
         found.append(finding.severity)
-    assert found[0] == pytest.approx(found[1], rel=0.2)
+    assert found[0] == pytest.approx(found[1], rel=0.4)
 
 
 def test_one_response_that_takes_all_is_a_collapse() -> None:
     """The chosen sets' mass is far from all, but one of each set has it."""
     signature = "collapse"
-    found = findings(Stream(quality=0, noise=100), limits=Limits(chosen_mass=0.999))
+    found = findings(Stream(quality=0, noise=500), limits=Limits(chosen_mass=0.999))
     assert "one response of each chosen set" in found[signature].message
 
 
@@ -230,8 +240,8 @@ def test_means_are_over_groups_and_leave_out_what_is_nan() -> None:
 
 
 def test_limits_are_checked() -> None:
-    with pytest.raises(ValueError, match="health.limits.window must be >= 2, got 1"):
-        Limits(window=1)
+    with pytest.raises(ValueError, match="health.limits.window must be >= 3, got 2"):
+        Limits(window=2)
     with pytest.raises(ValueError, match="health.limits.again must be > 1"):
         Limits(again=1.0)
 
@@ -250,7 +260,7 @@ def test_settings_that_are_advised_exist() -> None:
     text = sampled_length_drift(9.0, 1.0, LIMITS).message
     for stream, loss, steps in SICK.values():
         for finding in findings(stream, steps=steps, alpha=loss.get("alpha", 0.5)).values():
-            text += finding.message
+            text += f"\n{finding.message}"
     advised = set(re.findall(r"(?:model|data|trainer|samples|health)\.[a-z_.]*[a-z]", text))
     assert len(advised) > 10
     assert advised <= known

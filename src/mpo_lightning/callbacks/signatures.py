@@ -5,9 +5,8 @@ docs/metrics.md defines them, exact on any number of processes. It gives a `Find
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal, get_args
 
 __all__ = [
@@ -62,9 +61,8 @@ class Limits:
     again: float = 2.0
 
     def __post_init__(self) -> None:
-        for name in ("window", "slow_after"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"health.limits.{name} must be >= 2, got {getattr(self, name)}.")
+        if self.window < 3:
+            raise ValueError(f"health.limits.window must be >= 3, got {self.window}.")
         for name in ("sampled_length", "again"):
             if not getattr(self, name) > 1:
                 raise ValueError(f"health.limits.{name} must be > 1, got {getattr(self, name)}.")
@@ -122,15 +120,18 @@ def mean_of(rows: Sequence[Row]) -> Row:
 def loss_variation(recent: Recent, limits: Limits) -> Finding | None:
     """Losses that differ widely between batches: scores that are not calibrated.
 
-    Of successive steps, so that a loss that falls steadily does not vary; times the root of the
-    groups of a step, so that it is that of a group however many are in a step.
+    How far a step's loss lies from the line through its neighbours, so that a loss that falls does
+    not vary; times the root of the groups of a step, so that it is that of a group however many are
+    in a step.
     """
     losses = [row["loss"] for row in recent.rows if math.isfinite(row["loss"])]
     start = recent.first["loss"]
     # Some losses may be negative, such as RobustDPO: there is no part of that.
-    if len(losses) < 2 or not start > 0:
+    if len(losses) < 3 or not start > 0:
         return None
-    of_step = math.sqrt(sum((b - a) ** 2 for a, b in pairwise(losses)) / (len(losses) - 1) / 2)
+    bends = [before - 2 * loss + after for before, loss, after in _threes(losses)]
+    # Of independent losses with variance v a bend has 6 v.
+    of_step = math.sqrt(sum(bend**2 for bend in bends) / len(bends) / 6)
     of_group = of_step * math.sqrt(recent.now["groups"])
     severity = of_group / start / limits.loss_variation
     if severity < 1:
@@ -156,6 +157,10 @@ def loss_variation(recent: Recent, limits: Limits) -> Finding | None:
     )
 
 
+def _threes(values: list[float]) -> Iterator[tuple[float, float, float]]:
+    return zip(values, values[1:], values[2:], strict=False)
+
+
 def few_rejected(recent: Recent, limits: Limits) -> Finding | None:
     """Chosen sets that hold nearly all: the loss is small from the start and teaches little."""
     chosen, rejected = recent.now["sizes/chosen"], recent.now["sizes/rejected"]
@@ -164,7 +169,7 @@ def few_rejected(recent: Recent, limits: Limits) -> Finding | None:
         return None
     return Finding(
         "few_rejected",
-        limits.rejected_share / max(share, 1e-6),
+        _below(limits.rejected_share, share),
         f"few responses are rejected: {rejected:.1f} a group beside {chosen:.1f} chosen, so that "
         f"the chosen set holds {recent.first['chosen_mass']:.0%} of the mass before anything is "
         "learned. Try: another partition, such as model.loss.partition: AboveQuantile or "
@@ -173,13 +178,18 @@ def few_rejected(recent: Recent, limits: Limits) -> Finding | None:
     )
 
 
+def _below(limit: float, value: float) -> float:
+    """How far a share has fallen below its limit; 4 at most, since it may go to nothing."""
+    return limit / max(value, limit / 4)
+
+
 def collapse(recent: Recent, limits: Limits) -> Finding | None:
     """A trivial solution: the chosen set, or one response of it, has all the mass."""
     mass, size = recent.now["chosen_mass"], recent.now["sizes/chosen"]
-    takes_all = (1 - limits.chosen_mass) / max(1 - mass, 1e-6)
+    takes_all = _below(1 - limits.chosen_mass, 1 - mass)
     # How many of the chosen responses take part, beyond the one that always does.
     others = (recent.now["effective_chosen"] * size - 1) / (size - 1) if size >= 1.5 else math.nan
-    alone = limits.spread / max(others, 1e-6) if not math.isnan(others) else 0.0
+    alone = 0.0 if math.isnan(others) else _below(limits.spread, others)
     severity = max(takes_all, alone)
     if not severity >= 1:
         return None

@@ -10,7 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mpo_lightning.checkpoint import RunCheckpoint
-from mpo_lightning.commands.watching import add_watching, watched
+from mpo_lightning.commands.watching import add_watching, name_missing_library, watched
 from mpo_lightning.data.datamodule import PreferenceDataModule
 from mpo_lightning.errors import UserError
 from mpo_lightning.loggers import RunConfig
@@ -41,10 +41,8 @@ class MPOCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except ValueError as error:
+            name_missing_library(error)
             self.parser.error(str(error))
-        except ModuleNotFoundError as error:
-            # Such as wandb, for Lightning's logger of that name.
-            raise UserError(f"{error} (extras of mpo-lightning: wandb)") from error
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         if config.get("enable_checkpointing") is False:

@@ -1,5 +1,6 @@
 """What the command line adds to a run so that it can be watched: bar, samples, health, loggers."""
 
+import re
 from typing import Any
 
 from lightning.pytorch import Callback
@@ -9,9 +10,10 @@ from lightning.pytorch.cli import LightningArgumentParser
 from mpo_lightning.callbacks.health import TrainingHealth
 from mpo_lightning.callbacks.progress import RunProgressBar
 from mpo_lightning.callbacks.samples import Samples
+from mpo_lightning.errors import UserError
 from mpo_lightning.loggers import run_loggers
 
-__all__ = ["add_watching", "watched"]
+__all__ = ["add_watching", "name_missing_library", "watched"]
 
 
 def add_watching(parser: LightningArgumentParser) -> None:
@@ -39,3 +41,19 @@ def watched(trainer: dict[str, Any], callbacks: list[Callback]) -> list[Callback
     ):
         callbacks = [c for c in callbacks if not isinstance(c, RunProgressBar)]
     return callbacks
+
+
+def name_missing_library(error: Exception) -> None:
+    """Say in a line what a logger of Lightning's lacks; the parser tells pages of types.
+
+    Raises:
+        UserError: if the error is that a library is not installed.
+    """
+    missing = re.search(r"Requirement '([\w.-]+)[^']*' not met", str(error))
+    if missing is None:
+        return
+    library = missing[1]
+    package = "'mpo-lightning[wandb]'" if library == "wandb" else library
+    raise UserError(
+        f"trainer.logger: it needs {library}, which is not installed: pip install {package}"
+    ) from error
