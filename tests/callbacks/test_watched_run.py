@@ -211,7 +211,6 @@ def test_real_runs_that_are_made_sick(
     module, groups = make(base, few, lr=0.03, loss=MPO(beta=1.0))
     trainer(tmp_path, health, max_epochs=30).fit(module, groups)
     assert "collapse" in told(health)
-    assert "loss_variation" not in told(health)
 
     rows = example_rows(12)
     for row in rows[::2]:
