@@ -26,9 +26,13 @@ COMMANDS = {
     "fit": Command(RUN, "Train on groups of scored responses."),
     "validate": Command(RUN, "Measure a checkpoint on the validation data."),
     "test": Command(RUN, "Measure a checkpoint on the test data."),
-    "predict": Command(RUN, "Write log-probability, reward and rank of every response."),
+    "predict": Command(RUN, "Measure every response of scored groups, or answer prompts."),
     "sample": Command("mpo_lightning.commands.sample", "Sample n responses to each prompt."),
     "score": Command("mpo_lightning.commands.score", "Score responses; the output is for fit."),
+    "compare": Command(
+        "mpo_lightning.commands.compare",
+        "Score two models' answers: win rates, also at equal length.",
+    ),
     "merge": Command("mpo_lightning.commands.merge", "Merge an adapter into its base."),
     "cache": Command(
         "mpo_lightning.commands.cache", "List or remove what is kept on disk for later runs."

@@ -8,7 +8,7 @@ import json
 from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from itertools import accumulate
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 from mpo_lightning.data.groups import DataError
 
-__all__ = ["RowSource", "open_source", "read_rows"]
+__all__ = ["RowSource", "open_source", "read_rows", "rename_columns"]
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 # Rows that are held at a time where a library reads ahead.
@@ -96,6 +96,28 @@ def read_rows(data: str, *, default_split: str = "train") -> Iterator[tuple[str,
         if isinstance(row, DataError):
             raise row
         yield name, row
+
+
+def rename_columns(
+    row: Mapping[Any, object], columns: Mapping[str, str], source: str
+) -> dict[Any, object]:
+    """A row with columns under other names.
+
+    Args:
+        row: as it was read.
+        columns: the name in the source, and the name to read it as.
+        source: "file:row", for messages.
+
+    Raises:
+        DataError: if two columns would have one name.
+    """
+    renamed = {columns.get(name, name): value for name, value in row.items()}
+    if len(renamed) < len(row):
+        raise DataError(
+            f"{source}: data.columns renames onto columns that are there already, among "
+            f"{sorted(map(str, row))}. Rename those, too."
+        )
+    return renamed
 
 
 def _parts(folder: Path) -> list[Path]:
