@@ -16,17 +16,19 @@ __all__ = ["FORMATS", "OF_RESPONSES", "AnswerFormat", "Answered", "AnswersTo", "
 OF_RESPONSES = ("responses", "scores", "truncated", "sampled")
 
 
-@dataclass(frozen=True)
 class Answered:
     """What came of one prompt.
+
+    A plain class: Lightning takes the dataclasses apart that a step returns.
 
     Attributes:
         item: the prompt.
         answers: its one response, or why there is none.
     """
 
-    item: PromptItem
-    answers: Answers
+    def __init__(self, item: PromptItem, answers: Answers) -> None:
+        self.item = item
+        self.answers = answers
 
 
 @dataclass(frozen=True)
