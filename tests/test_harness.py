@@ -65,7 +65,7 @@ def test_log_likelihoods_are_ours(
     adapter = root / "checkpoints" / "last-adapter"
     results: Any = simple_evaluate(
         model="hf",
-        model_args=f"pretrained={toy_world / 'base'},peft={adapter},dtype=float32,device=cpu",
+        model_args=f"pretrained={toy_world / 'base'},peft={adapter},dtype=float32",
         tasks=["toy_choice"],
         task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
         apply_chat_template=True,

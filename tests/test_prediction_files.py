@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from conftest import CORPUS, example_rows
 from mpo_lightning import MPOModule, PolicyConfig, PreferenceDataModule
 from mpo_lightning.cli import main
+from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.sources import open_source
 from mpo_lightning.errors import UserError
 from mpo_lightning.prediction_files import PredictionWriter
@@ -231,6 +232,35 @@ def test_what_does_not_go_together_is_refused_before_anything_is_answered(
     with pytest.raises(UserError, match=message):
         trainer.predict(MPOModule(policy=PolicyConfig(base=base)), data)
     assert [p.name for p in tmp_path.iterdir()] == ["groups.jsonl"]
+
+
+def test_sources_of_both_kinds_are_not_mixed(base: str, write_jsonl: Callable[..., str]) -> None:
+    prompts = write_jsonl(ARENA, "question.jsonl")
+    groups = write_jsonl(example_rows(2), "groups.jsonl")
+    data = PreferenceDataModule(tokenizer=base, predict=[prompts, groups])
+    with pytest.raises(DataError, match=r"question\.jsonl'\] hold prompts alone, .*groups"):
+        data.setup("predict")
+
+
+def test_in_python_and_in_four_bits(base: str, write_jsonl: Callable[..., str]) -> None:
+    """Also that columns may have other names."""
+    pytest.importorskip("bitsandbytes")
+    path = write_jsonl([{"question": text} for text in CORPUS])
+    module = MPOModule(
+        policy=PolicyConfig(base=base, quantization="nf4"), generation=Generation(**SETTINGS)
+    )
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    data = PreferenceDataModule(tokenizer=base, predict=path, columns={"question": "prompt"})
+    (answered,) = trainer.predict(module, data)
+    found = {each.item.number: each.answers.samples[0].text for each in answered}
+    sampler = load_sampler(
+        ModelConfig(base=base, quantization="nf4"), Generation(**SETTINGS).sampling()
+    )
+    expected = [answers.samples[0].text for answers in sampler([request(p) for p in CORPUS])]
+    assert [found[number] for number in range(4)] == expected
+    assert expected != asked(base, None, CORPUS)
 
 
 def test_a_prompt_without_room_is_left_out_and_counted(

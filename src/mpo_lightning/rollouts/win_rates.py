@@ -63,7 +63,8 @@ class Games:
 
     def of_prompts(self, values: Floats) -> Floats:
         """Mean over the games of each prompt, (P,)."""
-        return np.bincount(self.prompts, self.weights * values)
+        means: Floats = np.bincount(self.prompts, self.weights * values).astype(np.float64)
+        return means
 
 
 def win_rate(games: Games) -> Estimate:
