@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import LlamaForSequenceClassification
 
+from conftest import make_tokenizer, tiny_config
 from mpo_lightning.cli import main
 from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.sources import open_source
 from mpo_lightning.rollouts.answers import read_answers
 from mpo_lightning.rollouts.comparing import compare
 from mpo_lightning.rollouts.parts import RolloutError
+from mpo_lightning.rollouts.rewards import RewardModelConfig, Scorable, load_reward_model
 
 QUICK = {"resamples": 100, "progress": False}
 
@@ -124,6 +128,30 @@ def test_several_responses_and_prompts_that_come_twice(write_jsonl: Callable[...
             difficulty="soft",
             **QUICK,
         )
+
+
+def test_a_reward_model_scores_and_what_it_cannot_take_is_counted(
+    write_jsonl: Callable[..., str], tmp_path: Path
+) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForSequenceClassification(tiny_config(num_labels=1)).save_pretrained(tmp_path / "rm")
+    make_tokenizer().save_pretrained(tmp_path / "rm")
+    config = RewardModelConfig(path=str(tmp_path / "rm"), max_length=40)
+    ours = write_jsonl(alpaca({"a": "An apple.", "b": "A pear.", "c": "rain " * 50}), "ours.jsonl")
+    theirs = write_jsonl(alpaca({"a": "A dog.", "b": "The sky.", "c": "Blue."}), "theirs.jsonl")
+    found = compare(policy=ours, reference=theirs, reward_model=config, **QUICK)
+    scorer = load_reward_model(config)
+    scores = scorer(
+        [Scorable("a", ["An apple.", "A dog."], "x"), Scorable("b", ["A pear.", "The sky."], "y")]
+    )
+    assert found["prompts"] == 2
+    assert found["win_rate"]["value"] == sum(one > other for one, other in scores) / 2
+    assert found["policy"]["score"] == pytest.approx((scores[0][0] + scores[1][0]) / 2, abs=1e-5)
+    assert found["dropped"] == {
+        "beyond the scorer's max_length": {"prompts": 1, "first": [f"{ours}:3"]}
+    }
+    assert found["settings"]["scored_by"]["max_length"] == 40
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_logistic_fits_against_scipy() -> None:
 @pytest.mark.parametrize("longer", [-80.0, 120.0])
 def test_a_judge_that_likes_length_is_seen_through(longer: float) -> None:
     """At equal length the policy wins 60 %; that it is longer, or shorter, decides the raw rate."""
-    games = judged(4000, quality=np.log(1.5), taste=1.5, longer=longer, seed=3)
+    games = judged(3000, quality=np.log(1.5), taste=1.5, longer=longer, seed=3)
     raw = win_rate(games)
     controlled = length_controlled_win_rate(games, **DRAWS)
     assert controlled is not None
@@ -124,7 +124,7 @@ def test_a_judge_that_likes_length_is_seen_through(longer: float) -> None:
 
 
 def test_a_judge_that_ignores_length_gives_both_alike() -> None:
-    games = judged(4000, quality=0.4, taste=0.0, longer=100.0, seed=4)
+    games = judged(3000, quality=0.4, taste=0.0, longer=100.0, seed=4)
     controlled = length_controlled_win_rate(games, **DRAWS)
     assert controlled is not None
     assert controlled.value == pytest.approx(win_rate(games).value, abs=0.02)
@@ -132,7 +132,7 @@ def test_a_judge_that_ignores_length_gives_both_alike() -> None:
 
 def test_difficulty_is_averaged_over() -> None:
     """The mean over prompts is not the rate of the mean prompt."""
-    games = judged(5000, quality=1.0, taste=1.0, longer=100.0, seed=5, hard=2.0)
+    games = judged(3000, quality=1.0, taste=1.0, longer=100.0, seed=5, hard=2.0)
     controlled = length_controlled_win_rate(games, **DRAWS)
     assert controlled is not None
     gamma = np.random.default_rng(6).normal(size=100_000)
