@@ -226,8 +226,9 @@ def run_settings(command: str) -> list[Setting]:
         for each in trainer.node.body
         if isinstance(each, ast.FunctionDef) and each.name == command
     ]
-    # The Trainer takes these from the settings above.
+    # The Trainer takes these from the settings above, but for `verbose`, which the command sets.
     passed = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
+    passed.add("verbose")
     own = settings_of(Definition(method, trainer.module))
     return settings + [setting for setting in own if setting.name not in passed]
 

@@ -14,7 +14,6 @@ from mpo_lightning.commands.parsing import SettingsParser, check_environment
 from mpo_lightning.commands.watching import add_watching, name_missing_library, watched
 from mpo_lightning.data.datamodule import PreferenceDataModule
 from mpo_lightning.errors import UserError
-from mpo_lightning.evaluation_report import EvaluationReport
 from mpo_lightning.loggers import RunConfig
 from mpo_lightning.module import MPOModule
 from mpo_lightning.prediction_files import PredictionWriter
@@ -96,7 +95,7 @@ def main(args: list[str]) -> None:
             PreferenceDataModule,
             seed_everything_default=0,
             # Long training lets one response of each chosen set take all the mass.
-            trainer_defaults={"max_epochs": 1, "callbacks": [EvaluationReport()]},
+            trainer_defaults={"max_epochs": 1},
             auto_configure_optimizers=False,
             parser_class=RunParser,
             parser_kwargs={

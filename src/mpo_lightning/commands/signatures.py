@@ -134,9 +134,11 @@ def _written(default: ast.expr | None) -> str | None:
         case ast.Constant():
             return str(default.value)
         case ast.Lambda(body=body):
-            return ast.unparse(body)
-        case _:
-            return ast.unparse(default)
+            default = body
+        # As YAML has it.
+        case ast.Tuple(elts=elements):
+            default = ast.List(elements)
+    return ast.unparse(default)
 
 
 def _parameters(node: ast.FunctionDef) -> Iterator[tuple[ast.arg, ast.expr | None]]:

@@ -11,6 +11,7 @@ from mpo_lightning.callbacks.health import TrainingHealth
 from mpo_lightning.callbacks.progress import RunProgressBar
 from mpo_lightning.callbacks.samples import Samples
 from mpo_lightning.errors import UserError
+from mpo_lightning.evaluation_report import EvaluationReport
 from mpo_lightning.loggers import run_loggers
 
 __all__ = ["add_watching", "name_missing_library", "watched"]
@@ -40,7 +41,7 @@ def watched(trainer: dict[str, Any], callbacks: list[Callback]) -> list[Callback
         isinstance(callback, ProgressBar) for callback in others
     ):
         callbacks = [c for c in callbacks if not isinstance(c, RunProgressBar)]
-    return callbacks
+    return [*callbacks, EvaluationReport()]
 
 
 def name_missing_library(error: Exception) -> None:
