@@ -25,7 +25,7 @@ PAIR = {"DPO random pair": "DPO, random pair", "DPO best-worst": "DPO, best and 
 GROUP = {
     "DPO all pairs": "DPO, all pairs",
     "MPO": "MPO",
-    "W-MPO 1": "W-MPO",
+    "W-MPO 0.5": "W-MPO, alpha = 0.5",
     "multi-level": "MultiLevelMPO",
     "InfoNCA 1": "InfoNCA",
     "IPO all pairs": "IPO, all pairs",

@@ -100,7 +100,8 @@ def rows_of(parser: ArgumentParser, prefix: str = "") -> Iterator[tuple[str, str
         if name in ("help", "print_config", "config", "print_shtab"):
             continue
         hint = getattr(action, "_typehint", None) or action.type or type(action.default)
-        yield name, _type_text(hint), _default_text(action.default), action.help or ""
+        default = "required" if action.required else _default_text(action.default)
+        yield name, _type_text(hint), default, action.help or ""
 
 
 def _table(rows: Iterator[tuple[str, str, str, str]], title: str = "setting") -> str:
@@ -124,7 +125,7 @@ def _class_parser(made: type) -> ArgumentParser:
     return parser
 
 
-def _concrete(base: type) -> list[type]:
+def _concrete(base: Any) -> list[type]:
     found = [base] if not getattr(base, "__abstractmethods__", None) else []
     for child in base.__subclasses__():
         found += _concrete(child)
