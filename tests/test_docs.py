@@ -10,8 +10,9 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
@@ -102,23 +103,32 @@ def test_external_links_are_well_formed() -> None:
 # -------------------------------------------------------------------------------- commands
 
 
-def commands(text: str) -> Iterator[list[str]]:
-    """Arguments of every `mpo-lightning` in a page's shell blocks."""
+class Command(NamedTuple):
+    """Arguments of a `mpo-lightning` in a page, and the variables that its block has set before."""
+
+    arguments: tuple[str, ...]
+    variables: tuple[tuple[str, str], ...]
+
+
+def commands(text: str) -> Iterator[Command]:
+    """Every `mpo-lightning` in a page's shell blocks."""
     for block in blocks(text, "sh", "bash", "console"):
+        variables: list[tuple[str, str]] = []
         for raw in block.replace("\\\n", " ").splitlines():
             line = re.sub(r"\$\{[^}]*\}", "", raw.removeprefix("$ "))
-            line = re.sub(r"\$\w+", "1", line)
-            words = shlex.split(line, comments=True)
-            for start in ("mpo-lightning", "mpo_lightning"):
-                if start in words:
-                    given = words[words.index(start) + 1 :]
-                    yield [NAMES.get(word, word) for word in given]
+            words = shlex.split(re.sub(r"\$\w+", "1", line), comments=True)
+            if words[:1] == ["export"]:
+                name, _, value = words[1].partition("=")
+                variables.append((name, value))
+            for start in {"mpo-lightning", "mpo_lightning"} & set(words):
+                after = words[words.index(start) + 1 :]
+                given = list(takewhile(lambda word: word not in {">", "|", "&&", ";"}, after))
+                # By itself it lists its commands.
+                if given:
+                    yield Command(tuple(NAMES.get(word, word) for word in given), tuple(variables))
 
 
-# By itself `mpo-lightning` lists its commands.
-ALL_COMMANDS = sorted(
-    {tuple(found) for text in TEXTS.values() for found in commands(text) if found}
-)
+ALL_COMMANDS = sorted({found for text in TEXTS.values() for found in commands(text)})
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +159,10 @@ def parsed(command: list[str]) -> bool:
 def test_commands_parse(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(ALL_COMMANDS) > 40
     for command in ALL_COMMANDS:
-        assert parsed(list(command)), shlex.join(command)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in command.variables:
+                patch.setenv(name, value)
+            assert parsed(list(command.arguments)), shlex.join(command.arguments)
 
 
 def test_a_wrong_command_does_not_parse(
