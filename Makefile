@@ -49,8 +49,8 @@ figures: $(READY) ## Draw the figures of the documentation again
 	@$(BIN)/python docs/figures/method.py
 	@$(BIN)/python docs/figures/results.py
 
-notebooks: $(READY) ## Run the notebooks and keep their outputs
-	@cd notebooks && ../$(BIN)/jupyter-execute --inplace *.ipynb
+notebooks: $(READY) ## Run the notebooks and keep their outputs (NOTEBOOKS=...: some of them)
+	@$(BIN)/python -m notebooks.keep $(NOTEBOOKS)
 
 bench: $(READY) ## Measure time and memory of a step beside TRL's, in 30 minutes (BENCH=--quick: 2)
 	@$(BIN)/python -m benchmarks.compute $(BENCH)
@@ -60,4 +60,4 @@ format: $(READY) ## Format the code and mend what can be mended
 	@$(BIN)/ruff format .
 
 clean: ## Remove the environment, caches and what the quick start made
-	rm -rf $(VENV) $(WORLD) site notebooks/$(WORLD) notebooks/notebook-run .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(WORLD) site notebooks/$(WORLD) site notebooks/*-run .mypy_cache .pytest_cache .ruff_cache

@@ -100,6 +100,41 @@ def text_of(row: dict[str, Any]) -> str:
     return f"<|bos|>{turns}<|assistant|>\n{answers}"
 
 
+@pytest.mark.parametrize("kind", [list, datasets.Dataset.from_list])
+def test_rows_in_memory_train_as_those_of_a_file(
+    kind: Callable[[Any], Any], tokenizer_folder: str, write_jsonl: Write, tmp_path: Path
+) -> None:
+    # Arrow has one type a column.
+    rows = [row for row in example_rows(9) if isinstance(row["prompt"], str)]
+    settings: dict[str, Any] = {
+        "tokenizer": tokenizer_folder,
+        "groups_per_batch": 2,
+        "cache": str(tmp_path / "cache"),
+    }
+    path = write_jsonl(rows)
+    of_file = fit(PreferenceDataModule(train=path, val=path, **settings))
+    data = PreferenceDataModule(train=kind(rows), val=kind(rows[:1]), **settings)
+    in_memory = fit(data)
+    found, expected = in_memory.trained[0], of_file.trained[0]
+    assert [batch.sources for batch in found] == [
+        [source.replace(path, "train") for source in batch.sources] for batch in expected
+    ]
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.tokens, other.tokens)
+        assert torch.equal(one.scores, other.scores)
+        assert one.extras == other.extras
+    assert {source for batch in in_memory.validated for source in batch.sources} == {"val:1"}
+    assert str(data.reports[0]).startswith("train: 5 of 5 groups")
+
+
+def test_bad_row_in_memory_is_named(tokenizer_folder: str, tmp_path: Path) -> None:
+    rows = example_rows(3)
+    rows[1]["scores"][0] = None
+    data = PreferenceDataModule(tokenizer=tokenizer_folder, train=rows, cache=str(tmp_path))
+    with pytest.raises(DataError, match=r"^train:2: scores\[0\]: found None"):
+        data.setup("fit")
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_batches_hold_the_groups_of_the_file(
     num_workers: int, tokenizer_folder: str, write_jsonl: Write

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -130,6 +131,43 @@ def test_content_of_the_file_and_settings_of_its_schema(tmp_path: Path, write_js
     data, _ = prepare(GroupReader(path, schema=Pairs()), make(), root=root)
     assert len([folder for folder in root.iterdir() if folder.is_dir()]) == 3
     assert "Thus" in make_tokenizer().decode(data[0]["responses"][0])
+
+
+TYPED_IN = """
+from mpo_lightning.data.schema import Converted, Schema
+
+class Shouted(Schema):
+    columns = "question, answers"
+
+    @classmethod
+    def fits(cls, columns, row):
+        return columns >= {"question", "answers"}
+
+    def convert(self, row, source):
+        texts = [text.upper() + "!" for text in row["answers"]]
+        return Converted({"prompt": row["question"], "responses": texts, "scores": [1, 0]})
+"""
+
+
+def test_schema_that_was_typed_in_is_known_by_what_it_does(
+    tmp_path: Path, write_jsonl: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a notebook, where a class has no file and its cell is run again after a change."""
+    path = write_jsonl([{"question": "Why?", "answers": ["So.", "No."]}])
+
+    def tokens(code: str) -> list[str]:
+        main = ModuleType("__main__")
+        monkeypatch.setitem(sys.modules, "__main__", main)
+        exec(code, vars(main))
+        reader = GroupReader(path, schema=vars(main)["Shouted"]())
+        data, _ = prepare(reader, make(), root=tmp_path / "cache")
+        return [make_tokenizer().decode(response) for response in data[0]["responses"]]
+
+    assert tokens(TYPED_IN) == ["SO.!<|eos|>", "NO.!<|eos|>"]
+    assert tokens(TYPED_IN.replace('"!"', '"?"')) == ["SO.?<|eos|>", "NO.?<|eos|>"]
+    # What it did before is still known.
+    tokens(TYPED_IN)
+    assert len(list((tmp_path / "cache").glob("*.lock"))) == 2
 
 
 def test_bad_rows_are_told_again_when_the_same_is_asked_for(

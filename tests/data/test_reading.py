@@ -8,6 +8,7 @@ import pytest
 from conftest import example_rows
 from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.reading import GroupReader, Outcome
+from mpo_lightning.data.schema import Converted, Row, Schema
 
 Write = Callable[..., str]
 
@@ -73,3 +74,21 @@ def test_columns_under_other_names(write_jsonl: Write) -> None:
         GroupReader(path, columns={"mark": "scores"})
     with pytest.raises(DataError, match="renames onto columns that are there already"):
         GroupReader(path, columns={"answers": "question"})
+
+
+class Careless(Schema):
+    columns = "question, best"
+
+    @classmethod
+    def fits(cls, columns: frozenset[str], row: Row) -> bool:
+        return "question" in columns
+
+    def convert(self, row: Row, source: str) -> Converted:
+        return Converted({"prompt": row["question"], "responses": [row["best"]], "scores": [1]})
+
+
+def test_row_on_which_a_schema_fails_is_named(write_jsonl: Write) -> None:
+    path = write_jsonl([{"question": "Why?", "best": "So."}, {"question": "Why?"}])
+    with pytest.raises(KeyError, match="best") as raised:
+        list(GroupReader(path, schema=Careless()).outcomes())
+    assert raised.value.__notes__ == [f"{path}:2: Careless.convert failed on this row."]

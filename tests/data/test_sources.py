@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from mpo_lightning.data.groups import DataError
-from mpo_lightning.data.sources import open_source, read_rows
+from mpo_lightning.data.sources import Rows, open_rows, open_source, read_rows
 
 ROWS: list[dict[str, Any]] = [
     {
@@ -322,3 +322,71 @@ def test_broken_hub_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", load)
     with pytest.raises(DataError, match=r"org/name: .*DatasetGenerationError"):
         list(read_rows("org/name"))
+
+
+# ------------------------------------------------------------------------------------ in memory
+
+
+def with_more_columns() -> datasets.Dataset:
+    """A data set whose format shows some of its columns, as tensors."""
+    more = [{**row, "more": 1} for row in ROWS]
+    return datasets.Dataset.from_list(more).with_format("torch", columns=list(ROWS[0]))
+
+
+IN_MEMORY: dict[str, Callable[[], Rows]] = {
+    "list": lambda: ROWS,
+    "tuple": lambda: tuple(ROWS),
+    "data set": lambda: datasets.Dataset.from_list(ROWS),
+    "selected rows": lambda: datasets.Dataset.from_list([ROWS[2], *ROWS]).select([1, 2, 3]),
+    "format": with_more_columns,
+}
+
+
+@pytest.mark.parametrize("kind", IN_MEMORY)
+def test_rows_in_memory_are_those_that_were_given(kind: str) -> None:
+    source = open_rows(IN_MEMORY[kind](), "train")
+    numbered = [(f"train:{number}", row) for number, row in enumerate(ROWS, start=1)]
+    assert list(source.rows(0, len(source))) == numbered
+    assert list(source.rows(1, 2)) == numbered[1:2]
+
+
+@pytest.mark.parametrize("kind", [list, datasets.Dataset.from_list])
+def test_digest_of_rows_in_memory_is_of_their_content(kind: Callable[[Any], Rows]) -> None:
+    def digest(rows: list[Any]) -> str:
+        return open_rows(kind(rows), "train").digest
+
+    again = json.loads(json.dumps(ROWS))
+    assert digest(again) == digest(json.loads(json.dumps(ROWS)))
+    last = {**ROWS[2], "scores": [0.0, 1.0, 2.0, 4.0]}
+    changed = [[*ROWS[:2], last], ROWS[:2], ROWS[::-1], [{**row, "more": 1} for row in ROWS]]
+    assert len({digest(ROWS), *map(digest, changed)}) == 5
+
+
+def test_digest_does_not_trust_the_name_that_map_gave() -> None:
+    """A function that reads something else gives other rows under the same fingerprint."""
+    given = {"score": 1.0}
+
+    def of_data(score: float) -> datasets.Dataset:
+        given["score"] = score
+        return datasets.Dataset.from_list(ROWS).map(
+            lambda row: {"added": given["score"]}, new_fingerprint="the-same", keep_in_memory=True
+        )
+
+    assert of_data(1.0)._fingerprint == of_data(2.0)._fingerprint
+    assert open_rows(of_data(1.0), "a").digest != open_rows(of_data(2.0), "a").digest
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (Path("train.jsonl"), "train: found PosixPath; expected .* name a path as a text"),
+        (datasets.DatasetDict(), "found DatasetDict; expected .* hand over one split"),
+        (datasets.Dataset.from_list(ROWS).to_iterable_dataset(), "found IterableDataset"),
+        (datasets.Dataset.from_list(ROWS).with_transform(dict), "has a transform.* Use map"),
+        (datasets.Dataset.from_list([]), "train: holds no rows"),
+        ([], "train: holds no rows"),
+    ],
+)
+def test_what_is_no_list_of_rows(rows: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        open_rows(rows, "train")

@@ -2,7 +2,7 @@
 
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from mpo_lightning.data.sampler import GroupSampler
 from mpo_lightning.data.schema import Schema
 from mpo_lightning.data.scores import Keep, Normalization, Scale, normalize_scores
 from mpo_lightning.data.show import show_groups
+from mpo_lightning.data.sources import Rows, RowSource, open_rows, open_source
 from mpo_lightning.data.tokens import (
     Boundary,
     GroupTokenizer,
@@ -55,12 +56,14 @@ class PreferenceDataModule(LightningDataModule):
     list of texts) and ``scores`` (one number each, higher is better), or the columns of a known
     public data set; see docs/data.md. A source is a ``.jsonl``, ``.json`` or ``.parquet`` file, a
     folder of such files or of ``datasets.save_to_disk``, or a hub id, with a split after a colon
-    if wanted. Token ids are computed once and kept on disk.
+    if wanted; in your own code also rows in memory, as a list or a ``datasets.Dataset``, which
+    messages and predictions name by what they are for: ``train:17``. Token ids are computed once
+    and kept on disk.
 
     Args:
         tokenizer: folder or hub id of the tokenizer; the command line takes the model's base where
             none is given.
-        train: source, or sources, to train on.
+        train: source, or sources, or rows, to train on.
         val: what to validate on.
         test: what to test on.
         predict: what to predict for.
@@ -99,10 +102,10 @@ class PreferenceDataModule(LightningDataModule):
         self,
         *,
         tokenizer: str | None = None,
-        train: str | list[str] | None = None,
-        val: str | list[str] | None = None,
-        test: str | list[str] | None = None,
-        predict: str | list[str] | None = None,
+        train: str | list[str] | Rows | None = None,
+        val: str | list[str] | Rows | None = None,
+        test: str | list[str] | Rows | None = None,
+        predict: str | list[str] | Rows | None = None,
         schema: Schema | None = None,
         columns: dict[str, str] | None = None,
         groups_per_batch: int | None = None,
@@ -134,11 +137,11 @@ class PreferenceDataModule(LightningDataModule):
             if value is not None and value < least:
                 raise ValueError(f"data.{name} must be at least {least}, got {value}.")
         self.tokenizer_path = tokenizer
-        self.sources: dict[Role, list[str]] = {
-            "train": _as_list(train),
-            "val": _as_list(val),
-            "test": _as_list(test),
-            "predict": _as_list(predict),
+        self.sources: dict[Role, list[str | Rows]] = {
+            "train": _sources(train),
+            "val": _sources(val),
+            "test": _sources(test),
+            "predict": _sources(predict),
         }
         if groups_per_batch is None and tokens_per_batch is None:
             groups_per_batch = 8
@@ -206,12 +209,7 @@ class PreferenceDataModule(LightningDataModule):
         )
         parts: list[Groups] = []
         for source in self.sources[role]:
-            reader = GroupReader(
-                source,
-                schema=self.schema,
-                columns=self.columns,
-                default_split={"val": "validation", "predict": "test"}.get(role, role),
-            )
+            reader = GroupReader(self._open(source, role), schema=self.schema, columns=self.columns)
             data, report = prepare(reader, tokenize, root=self.cache, processes=self.num_proc)
             groups = Groups(data)
             # Predictions tell the scores that were given.
@@ -235,6 +233,13 @@ class PreferenceDataModule(LightningDataModule):
         dataset = GroupDataset(groups)
         self._warn_of_large_groups(role, dataset)
         return dataset
+
+    def _open(self, source: str | Rows, role: Role) -> RowSource:
+        """A source by its name, or rows in memory by what they are for."""
+        if not isinstance(source, str):
+            return open_rows(source, role)
+        splits: dict[Role, str] = {"val": "validation", "predict": "test"}
+        return open_source(source, default_split=splits.get(role, role))
 
     def _loss(self) -> SetLoss:
         """The loss of the module that is trained; the paper's where there is none."""
@@ -416,5 +421,10 @@ class PreferenceDataModule(LightningDataModule):
         return self._loader("predict")
 
 
-def _as_list(value: str | list[str] | None) -> list[str]:
-    return [value] if isinstance(value, str) else list(value or [])
+def _sources(value: str | list[str] | Rows | None) -> list[str | Rows]:
+    """The names of sources, or rows in memory as the only one."""
+    if value is None:
+        return []
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return list(value)
+    return [cast("str | Rows", value)]

@@ -100,9 +100,6 @@ def _key(reader: GroupReader, tokenize: GroupTokenizer) -> str:
     """Of all that decides what the groups become."""
     # Which of the files beside this one have a say is not worth being wrong about.
     code = sorted(Path(__file__).parent.glob("*.py"))
-    own = getsourcefile(type(reader.schema))
-    if own is not None:
-        code.append(Path(own))
     content = {
         # Rows are named by their source, in messages and in predictions.
         "source": [reader.source.name, reader.source.digest],
@@ -111,8 +108,23 @@ def _key(reader: GroupReader, tokenize: GroupTokenizer) -> str:
         "tokenizer": tokenizer_digest(tokenize.tokenizer),
         "settings": tokenize.settings,
         "code": [sha256(path.read_bytes()).hexdigest() for path in code],
+        "schema's code": _code_of(type(reader.schema)),
     }
     return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _code_of(schema: type) -> str:
+    """A digest of what a schema does: of its file, or of itself if it was typed in."""
+    from datasets.fingerprint import Hasher
+
+    try:
+        own = getsourcefile(schema)
+    # In a notebook or at a prompt there is no file.
+    except (OSError, TypeError):
+        own = None
+    if own is None or not Path(own).is_file():
+        return str(Hasher.hash(schema))
+    return sha256(Path(own).read_bytes()).hexdigest()
 
 
 def _make(

@@ -43,7 +43,7 @@ class GroupReader:
     """Gives any range of a source's groups without holding the others.
 
     Args:
-        data: file, folder or hub id; see `open_source`.
+        data: file, folder or hub id, see `open_source`; or a source that is open.
         schema: shape of the rows; found from the first row's columns if none.
         columns: other names of columns: the name in the source, and the name to read it as.
         default_split: split of a hub id or saved DatasetDict that names none.
@@ -55,13 +55,15 @@ class GroupReader:
 
     def __init__(
         self,
-        data: str,
+        data: str | RowSource,
         *,
         schema: Schema | None = None,
         columns: Mapping[str, str] | None = None,
         default_split: str = "train",
     ) -> None:
-        self.source: RowSource = open_source(data, default_split=default_split)
+        if isinstance(data, str):
+            data = open_source(data, default_split=default_split)
+        self.source = data
         self.columns = dict(columns or {})
         self.schema = schema or self._detect()
         # Where a row holds one response: the rows of each group, group after group.
@@ -115,7 +117,15 @@ class GroupReader:
             # Its check tells what is wrong.
             check_row(row, name)
         assert isinstance(row, Mapping)
-        return self.schema.convert(self._rename(row, name), name)
+        renamed = self._rename(row, name)
+        try:
+            return self.schema.convert(renamed, name)
+        except (DataError, SkippedRow):
+            raise
+        # A schema of the user's own may fail on a row in any way.
+        except Exception as error:
+            error.add_note(f"{name}: {type(self.schema).__name__}.convert failed on this row.")
+            raise
 
     def _outcome(self, rows: list[tuple[str, RawRow]]) -> Outcome:
         first = rows[0][0]

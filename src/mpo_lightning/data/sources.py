@@ -1,14 +1,15 @@
-"""Rows from files, saved ``datasets`` folders and hub data sets, each with where it came from.
+"""Rows from files, ``datasets`` folders, hub data sets and memory, each with where it came from.
 
 A source is opened once, which counts its rows and reads its content through for a digest, and then
 gives any range of rows without holding the others: several processes can share the work.
 """
 
 import json
+import pickle
 from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from itertools import accumulate
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 from mpo_lightning.data.groups import DataError
 
-__all__ = ["RowSource", "open_source", "read_rows"]
+__all__ = ["RowSource", "Rows", "open_rows", "open_source", "read_rows"]
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 # Rows that are held at a time where a library reads ahead.
@@ -24,6 +25,8 @@ READ_AHEAD = 256
 
 # As it was read; one that cannot be read at all is the DataError that says so.
 RawRow = object
+# In memory: a list of rows, or a data set of the ``datasets`` library.
+Rows = Sequence[Mapping[str, object]]
 
 
 class RowSource(ABC):
@@ -81,6 +84,35 @@ def open_source(data: str, *, default_split: str = "train") -> RowSource:
     return source
 
 
+def open_rows(rows: Rows, name: str) -> RowSource:
+    """The source of rows that are in memory.
+
+    Args:
+        rows: a list of mappings, or a `datasets.Dataset`, whose columns its own format selects.
+        name: what rows are named by, ``name:number``; they count from 1.
+
+    Raises:
+        DataError: if it is neither, holds nothing, or is a data set that makes its rows anew each
+            time that they are read.
+    """
+    from datasets import Dataset
+
+    source: RowSource
+    if isinstance(rows, Dataset):
+        source = _in_memory_dataset(rows, name)
+    elif isinstance(rows, list | tuple):
+        source = _Values(list(rows), name, _digest_of_values(rows))
+    else:
+        raise DataError(
+            f"{name}: found {type(rows).__name__}; expected the name of a source, a list of names, "
+            "a list of rows or a datasets.Dataset. Of a DatasetDict hand over one split; name a "
+            "path as a text."
+        )
+    if not len(source):
+        raise DataError(f"{name}: holds no rows.")
+    return source
+
+
 def read_rows(data: str, *, default_split: str = "train") -> Iterator[tuple[str, object]]:
     """Yield ``("file:row", row)`` of every row; rows count from 1, in JSON Lines they are lines.
 
@@ -106,7 +138,7 @@ def _parts(folder: Path) -> list[Path]:
 def _open_file(path: Path, name: str) -> RowSource:
     openers: dict[str, Callable[[Path, str], RowSource]] = {
         ".jsonl": _JsonLines,
-        ".json": _JsonArray,
+        ".json": _json_array,
         ".parquet": _Parquet,
     }
     if path.suffix not in openers:
@@ -240,30 +272,13 @@ def _parse_line(line: bytes, source: str) -> RawRow:
     return row
 
 
-class _JsonArray(RowSource):
-    """A file that is one array of objects; it is held whole."""
+class _Values(RowSource):
+    """Rows that are held whole."""
 
-    def __init__(self, path: Path, name: str) -> None:
+    def __init__(self, values: list[Any], name: str, digest: str) -> None:
+        self.values = values
         self.name = name
-        raw = path.read_bytes()
-        self.digest = blake2b(raw, digest_size=16).hexdigest()
-        text = _decode(raw, name)
-        self.values: list[Any] = []
-        if not text.strip():
-            return
-        try:
-            rows = _parse(text, name)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{name}: not valid JSON ({error.msg} at line {error.lineno}, column "
-                f"{error.colno}). Name a file with one object a line .jsonl."
-            ) from error
-        if not isinstance(rows, list):
-            raise DataError(
-                f"{name}: found {type(rows).__name__}; expected an array of objects. "
-                "Name a file with one object a line .jsonl."
-            )
-        self.values = rows
+        self.digest = digest
 
     def __len__(self) -> int:
         return len(self.values)
@@ -272,6 +287,33 @@ class _JsonArray(RowSource):
         """The rows, counted from 1."""
         for number, row in enumerate(self.values[start:stop], start=start + 1):
             yield f"{self.name}:{number}", row
+
+
+def _digest_of_values(values: Sequence[Any]) -> str:
+    content = blake2b(digest_size=16)
+    for value in values:
+        # Of whatever a row holds. Equal rows may differ in it, unequal ones cannot agree.
+        content.update(pickle.dumps(value, protocol=5))
+    return content.hexdigest()
+
+
+def _json_array(path: Path, name: str) -> RowSource:
+    """A file that is one array of objects."""
+    raw = path.read_bytes()
+    text = _decode(raw, name)
+    try:
+        rows = _parse(text, name) if text.strip() else []
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{name}: not valid JSON ({error.msg} at line {error.lineno}, column "
+            f"{error.colno}). Name a file with one object a line .jsonl."
+        ) from error
+    if not isinstance(rows, list):
+        raise DataError(
+            f"{name}: found {type(rows).__name__}; expected an array of objects. "
+            "Name a file with one object a line .jsonl."
+        )
+    return _Values(rows, name, blake2b(raw, digest_size=16).hexdigest())
 
 
 # ---------------------------------------------------------------------------------------- Arrow
@@ -325,14 +367,12 @@ class _Parquet(RowSource):
 
 
 class _Dataset(RowSource):
-    """A data set of the ``datasets`` library, memory-mapped."""
+    """A data set of the ``datasets`` library."""
 
-    def __init__(self, dataset: Any, name: str) -> None:
+    def __init__(self, dataset: Any, name: str, digest: str) -> None:
         self.dataset = dataset
         self.name = name
-        files = [Path(file["filename"]) for file in dataset.cache_files]
-        # A data set is its files and, where rows were selected, which of them.
-        self.digest = _digest_of(dataset._fingerprint, _digest_of_files(files))
+        self.digest = digest
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -343,6 +383,28 @@ class _Dataset(RowSource):
             columns = self.dataset[at : min(at + READ_AHEAD, stop)]
             for number, values in enumerate(zip(*columns.values(), strict=True), start=at + 1):
                 yield f"{self.name}:{number}", dict(zip(columns, values, strict=True))
+
+
+def _mapped_dataset(dataset: Any, name: str) -> RowSource:
+    files = [Path(file["filename"]) for file in dataset.cache_files]
+    # A data set is its files and, where rows were selected, which of them.
+    return _Dataset(dataset, name, _digest_of(dataset._fingerprint, _digest_of_files(files)))
+
+
+def _in_memory_dataset(dataset: Any, name: str) -> RowSource:
+    if dataset.format["type"] == "custom":
+        raise DataError(
+            f"{name}: the data set has a transform, which makes its rows when they are read. Use "
+            "map instead of set_transform: rows must be the same each time."
+        )
+    columns = dataset.format["columns"]
+    # By its content: what a function read that map was given is no part of its fingerprint.
+    content = blake2b(repr(dataset.features).encode(), digest_size=16)
+    for block in dataset.with_format("arrow", columns=columns).iter(batch_size=READ_AHEAD):
+        for batch in block.combine_chunks().to_batches():
+            content.update(batch.serialize())
+    plain = dataset.with_format(None, columns=columns)
+    return _Dataset(plain, name, content.hexdigest())
 
 
 def _saved_dataset(data: str, path: Path, split: str, default_split: str) -> RowSource:
@@ -366,7 +428,7 @@ def _saved_dataset(data: str, path: Path, split: str, default_split: str) -> Row
         dataset = dataset[split]
     elif split:
         raise DataError(f"{path}: holds one data set and no splits. Name it without {split!r}.")
-    return _Dataset(dataset, data)
+    return _mapped_dataset(dataset, data)
 
 
 def _hub_dataset(data: str, name: str, split: str) -> RowSource:
@@ -382,4 +444,4 @@ def _hub_dataset(data: str, name: str, split: str) -> RowSource:
             "hub failed "
             f"({type(error).__name__}: {error})."
         ) from error
-    return _Dataset(dataset, data)
+    return _mapped_dataset(dataset, data)
