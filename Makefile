@@ -60,4 +60,4 @@ format: $(READY) ## Format the code and mend what can be mended
 	@$(BIN)/ruff format .
 
 clean: ## Remove the environment, caches and what the quick start made
-	rm -rf $(VENV) $(WORLD) site notebooks/$(WORLD) site notebooks/*-run .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(WORLD) site notebooks/$(WORLD) notebooks/*-run .mypy_cache .pytest_cache .ruff_cache

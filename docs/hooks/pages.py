@@ -33,6 +33,7 @@ OUTSIDE = (
     "notebooks/*.ipynb",
 )
 LINK = re.compile(r"(?<=\]\()(?!\w+:)([^)#\s]+)((?:#[^)\s]*)?)(?=\))")
+NOTEBOOK_LINK = re.compile(r'href="(?!\w+:)([^"#]+\.(?:md|ipynb|py|yaml))((?:#[^"]*)?)"')
 FENCE = re.compile(r"^ *(```|~~~)")
 MARKER = re.compile(r"^<!-- generated: ([\w .-]+) -->$", flags=re.MULTILINE)
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".toml": "toml"}
@@ -103,6 +104,13 @@ def _sources(pages: list[tuple[str, str]]) -> set[str]:
     return found
 
 
+def _uri(target: str) -> str:
+    """The place on the site of what lies at a place in the repository."""
+    if target.startswith("docs/"):
+        return target.removeprefix("docs/")
+    return target if target in outside() else _source_uri(target)
+
+
 @event_priority(100)  # before mkdocs-jupyter takes the notebooks
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages from outside docs/, and those of linked sources."""
@@ -130,15 +138,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     def led(match: re.Match[str]) -> str:
         link, anchor = match.groups()
-        target = target_of(place, link)
-        if target.startswith("docs/"):
-            uri = target.removeprefix("docs/")
-        elif target in outside():
-            uri = target
-        else:
-            uri = _source_uri(target)
         here = posixpath.dirname(page.file.src_uri)
-        return posixpath.relpath(uri, here or ".") + anchor
+        return posixpath.relpath(_uri(target_of(place, link)), here or ".") + anchor
 
     def generated(match: re.Match[str]) -> str:
         name, _, argument = match[1].partition(" ")
@@ -155,3 +156,18 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             fenced = not fenced
         lines.append(line if fenced else LINK.sub(led, line))
     return "\n".join(lines)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Lead the links of notebooks, which MkDocs does not follow, to the site's pages."""
+    if not page.file.src_uri.endswith(".ipynb"):
+        return html
+
+    def led(match: re.Match[str]) -> str:
+        target = _uri(target_of(page.file.src_uri, match[1]))
+        file = files.get_file_from_path(target)
+        if file is None:
+            raise PluginError(f"{page.file.src_uri}: {match[1]} leads to no page of the site")
+        return f'href="{file.url_relative_to(page.file)}{match[2]}"'
+
+    return NOTEBOOK_LINK.sub(led, html)
