@@ -147,7 +147,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             raise PluginError(f"{page.file.src_uri}: nothing generates {match[1]!r}")
         return GENERATED[name](argument)
 
-    if page.file.src_uri.startswith("code/"):
+    if page.file.src_uri.startswith("code/") or not page.file.src_uri.endswith(".md"):
         return markdown
     markdown = MARKER.sub(generated, markdown)
     fenced, lines = False, []

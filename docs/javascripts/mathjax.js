@@ -1,10 +1,10 @@
-// Formulas are those that arithmatex has marked; the rest of a page is left alone.
+// Formulas are what arithmatex has marked, and the texts of notebooks; all else is left alone.
 window.MathJax = {
   tex: {
-    inlineMath: [["\\(", "\\)"]],
-    displayMath: [["\\[", "\\]"]],
+    inlineMath: [["\\(", "\\)"], ["$", "$"]],
+    displayMath: [["\\[", "\\]"], ["$$", "$$"]],
     processEscapes: true,
     processEnvironments: true,
   },
-  options: { ignoreHtmlClass: ".*|", processHtmlClass: "arithmatex" },
+  options: { ignoreHtmlClass: "md-container", processHtmlClass: "arithmatex|jp-RenderedMarkdown" },
 };
