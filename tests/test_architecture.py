@@ -12,7 +12,16 @@ PACKAGE = Path(__file__).parent.parent / "src" / "mpo_lightning"
 # From the ground up; a file imports from floors below its own only.
 FLOORS = [
     {"errors", "folders"},
-    {"batch", "linear", "ending", "checkpoint", "optim", "losses.checks", "losses.scores"},
+    {
+        "batch",
+        "linear",
+        "ending",
+        "checkpoint",
+        "optim",
+        "record",
+        "losses.checks",
+        "losses.scores",
+    },
     {"losses.partition"},
     {"losses.base"},
     {"losses.sets", "losses.pairs", "losses.lists"},
@@ -49,8 +58,11 @@ FLOORS = [
     {"data.datamodule", "data.check", "data.convert", "data.split"},
     {"loading", "rollouts.parts", "rollouts.prompts"},
     {"module", "rollouts.generation"},
-    {"strategy", "rollouts.server", "rollouts.rewards", "rollouts.merging"},
+    {"strategy", "rollouts.server", "rollouts.rewards", "export.source"},
     {"rollouts.sampling", "rollouts.scoring", "commands.functions"},
+    {"export.formulas", "export.curves", "export.merging", "export.writing"},
+    {"export.card"},
+    {"export.exporting"},
     {
         "studies.grammar",
         "studies.enumeration",
@@ -71,7 +83,7 @@ FLOORS = [
         "commands.data",
         "commands.sample",
         "commands.score",
-        "commands.merge",
+        "commands.export",
         "commands.study",
     },
     {"cli"},
@@ -81,6 +93,7 @@ FLOORS = [
         "data.__init__",
         "commands.__init__",
         "rollouts.__init__",
+        "export.__init__",
         "studies.__init__",
     },
 ]

@@ -11,13 +11,12 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch import Tensor
 
 from mpo_lightning.errors import UserError
 
 __all__ = ["AdapterCheckpointIO", "CheckpointError", "RunCheckpoint", "adapter_folder"]
 
-WriteAdapter = Callable[[Path, dict[str, Tensor]], None]
+WriteAdapter = Callable[[Path, dict[str, Any]], None]
 
 
 class CheckpointError(UserError, RuntimeError):
@@ -39,7 +38,7 @@ class AdapterCheckpointIO(CheckpointIO):
 
     Args:
         inner: what reads and writes the checkpoint file.
-        write_adapter: writes the weights of a checkpoint's state dict as an adapter folder.
+        write_adapter: writes what a checkpoint holds of the adapter as a folder.
     """
 
     def __init__(self, inner: CheckpointIO, write_adapter: WriteAdapter) -> None:
@@ -65,7 +64,7 @@ class AdapterCheckpointIO(CheckpointIO):
         try:
             shutil.rmtree(new_folder, ignore_errors=True)
             new_folder.mkdir(parents=True)
-            self.write_adapter(new_folder, checkpoint["state_dict"])
+            self.write_adapter(new_folder, checkpoint)
             self.inner.save_checkpoint(checkpoint, new_file, storage_options)
             for written in (new_file, *new_folder.iterdir()):
                 _to_disk(written)

@@ -29,7 +29,9 @@ COMMANDS = {
     "predict": Command(RUN, "Write log-probability, reward and rank of every response."),
     "sample": Command("mpo_lightning.commands.sample", "Sample n responses to each prompt."),
     "score": Command("mpo_lightning.commands.score", "Score responses; the output is for fit."),
-    "merge": Command("mpo_lightning.commands.merge", "Merge an adapter into its base."),
+    "export": Command(
+        "mpo_lightning.commands.export", "Write a checkpoint as an adapter or a merged model."
+    ),
     "cache": Command(
         "mpo_lightning.commands.cache", "List or remove what is kept on disk for later runs."
     ),

@@ -271,7 +271,8 @@ def _settings_of_base(config: PolicyConfig) -> tuple[Any, dict[str, Any]]:
     if (folder / "adapter_config.json").is_file():
         raise PolicyError(
             f"model.policy.base: {folder} is an adapter, not a model. The reference of a trained "
-            "adapter is not its base: merge it (mpo-lightning merge) and name the merged folder."
+            "adapter is not its base: merge it (mpo-lightning export --merged) and name the merged "
+            "folder."
         )
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise PolicyError(

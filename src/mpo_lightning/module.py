@@ -28,6 +28,7 @@ from mpo_lightning.metrics import GroupMetrics, group_statistics
 from mpo_lightning.optim import RunSchedule, WarmupCosine
 from mpo_lightning.policy import Policy, PolicyError
 from mpo_lightning.predictions import prediction_rows
+from mpo_lightning.record import Record, training_record, write_record
 from mpo_lightning.reference import ReferenceCache, default_root, fill
 from mpo_lightning.resume import ResumeError, RunState, compare, of_all_processes
 
@@ -102,6 +103,8 @@ class MPOModule(LightningModule):
         self._window: list[tuple[GroupBatch, Tensor, Tensor]] = []
         self._skipped_steps = 0
         self._run = RunState()
+        # Of the checkpoint that the run went on from.
+        self._earlier_metrics: dict[str, Any] = {}
         self._ending = Ending()
 
     @property
@@ -508,6 +511,26 @@ class MPOModule(LightningModule):
         checkpoint["base"] = self._base()
         checkpoint["optimizer_numbers"] = self._optimizer_numbers()
         checkpoint["skipped_steps"] = self._skipped_steps
+        checkpoint["training"] = self._record()
+
+    def _record(self) -> Record:
+        config = self.policy_config
+        loaded = {name: getattr(config, name) for name in ("revision", "quantization")}
+        return training_record(
+            self.trainer,
+            base={"name": config.base, **loaded, **self._policy.identity()},
+            loss=self.loss,
+            schedule=self.lr_scheduler,
+            settings={
+                "layout": self.layout,
+                "responses_per_pass": self.responses_per_pass,
+                "reference": self.reference,
+                "gradient_checkpointing": config.gradient_checkpointing,
+                "on_nonfinite": self.on_nonfinite,
+                "skipped_steps": self._skipped_steps,
+            },
+            earlier_metrics=self._earlier_metrics,
+        )
 
     def _optimizer_numbers(self) -> str:
         """What the numbers in an optimizer's state count, under this strategy."""
@@ -532,6 +555,7 @@ class MPOModule(LightningModule):
         if trainer is None or trainer.state.fn != TrainerFn.FITTING:
             return
         self._skipped_steps = checkpoint["skipped_steps"]
+        self._earlier_metrics = checkpoint["training"]["metrics"]
         self._run.load(checkpoint, trainer)
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -576,9 +600,11 @@ class MPOModule(LightningModule):
                 "other's."
             )
 
-    def _write_adapter(self, path: Any, state_dict: dict[str, Tensor]) -> None:
+    def _write_adapter(self, path: Any, checkpoint: dict[str, Any]) -> None:
+        state_dict = checkpoint["state_dict"]
         weights = {name.removeprefix(ADAPTER_PREFIX): value for name, value in state_dict.items()}
         self._policy.save_adapter(path, weights)
+        write_record(path, checkpoint["training"], self.trainer)
         tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
         if tokenizer is not None:
             tokenizer.save_pretrained(path)

@@ -21,7 +21,7 @@ from mpo_lightning.batch import GroupBatch, TokenGroup
 from mpo_lightning.errors import UserError
 from mpo_lightning.logps import Layout, response_logps
 
-__all__ = ["Policy", "PolicyError", "decoder_layers"]
+__all__ = ["Policy", "PolicyError", "decoder_layers", "digest_of_weights"]
 
 # Responses of one group that the first-batch check compares.
 CHECKED_RESPONSES = 8
@@ -149,16 +149,6 @@ class Policy(nn.Module):
         return self.reference(probe_batch(self.causal_lm).to(self.causal_lm.device))[0].cpu()
 
     def _find_identity(self) -> dict[str, str]:
-        def digest(item: tuple[str, Tensor]) -> bytes:
-            name, value = item
-            described = f"{name.replace('.base_layer', '')} {value.dtype} {tuple(value.shape)}"
-            of_weight = hashlib.sha256(described.encode())
-            of_weight.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-            return of_weight.digest()
-
-        frozen = sorted((n, v) for n, v in self.causal_lm.state_dict().items() if "lora_" not in n)
-        with ThreadPoolExecutor() as pool:
-            weights = hashlib.sha256(b"".join(pool.map(digest, frozen)))
         settings = {
             name: value
             for name, value in self.causal_lm.config.to_dict().items()
@@ -167,7 +157,7 @@ class Policy(nn.Module):
         attention = self.causal_lm.config._attn_implementation
         return {
             "model": type(self.causal_lm).__name__,
-            "weights": weights.hexdigest(),
+            "weights": digest_of_weights(self.causal_lm),
             "config": hashlib.sha256(
                 json.dumps(settings, sort_keys=True, default=str).encode()
             ).hexdigest(),
@@ -308,6 +298,21 @@ class Policy(nn.Module):
                 taken from this process's own parameters.
         """
         self.model.save_pretrained(path, state_dict=state_dict, save_embedding_layers=False)
+
+
+def digest_of_weights(model: Any) -> str:
+    """Of a causal language model's weights as they are in memory, those of adapters left out."""
+
+    def digest(item: tuple[str, Tensor]) -> bytes:
+        name, value = item
+        described = f"{name.replace('.base_layer', '')} {value.dtype} {tuple(value.shape)}"
+        of_weight = hashlib.sha256(described.encode())
+        of_weight.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+        return of_weight.digest()
+
+    frozen = sorted((n, v) for n, v in model.state_dict().items() if "lora_" not in n)
+    with ThreadPoolExecutor() as pool:
+        return hashlib.sha256(b"".join(pool.map(digest, frozen))).hexdigest()
 
 
 def decoder_layers(model: Any) -> list[nn.Module]:

@@ -98,7 +98,7 @@ def checkpoints(folder: Path) -> dict[str, Any]:
 def test_reference_of_the_round_before(world: Path) -> None:
     loop, _ = loops()
     asked = commands(loop)
-    assert [command[0] for command in asked] == ["sample", "score", "fit", "merge"] * 3
+    assert [command[0] for command in asked] == ["sample", "score", "fit", "export"] * 3
     # The last round's policy is measured by no round after it.
     for command in asked[:10]:
         run(command)

@@ -31,6 +31,7 @@ from mpo_lightning.data.tokens import (
 )
 from mpo_lightning.folders import cache_folder
 from mpo_lightning.losses import MPO, SetLoss
+from mpo_lightning.record import public_name
 from mpo_lightning.resume import ResumeError, compare
 
 __all__ = ["PreferenceDataModule"]
@@ -45,6 +46,22 @@ ROLES_OF_STAGE: dict[str, tuple[Role, ...]] = {
 }
 
 
+ROLES_OF_RUN = ROLES_OF_STAGE["fit"]
+# Settings that decide what is trained on, in which batches.
+RECORDED = (
+    "groups_per_batch",
+    "tokens_per_batch",
+    "max_length",
+    "over_long",
+    "prompt_format",
+    "boundary",
+    "max_responses",
+    "keep_responses",
+    "normalize_scores",
+    "normalize_over",
+    "no_contrast",
+    "seed",
+)
 # Groups whose scores are looked at together.
 AT_A_TIME = 4096
 
@@ -167,6 +184,8 @@ class PreferenceDataModule(LightningDataModule):
         self.tokenizer: Any = None
         self.datasets: dict[Role, GroupDataset] = {}
         self.reports: list[DataReport] = []
+        # What was read for a role, for the record of a run.
+        self._read: dict[Role, list[dict[str, Any]]] = {}
         self._loaded_for: dict[Role, SetLoss] = {}
         # Of a checkpoint that the run goes on from: how its groups were dealt out.
         self._resumed_order: dict[str, Any] | None = None
@@ -208,6 +227,7 @@ class PreferenceDataModule(LightningDataModule):
             min_responses=2 if contrasts else 1,
         )
         parts: list[Groups] = []
+        self._read[role] = []
         for source in self.sources[role]:
             reader = GroupReader(self._open(source, role), schema=self.schema, columns=self.columns)
             data, report = prepare(reader, tokenize, root=self.cache, processes=self.num_proc)
@@ -223,6 +243,7 @@ class PreferenceDataModule(LightningDataModule):
             if self.trainer is None or self.trainer.is_global_zero:
                 show_groups(groups[: self.show], self.tokenizer, self._loss().sets)
             self.reports.append(report)
+            self._read[role].append(_told(reader, report))
             parts.append(groups)
         starts = np.cumsum([0, *(len(part.data) for part in parts)]).tolist()
         groups = Groups(
@@ -343,6 +364,11 @@ class PreferenceDataModule(LightningDataModule):
             generator=torch.Generator().manual_seed(self.seed),
         )
 
+    def record(self) -> dict[str, Any]:
+        """What was read and with which settings, without paths; see `record.training_record`."""
+        settings = {name: getattr(self, name) for name in RECORDED}
+        return {"settings": settings, "sources": {r: self._read.get(r, []) for r in ROLES_OF_RUN}}
+
     # --------------------------------------------------------------------------- checkpoints
 
     def _order(self, processes: int) -> dict[str, Any]:
@@ -428,3 +454,15 @@ def _sources(value: str | list[str] | Rows | None) -> list[str | Rows]:
     if isinstance(value, list) and all(isinstance(each, str) for each in value):
         return list(value)
     return [cast("str | Rows", value)]
+
+
+def _told(reader: GroupReader, report: DataReport) -> dict[str, Any]:
+    return {
+        "name": public_name(reader.source.name),
+        "digest": reader.source.digest,
+        "groups": report.groups,
+        "kept": report.kept,
+        "responses": report.responses,
+        "dropped": dict(report.dropped),
+        "changed": dict(report.changed),
+    }

@@ -22,6 +22,7 @@ from mpo_lightning.data.groups import DataError, collect_errors
 from mpo_lightning.data.tokens import GroupTokenizer, PromptFormat, load_tokenizer
 from mpo_lightning.loading import PolicyConfig, Quantization, load_base
 from mpo_lightning.policy import PolicyError
+from mpo_lightning.record import RECORD
 from mpo_lightning.rollouts.parts import RolloutError, digest_of_file
 from mpo_lightning.rollouts.prompts import Request
 
@@ -455,6 +456,12 @@ def load_model(config: ModelConfig) -> Any:
     except PolicyError as error:
         raise PolicyError(str(error).replace("model.policy.", "model.")) from error
     if config.adapter is not None:
+        named = _base_of_adapter(config.adapter)
+        if named is not None and not _same_place(named, settings.base):
+            print(
+                f"The adapter {config.adapter} names {named} as its base; it is put on "
+                f"{settings.base}."
+            )
         model = put_adapter(model, config.adapter).get_base_model()
     # bitsandbytes has put quantised weights in their place.
     if config.quantization == "none":
@@ -477,7 +484,6 @@ def put_adapter(model: Any, adapter: str) -> Any:
             f"{model.name_or_path}: {why}"
         )
 
-    named = _base_of_adapter(adapter)
     try:
         adapted = PeftModel.from_pretrained(model, adapter)
         with safe_open(str(Path(adapter) / "adapter_model.safetensors"), "pt") as weights:
@@ -489,10 +495,6 @@ def put_adapter(model: Any, adapter: str) -> Any:
     if stored != wanted:
         differing = sorted(stored ^ wanted)
         raise refuse(f"{len(differing)} weights are in one of the two only, such as {differing[0]}")
-    if named is not None and not _same_place(named, model.name_or_path):
-        print(
-            f"The adapter {adapter} names {named} as its base; it is put on {model.name_or_path}."
-        )
     return adapted
 
 
@@ -555,7 +557,11 @@ def files_digest(folder: str) -> str | None:
     path = Path(folder)
     if not path.is_dir():
         return None
-    files = sorted(p for p in path.iterdir() if p.suffix in {".safetensors", ".json", ".jinja"})
+    files = sorted(
+        p
+        for p in path.iterdir()
+        if p.suffix in {".safetensors", ".json", ".jinja"} and p.name != RECORD
+    )
     content = blake2b(digest_size=16)
     for file in files:
         content.update(f"{file.name} {digest_of_file(file)}\n".encode())

@@ -1,0 +1,39 @@
+"""``mpo-lightning export [CHECKPOINT]``: a trained adapter, alone or merged, for others."""
+
+from jsonargparse import ArgumentParser
+
+from mpo_lightning.export.exporting import export
+
+__all__ = ["main"]
+
+FLAGS = {
+    "merged": "write the whole model, merged in float32, and not the adapter alone",
+    "force": "overwrite another export",
+    "trust_remote_code": "let a hub model run its own code",
+}
+
+
+def main(args: list[str]) -> None:
+    """Run ``mpo-lightning export``.
+
+    Args:
+        args: the arguments, the command's name first.
+    """
+    parser = ArgumentParser(
+        prog="mpo-lightning export",
+        description="Write a checkpoint as a PEFT adapter or a merged model, with a model card.",
+    )
+    parser.add_argument("--config", action="config", help="a YAML file of these settings")
+    parser.add_argument(
+        "checkpoint",
+        nargs="?",
+        type=str,
+        default="last",
+        help="a .ckpt file, an adapter folder, or last, the last checkpoint of the run",
+    )
+    parser.add_function_arguments(export, skip={"checkpoint", *FLAGS})
+    for name, purpose in FLAGS.items():
+        parser.add_argument(f"--{name}", action="store_true", help=purpose)
+    values = parser.parse_args(args[1:]).as_dict()
+    del values["config"]
+    export(**values)

@@ -1,0 +1,1 @@
+"""A trained adapter becomes a folder that other libraries load, with a card that tells of it."""
