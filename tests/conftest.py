@@ -1,6 +1,7 @@
 """Small real models, tokenizers and data, made here: nothing is downloaded."""
 
 import os
+import shutil
 import tempfile
 
 # Before the libraries are imported: they read these once.
@@ -139,15 +140,19 @@ def example_rows(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
     return rows
 
 
+def write_rows(path: Path, rows: list[Any]) -> str:
+    """A JSON Lines file of rows (or raw lines); gives its path."""
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
 @pytest.fixture
 def write_jsonl(tmp_path: Path) -> Callable[..., str]:
-    """Writes rows (or raw lines) to a JSON Lines file and gives its path."""
+    """Writes rows (or raw lines) to a JSON Lines file of the test's own and gives its path."""
 
     def write(rows: list[Any], name: str = "groups.jsonl") -> str:
-        path = tmp_path / name
-        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return str(path)
+        return write_rows(tmp_path / name, rows)
 
     return write
 
@@ -204,15 +209,20 @@ class StopAfterFirstEpoch(Callback):
         trainer.should_stop = True
 
 
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, name: str) -> Path:
+    """A folder that all test processes of this run share."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def toy_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The quick start's world, built once."""
     from mpo_lightning.toy.world import build
 
-    # Test processes share what one of them has built.
-    base = tmp_path_factory.getbasetemp()
-    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "toy"
-    root.mkdir(exist_ok=True)
+    root = shared_folder(tmp_path_factory, "toy")
     folder = root / "quickstart"
     with FileLock(root / "lock"):
         if not folder.is_dir():
@@ -226,6 +236,8 @@ def study_worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the studies' worlds, with that of seed 0 in it."""
     from mpo_lightning.studies.world import build
 
-    folder = tmp_path_factory.mktemp("studies") / "worlds"
-    build(folder, 0)
-    return folder
+    root = shared_folder(tmp_path_factory, "studies")
+    with FileLock(root / "lock"):
+        build(root / "worlds", 0)
+    # Tests add to it.
+    return Path(shutil.copytree(root / "worlds", tmp_path_factory.mktemp("studies") / "worlds"))

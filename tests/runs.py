@@ -4,7 +4,6 @@ import csv
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+
+import processes
 
 ROOT = Path(__file__).parent.parent
 STRATEGIES = ROOT / "configs" / "strategy"
@@ -55,15 +56,31 @@ def write_recipe(folder: Path, base: str, train: str, **changes: Any) -> Path:
     return path
 
 
+# The command as users start it, with everything still to be imported.
+AS_USERS = [sys.executable]
+
+
 def fit(
     recipe: Path,
     root: Path,
     *options: str,
     check: bool = True,
     launcher: list[str] | None = None,
-    preexec_fn: Callable[[], None] | None = None,
+    nodes: int = 1,
+    file_size: int | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """``mpo-lightning fit`` in a process of its own, everything it writes below ``root``."""
+    """``mpo-lightning fit`` in a process of its own, everything it writes below ``root``.
+
+    Args:
+        recipe: the configuration.
+        root: the folder to write to.
+        options: more of the command line.
+        check: whether it must succeed.
+        launcher: what starts Python; without it, processes are forked with the libraries loaded.
+        nodes: how many machines the forked processes believe to be on, with one device each where
+            there is more than one.
+        file_size: the most bytes that a file of a forked process may come to have.
+    """
     logger = {
         "class_path": "lightning.pytorch.loggers.CSVLogger",
         "init_args": {"save_dir": str(root), "name": "", "version": ""},
@@ -72,18 +89,26 @@ def fit(
     overlay = root / "where.yaml"
     trainer = {"default_root_dir": str(root), "logger": logger}
     overlay.write_text(yaml.safe_dump({"trainer": trainer}), encoding="utf-8")
-    command = [*(launcher or [sys.executable]), "-m", "mpo_lightning", "fit"]
-    command += ["--config", str(recipe), "--config", str(overlay), *options]
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    result = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env={**os.environ, "PYTHONPATH": path},
-        preexec_fn=preexec_fn,
-    )
+    arguments = ["fit", "--config", str(recipe), "--config", str(overlay), *options]
+    if launcher is None:
+        devices = 2 if "--trainer.devices=2" in options else 1
+        result = processes.run(
+            processes.command_line,
+            arguments,
+            processes=nodes * devices,
+            per_node=devices,
+            file_size=file_size,
+        )
+    else:
+        path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+        result = subprocess.run(
+            [*launcher, "-m", "mpo_lightning", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+            env={**os.environ, "PYTHONPATH": path},
+        )
     if check:
         assert result.returncode == 0, result.stderr[-3000:]
     return result

@@ -1,15 +1,8 @@
-"""A run over several processes, as a script that Lightning starts again.
-
-Usage: python sharded_run.py BASE DATA OUT SETTINGS, the last as JSON, see run().
-"""
+"""A run in user code, by one process or by several that know each other."""
 
 import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
-
-os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 import torch.distributed.fsdp._fully_shard._fsdp_collectives as fsdp_collectives
@@ -72,8 +65,8 @@ def run(
     base: str,
     data: str,
     out: Path,
-    *,
     strategy: str = "auto",
+    *,
     dtype: Any = "float32",
     groups_per_step: int = 4,
     accumulate: int = 1,
@@ -81,6 +74,7 @@ def run(
     policy: dict[str, Any] | None = None,
     **settings: Any,
 ) -> None:
+    """Train, save, and leave the reference of three groups and what went between the processes."""
     processes = 1 if strategy == "auto" else 2
     torch.manual_seed(0)
     module = MPOModule(
@@ -117,7 +111,3 @@ def run(
         (out / "reductions.json").write_text(json.dumps(reductions), encoding="utf-8")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    run(sys.argv[1], sys.argv[2], Path(sys.argv[3]), **json.loads(sys.argv[4]))

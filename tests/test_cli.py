@@ -18,6 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from safetensors.torch import load_file
 
 import mpo_lightning.module
+import processes
 from conftest import example_rows, random_groups
 from mpo_lightning import LoRA, MPOModule, PolicyConfig, PreferenceDataModule, losses
 from mpo_lightning.batch import GroupBatch
@@ -157,7 +158,8 @@ def test_two_processes_give_the_numbers_of_one(config: Path, tmp_path: Path) -> 
     last = tmp_path / "one" / "checkpoints" / "last.ckpt"
     common = ["predict", "--config", str(config), f"--ckpt_path={last}"]
     main([*common, *in_folder(tmp_path / "one"), f"--predictions.path={tmp_path / 'one.parquet'}"])
-    result = launch(*common, *two_processes, f"--predictions.path={tmp_path / 'two.parquet'}")
+    predict = [*common, *two_processes, f"--predictions.path={tmp_path / 'two.parquet'}"]
+    result = processes.run(processes.command_line, predict, processes=2)
     assert result.returncode == 0, result.stderr[-3000:]
     expected_rows = pq.read_table(tmp_path / "one.parquet").to_pylist()
     found_rows = pq.read_table(tmp_path / "two.parquet").to_pylist()
@@ -196,6 +198,33 @@ def test_resume_from_last_continues_the_same_losses(
     found = load_file(last / "adapter_model.safetensors")
     for key, weight in expected.items():
         assert torch.equal(found[key], weight), key
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        (["--trainer.val_check_interval=2"], 6),
+        (["--trainer.check_val_every_n_epoch=2", "--trainer.max_epochs=3"], 9),
+        (["--trainer.max_steps=3"], 3),
+        (["--trainer.max_steps=4"], 4),
+    ],
+)
+def test_last_checkpoint_holds_the_last_step_whatever_ended_the_run(
+    config: Path, tmp_path: Path, options: list[str], steps: int
+) -> None:
+    """3 batches an epoch; a longer run goes on from there as if it had not ended."""
+    run, more = tmp_path / "run", ["--model.lr_scheduler=null", *options]
+    fit(config, run, *more)
+    assert torch.load(run / "checkpoints" / "last.ckpt")["global_step"] == steps
+    more += ["--trainer.max_epochs=-1", "--trainer.max_steps=11"]
+    rest = fit(config, run, *more, "--ckpt_path=last")
+    whole = fit(config, tmp_path / "whole", *more)
+    found, expected = ([r for r in rows if "train/loss" in r] for rows in (rest, whole))
+    assert found == expected[steps:]
+    name = "checkpoints/last-adapter/adapter_model.safetensors"
+    expected = load_file(tmp_path / "whole" / name)
+    for key, weight in load_file(run / name).items():
+        assert torch.equal(weight, expected[key]), key
 
 
 def test_user_code_and_command_line_train_the_same_adapter(config: Path, tmp_path: Path) -> None:
@@ -472,7 +501,7 @@ def test_an_unknown_command_is_refused_with_those_there_are() -> None:
 
 
 def test_help_of_the_module_and_of_a_subcommand() -> None:
-    result = launch("fit", "--help")
+    result = processes.run(processes.command_line, ["fit", "--help"])
     assert result.returncode == 0
     assert "--data.groups_per_batch" in result.stdout
     assert "groups (prompts) of a step on one process" in result.stdout

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.plugins import HalfPrecision
 from scipy.stats import kendalltau
 from torch import Tensor
 
+import processes
 from mpo_lightning.losses import AboveMean, TopBottom
 from mpo_lightning.metrics import METRIC_NAMES, GroupMetrics, group_statistics, kendall_tau_b
 
-# Lightning is imported where it is needed: spawned processes load this file.
 Statistics = dict[str, tuple[Tensor, Tensor]]
 BETA = 0.25
 
@@ -309,8 +310,6 @@ def test_statistics_do_not_depend_on_the_losses_weights() -> None:
 
 def test_precision_contexts_change_nothing() -> None:
     """Lightning's "bf16-true" changes torch's default dtype, in which thirds are coarse."""
-    from lightning.pytorch.plugins import HalfPrecision
-
     arguments = ragged()
     expected = one_batch(arguments)
     with HalfPrecision("bf16-true").forward_context():
@@ -401,8 +400,6 @@ def test_inference_mode_leaves_the_metrics_usable() -> None:
 @pytest.mark.parametrize("how", ["to", "bfloat16", "half", "plugin"])
 def test_a_cast_module_keeps_float64_sums(how: str) -> None:
     """In bf16 a count stops at 256: 256 + 1 is 256 there."""
-    from lightning.pytorch.plugins import HalfPrecision
-
     module = torch.nn.Module()
     module.metrics = GroupMetrics()
     module.layer = torch.nn.Linear(2, 2)
@@ -432,12 +429,10 @@ def test_metrics_follow_a_module_to_another_device() -> None:
 # -------------------------------------------------------------------------------- two processes
 
 
-def _share(rank: int, folder: str) -> None:
+def _share(folder: Path) -> None:
     """Process 0 has 4 groups in two batches, process 1 has 3 and one that does not count."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
-    )
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
     arguments = ragged(count=7)
     metrics = GroupMetrics()
     for part in ([[0], [1, 2, 3]], [[4, 5, 6, 0]])[rank]:
@@ -447,12 +442,13 @@ def _share(rank: int, folder: str) -> None:
             count[-1] = False
             piece["loss"] = torch.where(count, piece["loss"], math.nan)
         metrics.update(statistics_of(piece), count)
-    torch.save(metrics.compute(), f"{folder}/{rank}.pt")
+    torch.save(metrics.compute(), folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_share, args=(str(tmp_path),), nprocs=2)
+    result = processes.run(_share, [tmp_path], processes=2)
+    assert result.returncode == 0, result.stderr
     expected = one_batch(ragged(count=7))
     assert expected["groups"] == 7
     for rank in range(2):

@@ -7,8 +7,6 @@ import json
 import random
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -33,6 +31,7 @@ from mpo_lightning.reference import (
     fill,
     inspect,
 )
+from processes import Started
 
 IDENTITY = {"weights": "ab" * 32, "config": "cd" * 32, "dtype": "float32", "model": "tiny"}
 OTHER = {**IDENTITY, "attention": "eager"}
@@ -406,21 +405,6 @@ def test_a_folder_that_is_not_shared_is_refused(tmp_path: Path) -> None:
         )
 
 
-def process(root: Path, out: Path, seconds: float, rank: int, size: int) -> subprocess.Popen[str]:
-    command = [sys.executable, __file__, *map(str, (root, out, seconds, rank, size))]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-
-
-def finish(processes: list[subprocess.Popen[str]]) -> None:
-    try:
-        for one in processes:
-            _, errors = one.communicate(timeout=180)
-            assert one.returncode == 0, errors
-    finally:
-        for one in processes:
-            one.kill()
-
-
 def computed(out: Path, rank: int) -> list[list[str]]:
     """The keys of each batch that a process was asked for."""
     lines = (out / f"rank{rank}.jsonl").read_text(encoding="utf-8").splitlines()
@@ -471,15 +455,15 @@ def worker(root: Path, out: Path, seconds: float, rank: int, world_size: int) ->
 
 def test_a_killed_process_is_taken_up_where_its_last_shard_ends(tmp_path: Path) -> None:
     groups, root = many_groups(), tmp_path / "cache"
-    killed = process(root, tmp_path, 0.1, 0, 1)
+    started = Started(worker, [root, tmp_path, 0.1, 0, 1])
+    (killed,) = started.processes
     deadline = time.monotonic() + 120
     while len(list(root.glob("*/responses-*.parquet"))) < 3:
-        assert killed.poll() is None, killed.communicate()[1]
+        assert killed.exitcode is None, started.finish().stderr
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    assert killed.returncode == -signal.SIGKILL
+    killed.kill()
+    assert started.finish().returncode == -signal.SIGKILL
     (tmp_path / "rank0.jsonl").rename(tmp_path / "first.jsonl")
 
     cache = ReferenceCache(root, IDENTITY)
@@ -540,8 +524,10 @@ def test_every_process_computes_equally_often(tmp_path: Path, size: int) -> None
 
 def test_two_processes_fill_one_cache(tmp_path: Path) -> None:
     root, groups = tmp_path / "cache", many_groups()
-    processes = [process(root, tmp_path, 0, rank, 2) for rank in range(2)]
-    finish(processes)
+    processes = [Started(worker, [root, tmp_path, 0, rank, 2]) for rank in range(2)]
+    for started in processes:
+        result = started.finish()
+        assert result.returncode == 0, result.stderr
     first, second = (computed(tmp_path, rank) for rank in range(2))
     assert len(first) == len(second)
     names = {name for batch in first + second for name in batch}
@@ -556,8 +542,9 @@ def test_independent_processes_may_fill_one_cache_at_once(tmp_path: Path) -> Non
     outs = [tmp_path / "a", tmp_path / "b"]
     for out in outs:
         out.mkdir()
-    processes = [process(root, out, 0.01, 0, 1) for out in outs]
-    finish(processes)
+    for started in [Started(worker, [root, out, 0.01, 0, 1]) for out in outs]:
+        result = started.finish()
+        assert result.returncode == 0, result.stderr
     assert_complete(root, groups)
 
 
@@ -893,9 +880,3 @@ def test_the_default_root_is_the_users_cache(monkeypatch: pytest.MonkeyPatch) ->
     assert default_root() == Path("/home/me/.cache/mpo-lightning/reference")
     monkeypatch.setenv("MPO_LIGHTNING_CACHE", "/scratch/mine")
     assert default_root() == Path("/scratch/mine/reference")
-
-
-if __name__ == "__main__":
-    worker(
-        Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
-    )

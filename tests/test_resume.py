@@ -2,7 +2,6 @@
 
 import os
 import random
-import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +12,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from conftest import example_rows, make_tokenizer
+from conftest import example_rows, make_tokenizer, write_rows
 from mpo_lightning.resume import of_all_processes, random_state, restore_random_state
-from runs import OVERLAYS, assert_same_adapter, assert_same_metrics, fit, metrics, write_recipe
+from runs import (
+    AS_USERS,
+    OVERLAYS,
+    assert_same_adapter,
+    assert_same_metrics,
+    fit,
+    metrics,
+    write_recipe,
+)
 
 SAVE_EACH_STEP = ["--checkpoint.every_n_train_steps=1"]
 GO_ON = ["--ckpt_path=last"]
@@ -30,17 +37,36 @@ def kill_at(batch: int) -> list[str]:
     return ["--trainer.callbacks+=interruptions.KillAtBatch", f"--trainer.callbacks.batch={batch}"]
 
 
-@pytest.fixture
-def recipe(base: str, write_jsonl: Callable[..., str], tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def recipe(base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """11 groups in 6 batches of which 4 make an optimizer step, with dropout, and validation."""
+    folder = tmp_path_factory.mktemp("resume")
     return write_recipe(
-        tmp_path,
+        folder,
         base,
-        write_jsonl(example_rows(11)),
+        write_rows(folder / "groups.jsonl", example_rows(11)),
         trainer={"accumulate_grad_batches": 4, "gradient_clip_val": 0.5, "val_check_interval": 3},
         model={"policy": {"base": base, "lora": {"r": 4, "lora_dropout": 0.2}}},
-        data={"val": write_jsonl(example_rows(3, seed=1), "val.jsonl")},
+        data={"val": write_rows(folder / "val.jsonl", example_rows(3, seed=1))},
     )
+
+
+def of_two(strategy: str) -> list[str]:
+    """Two processes with 3 batches each, 2 to a step."""
+    return [*OVERLAYS[strategy], "--trainer.accumulate_grad_batches=2"]
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Path) -> Callable[[str], Path]:
+    """What a run leaves that nothing has interrupted: of the name's strategy, made once."""
+
+    def make(strategy: str) -> Path:
+        root = recipe.parent / strategy
+        if not root.is_dir():
+            fit(recipe, root, *([] if strategy == "single" else of_two(strategy)))
+        return root
+
+    return make
 
 
 # Before anything was saved, between two steps, between two epochs, and inside an epoch with the
@@ -53,11 +79,18 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", ["plain", *OTHERS])
-def test_killed_run_goes_on_bit_for_bit(recipe: Path, tmp_path: Path, name: str) -> None:
+def test_killed_run_goes_on_bit_for_bit(
+    recipe: Path, whole: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
     """Same losses, same order of groups, same adapter; with dropout, in mid-accumulation."""
-    options = [*OTHERS.get(name, "").split(), *SAVE_EACH_STEP]
-    fit(recipe, tmp_path / "whole", *options)
-    expected = metrics(tmp_path / "whole")
+    options = OTHERS.get(name, "").split()
+    if options:
+        uninterrupted = tmp_path / "whole"
+        fit(recipe, uninterrupted, *options)
+    else:
+        uninterrupted = whole("single")
+    options += SAVE_EACH_STEP
+    expected = metrics(uninterrupted)
     for batch in MOMENTS if name == "plain" else MOMENTS[-1:]:
         root = tmp_path / f"killed{batch}"
         killed = fit(recipe, root, *options, *kill_at(batch), check=False)
@@ -66,21 +99,22 @@ def test_killed_run_goes_on_bit_for_bit(recipe: Path, tmp_path: Path, name: str)
         found = metrics(root)
         assert_same_metrics(found, expected[-len(found) :])
         assert batch < 4 or len(found) < len(expected)
-        assert_same_adapter(root, tmp_path / "whole")
+        assert_same_adapter(root, uninterrupted)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_killed_processes_go_on_bit_for_bit(recipe: Path, tmp_path: Path, strategy: str) -> None:
-    """All processes die in mid-epoch and mid-accumulation: 3 batches each, 2 to a step."""
-    options = [*OVERLAYS[strategy], "--trainer.accumulate_grad_batches=2", *SAVE_EACH_STEP]
-    fit(recipe, tmp_path / "whole", *options)
+def test_killed_processes_go_on_bit_for_bit(
+    recipe: Path, whole: Callable[[str], Path], tmp_path: Path, strategy: str
+) -> None:
+    """All processes die in mid-epoch and mid-accumulation."""
+    options = [*of_two(strategy), *SAVE_EACH_STEP]
     killed = fit(recipe, tmp_path / "killed", *options, *kill_at(4), check=False)
     assert killed.returncode != 0
     fit(recipe, tmp_path / "killed", *options, *GO_ON)
-    expected, found = metrics(tmp_path / "whole"), metrics(tmp_path / "killed")
+    expected, found = metrics(whole(strategy)), metrics(tmp_path / "killed")
     assert 0 < len(found) < len(expected)
     assert_same_metrics(found, expected[-len(found) :])
-    assert_same_adapter(tmp_path / "killed", tmp_path / "whole")
+    assert_same_adapter(tmp_path / "killed", whole(strategy))
 
 
 @pytest.mark.parametrize(("first", "then"), [("fsdp2", "single"), ("single", "fsdp2")])
@@ -125,11 +159,10 @@ TERM = {
 
 @pytest.mark.parametrize("moment", TERM)
 def test_run_that_is_told_to_end_saves_and_goes_on(
-    recipe: Path, tmp_path: Path, moment: str
+    recipe: Path, whole: Callable[[str], Path], tmp_path: Path, moment: str
 ) -> None:
     """SIGTERM comes when nothing was to be saved before the run's end."""
     callback, option = TERM[moment]
-    fit(recipe, tmp_path / "whole")
     ended = fit(
         recipe, tmp_path / "ended", f"--trainer.callbacks+=interruptions.{callback}", option
     )
@@ -137,31 +170,32 @@ def test_run_that_is_told_to_end_saves_and_goes_on(
     checkpoint = torch.load(tmp_path / "ended" / "checkpoints" / "last.ckpt")
     assert 0 < checkpoint["global_step"] < 4
     fit(recipe, tmp_path / "ended", *GO_ON)
-    expected, found = metrics(tmp_path / "whole"), metrics(tmp_path / "ended")
+    expected, found = metrics(whole("single")), metrics(tmp_path / "ended")
     assert_same_metrics(found, expected[-len(found) :])
-    assert_same_adapter(tmp_path / "ended", tmp_path / "whole")
+    assert_same_adapter(tmp_path / "ended", whole("single"))
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_processes_that_are_told_to_end_save_and_go_on(
-    recipe: Path, tmp_path: Path, strategy: str
+    recipe: Path, whole: Callable[[str], Path], tmp_path: Path, strategy: str
 ) -> None:
-    """The other one waits inside an exchange of gradients when the signal comes to both."""
-    options = [*OVERLAYS[strategy], "--trainer.accumulate_grad_batches=2"]
+    """The other one waits inside an exchange of gradients when the signal comes to both.
+
+    Lightning hands the signal on to the processes that it has started itself.
+    """
+    options = of_two(strategy)
     term = ["--trainer.callbacks+=interruptions.TermAtBatch"]
     term += ["--trainer.callbacks.batch=4", "--trainer.callbacks.wait=3"]
-    fit(recipe, tmp_path / "whole", *options)
-    ended = fit(recipe, tmp_path / "ended", *options, *term)
+    ended = fit(recipe, tmp_path / "ended", *options, *term, launcher=AS_USERS)
     assert "Told to end: saved" in ended.stderr + ended.stdout
     fit(recipe, tmp_path / "ended", *options, *GO_ON)
-    assert_same_adapter(tmp_path / "ended", tmp_path / "whole")
+    assert_same_adapter(tmp_path / "ended", whole(strategy))
 
 
 def test_run_killed_while_it_saves_leaves_the_checkpoint_before(
-    recipe: Path, tmp_path: Path
+    recipe: Path, whole: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """The second save of last.ckpt dies with its file half written."""
-    fit(recipe, tmp_path / "whole", *SAVE_EACH_STEP)
     dying = ["--trainer.callbacks+=interruptions.KillWhileSaving", "--trainer.callbacks.save=4"]
     root = tmp_path / "killed"
     killed = fit(recipe, root, *SAVE_EACH_STEP, *dying, check=False)
@@ -169,7 +203,7 @@ def test_run_killed_while_it_saves_leaves_the_checkpoint_before(
     assert (root / "checkpoints" / ".last.ckpt.partial").is_file()
     assert torch.load(root / "checkpoints" / "last.ckpt")["global_step"] == 1
     fit(recipe, root, *SAVE_EACH_STEP, *GO_ON)
-    assert_same_adapter(root, tmp_path / "whole")
+    assert_same_adapter(root, whole("single"))
     assert not [path for path in (root / "checkpoints").iterdir() if "partial" in path.name]
 
 
@@ -183,11 +217,7 @@ def test_full_disk_ends_the_run_and_leaves_the_checkpoint_before(
     file = root / "checkpoints" / "last.ckpt"
     before = file.read_bytes()
     half = (root / "checkpoints" / name).stat().st_size // 2
-
-    def no_room() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (half, half))
-
-    ended = fit(recipe, root, *GO_ON, check=False, preexec_fn=no_room)
+    ended = fit(recipe, root, *GO_ON, check=False, file_size=half)
     assert ended.returncode == 1
     assert "the checkpoint cannot be written" in ended.stderr
     assert "Make room or give access" in ended.stderr
@@ -199,15 +229,16 @@ def test_full_disk_ends_the_run_and_leaves_the_checkpoint_before(
 # ------------------------------------------------------------------------------------- refusals
 
 
-@pytest.fixture
-def checkpoint(recipe: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def checkpoint(recipe: Path) -> Path:
     """Of a run that was killed inside an epoch."""
-    fit(recipe, tmp_path / "run", *SAVE_EACH_STEP, *kill_at(11), check=False)
-    return tmp_path / "run" / "checkpoints" / "last.ckpt"
+    root = recipe.parent / "killed"
+    fit(recipe, root, *SAVE_EACH_STEP, *kill_at(11), check=False)
+    return root / "checkpoints" / "last.ckpt"
 
 
 def test_what_a_run_must_not_go_on_from_is_refused_by_name(
-    base: str, recipe: Path, checkpoint: Path, write_jsonl: Callable[..., str], tmp_path: Path
+    base: str, recipe: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     other = str(tmp_path / "other")
     model = AutoModelForCausalLM.from_pretrained(base)
@@ -222,7 +253,9 @@ def test_what_a_run_must_not_go_on_from_is_refused_by_name(
         "another base model: its weights": [f"--model.policy.base={other}"],
         "another tokenizer": [f"--data.tokenizer={tmp_path / 'tokens'}"],
         "adapter is not this run's": ["--model.policy.lora.r=8"],
-        "another data set (data.train)": [f"--data.train={write_jsonl(rows, 'changed.jsonl')}"],
+        "another data set (data.train)": [
+            f"--data.train={write_rows(tmp_path / 'changed.jsonl', rows)}"
+        ],
         "another order of groups: its groups": ["--data.groups_per_batch=3"],
         "another order of groups: its seed": ["--data.seed=5"],
     }
@@ -242,7 +275,7 @@ def test_the_same_elsewhere_is_accepted(
 ) -> None:
     """Neither where base and data lie nor how a batch is computed is part of what was trained."""
     shutil.copytree(base, tmp_path / "moved")
-    shutil.copy(tmp_path / "groups.jsonl", tmp_path / "moved.jsonl")
+    shutil.copy(recipe.parent / "groups.jsonl", tmp_path / "moved.jsonl")
     options = [f"--model.policy.base={tmp_path / 'moved'}", "--model.layout=separate"]
     options += [f"--data.train={tmp_path / 'moved.jsonl'}", f"--ckpt_path={checkpoint}"]
     fit(recipe, tmp_path / "again", *options)

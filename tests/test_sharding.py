@@ -1,9 +1,7 @@
 """Two processes, also with the policy sharded by FSDP2, give the numbers of one."""
 
-import csv
+import functools
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,22 +12,20 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+import processes
+import sharded_run
 from conftest import example_rows, plain_logps
 from mpo_lightning import PreferenceDataModule
 from mpo_lightning.data.sampler import StepGroups
-
-SCRIPT = Path(__file__).with_name("sharded_run.py")
-
-
-Rows = list[dict[str, float]]
+from runs import Rows, metrics
 
 
-def run(base: str, data: str, out: Path, **settings: Any) -> Rows:
-    command = [sys.executable, str(SCRIPT), base, data, str(out), json.dumps(settings)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+def run(base: str, data: str, out: Path, strategy: str = "auto", **settings: Any) -> Rows:
+    target = functools.partial(sharded_run.run, **settings)
+    count = 1 if strategy == "auto" else 2
+    result = processes.run(target, [base, data, out, strategy], processes=count)
     assert result.returncode == 0, result.stderr[-3000:]
-    with (out / "metrics.csv").open(encoding="utf-8") as file:
-        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    return metrics(out)
 
 
 def assert_equal_runs(
@@ -63,7 +59,7 @@ def test_sharded_policy_trains_like_a_whole_one_and_keeps_its_reference(
     folders = (tmp_path / "one", tmp_path / "two")
     settings = {"dtype": dtype, "layout": "shared"}
     whole = run(base, data, folders[0], **settings)
-    sharded = run(base, data, folders[1], **settings, strategy="fsdp2")
+    sharded = run(base, data, folders[1], "fsdp2", **settings)
     assert len(whole) == 8
     assert_equal_runs(whole, sharded, folders, tolerance, order=dtype == "float32")
 
@@ -95,9 +91,9 @@ def test_slices_train_alike_on_processes_that_need_unequally_many(
     folders = (tmp_path / "one", tmp_path / "two")
     whole = run(base, data, folders[0], epochs=1, groups_per_step=8)
     # Two processes with two batches of two groups each.
-    settings = {"responses_per_pass": 3, "accumulate": 2, "strategy": strategy}
+    settings = {"responses_per_pass": 3, "accumulate": 2, "epochs": 1, "groups_per_step": 8}
     cache = {"reference": "cached", "reference_cache": str(tmp_path / "cache")}
-    sliced = run(base, data, folders[1], epochs=1, groups_per_step=8, **settings, **cache)
+    sliced = run(base, data, folders[1], strategy, **settings, **cache)
     # With cached values the rewards of a fresh adapter differ in the last digit.
     assert_equal_runs(whole, sliced, folders, 1e-4, order=False)
     reductions = json.loads((folders[1] / "reductions.json").read_text(encoding="utf-8"))
@@ -124,8 +120,7 @@ def test_a_strategy_that_would_split_layers_is_refused(
         "data": {"train": write_jsonl(example_rows(3))},
     }
     recipe.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    command = [sys.executable, "-m", "mpo_lightning", "fit", "--config", str(recipe)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    result = processes.run(processes.command_line, ["fit", f"--config={recipe}"], processes=2)
     assert result.returncode != 0
     assert "tensor_parallel_size to 1" in result.stderr
 
@@ -133,7 +128,7 @@ def test_a_strategy_that_would_split_layers_is_refused(
 def test_sharded_run_resumes_as_if_it_had_not_stopped(
     base: str, write_jsonl: Callable[..., str], tmp_path: Path
 ) -> None:
-    """The strategy's settings are those that the README names."""
+    """With Lightning's own strategy, from a checkpoint of its own."""
     strategy = {"data_parallel_size": 2, "tensor_parallel_size": 1}
     recipe = tmp_path / "recipe.yaml"
     settings = {
@@ -151,12 +146,9 @@ def test_sharded_run_resumes_as_if_it_had_not_stopped(
 
     def fit(folder: str, epochs: int, *more: str) -> dict[str, torch.Tensor]:
         root = tmp_path / folder
-        command = [sys.executable, "-m", "mpo_lightning", "fit", "--config", str(recipe)]
         options = [f"--trainer.default_root_dir={root}", f"--trainer.max_epochs={epochs}", *more]
-        options += ["--model.optimizer.lr=0.01"]
-        result = subprocess.run(
-            [*command, *options], capture_output=True, text=True, timeout=300, check=False
-        )
+        options += ["--model.optimizer.lr=0.01", f"--config={recipe}"]
+        result = processes.run(processes.command_line, ["fit", *options], processes=2)
         assert result.returncode == 0, result.stderr[-3000:]
         return load_file(root / "checkpoints" / "last-adapter" / "adapter_model.safetensors")
 

@@ -1,8 +1,7 @@
-"""The shipped strategies give the numbers of one process, launched as users launch them."""
+"""The shipped strategies give the numbers of one process, on one node and on two."""
 
 import json
 import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,8 @@ import yaml
 from lightning.pytorch import Trainer
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from conftest import example_rows, make_tokenizer, tiny_config
+import processes
+from conftest import example_rows, make_tokenizer, tiny_config, write_rows
 from mpo_lightning import LoRA, MPOModule, PolicyConfig
 from mpo_lightning.policy import PolicyError
 from mpo_lightning.strategy import FSDP1, wrap_policy
@@ -22,6 +22,7 @@ from runs import (
     OVERLAYS,
     ROOT,
     STRATEGIES,
+    TWO,
     adapter,
     assert_same_adapter,
     assert_same_metrics,
@@ -31,29 +32,37 @@ from runs import (
 )
 
 
-@pytest.fixture
-def recipe(base: str, write_jsonl: Callable[..., str], tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def recipe(base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """19 ragged groups, 4 to a step: 5 optimizer steps of which the last holds 3 groups."""
+    folder = tmp_path_factory.mktemp("strategies")
     return write_recipe(
-        tmp_path,
+        folder,
         base,
-        write_jsonl(example_rows(19)),
+        write_rows(folder / "groups.jsonl", example_rows(19)),
         trainer={"max_epochs": 1, "gradient_clip_val": 0.5},
-        data={"val": write_jsonl(example_rows(5, seed=1), "val.jsonl")},
+        data={"val": write_rows(folder / "val.jsonl", example_rows(5, seed=1))},
     )
+
+
+@pytest.fixture(scope="module")
+def single(recipe: Path) -> Path:
+    """What one process leaves."""
+    run(recipe, recipe.parent / "single", "single")
+    return recipe.parent / "single"
 
 
 # Products with rounded weights amplify rounding of the activations; 4-bit values are the same.
 TOLERANCE = {"none": 1e-5, "nf4": 1e-4, "int8": 1e-3}
 
 
-def run(recipe: Path, root: Path, name: str, quantization: str, *options: str) -> None:
+def run(recipe: Path, root: Path, name: str, quantization: str = "none") -> None:
     if name == "fsdp2" and quantization == "nf4":
         name, quantization = "fsdp2-4bit", "none"
-    options = (*options, f"--data.groups_per_batch={4 if name == 'single' else 2}")
+    options = [*OVERLAYS[name], f"--data.groups_per_batch={4 if name == 'single' else 2}"]
     if quantization != "none":
-        options += (f"--model.policy.quantization={quantization}",)
-    fit(recipe, root, *OVERLAYS[name], *options)
+        options += [f"--model.policy.quantization={quantization}"]
+    fit(recipe, root, *options)
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
@@ -88,40 +97,45 @@ def test_8_bit_base_trains_alike_on_two_processes(recipe: Path, tmp_path: Path) 
     assert "int8, whose weights cannot be sharded" in refused.stderr
 
 
+def two_nodes(strategy: str) -> list[str]:
+    options = [*OVERLAYS[strategy], "--data.groups_per_batch=2"]
+    return [*(o for o in options if o not in TWO), "--trainer.num_nodes=2", "--trainer.devices=1"]
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_torchrun_launches_two_nodes(recipe: Path, tmp_path: Path, strategy: str) -> None:
+def test_two_nodes(recipe: Path, single: Path, tmp_path: Path, strategy: str) -> None:
+    fit(recipe, tmp_path / "nodes", *two_nodes(strategy), nodes=2)
+    assert_same_adapter(tmp_path / "nodes", single, 1e-5)
+
+
+def test_torchrun_launches_two_nodes(recipe: Path, single: Path, tmp_path: Path) -> None:
     """Two agents that know nothing of each other but a rendezvous, as on two machines."""
-    run(recipe, tmp_path / "single", "single", "none")
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
     torchrun += ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", "--rdzv-id=test"]
-    options = [*OVERLAYS[strategy], "--data.groups_per_batch=2"]
-    options += ["--trainer.num_nodes=2", "--trainer.devices=1"]
 
     def node(_: int) -> None:
-        fit(recipe, tmp_path / "nodes", *options, launcher=torchrun)
+        fit(recipe, tmp_path / "nodes", *two_nodes("fsdp2"), launcher=torchrun)
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(node, range(2)))
-    assert_same_adapter(tmp_path / "nodes", tmp_path / "single", 1e-5)
+    assert_same_adapter(tmp_path / "nodes", single, 1e-5)
 
 
 @pytest.mark.parametrize("name", ["single", "ddp", "fsdp2", "fsdp2-4bit"])
 def test_overlays_run_over_the_quick_start(toy_world: Path, tmp_path: Path, name: str) -> None:
     """From its own folder, as the README says, only shorter."""
-    command = [sys.executable, "-m", "mpo_lightning", "fit"]
-    command += ["--config", str(ROOT / "configs" / "quickstart.yaml")]
-    command += ["--config", str(STRATEGIES / f"{name}.yaml"), "--trainer.accelerator=cpu"]
-    command += ["--trainer.devices=2", f"--trainer.default_root_dir={tmp_path}"]
-    command += ["--trainer.max_steps=3", "--trainer.limit_val_batches=1"]
-    command += [f"--trainer.logger.save_dir={tmp_path}"]
+    arguments = ["fit", "--config", str(ROOT / "configs" / "quickstart.yaml")]
+    arguments += ["--config", str(STRATEGIES / f"{name}.yaml"), "--trainer.accelerator=cpu"]
+    arguments += ["--trainer.devices=2", f"--trainer.default_root_dir={tmp_path}"]
+    arguments += ["--trainer.max_steps=3", "--trainer.limit_val_batches=1"]
+    arguments += ["--data.groups_per_batch=2"]
+    arguments += [f"--trainer.logger.save_dir={tmp_path}"]
     # With all that saves memory as well.
-    command += ["--model.responses_per_pass=3", "--model.policy.gradient_checkpointing=true"]
-    result = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, check=False, cwd=toy_world.parent
-    )
+    arguments += ["--model.responses_per_pass=3", "--model.policy.gradient_checkpointing=true"]
+    result = processes.run(processes.command_line, arguments, processes=2, cwd=toy_world.parent)
     assert result.returncode == 0, result.stderr[-3000:]
     assert len([row for row in metrics(tmp_path) if "train/loss" in row]) == 3
     assert any(weight.any() for key, weight in adapter(tmp_path).items() if "lora_B" in key)

@@ -100,11 +100,14 @@ def _to_disk(path: Path) -> None:
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Lightning's ModelCheckpoint, which also saves when the run is told to end (SIGTERM).
+    """Lightning's ModelCheckpoint, which also saves at the run's end and when it is told to end.
 
-    A run ends with this signal between two batches, on all processes. After any other exception
-    there is nothing to save that a checkpoint before it does not hold, and processes that did not
-    fail would wait for those that did.
+    Where validation comes at other times than the end of each epoch, Lightning saves after
+    validation only, and the steps after the last one would be lost.
+
+    A run that is told to end (SIGTERM) does so between two batches, on all processes. After any
+    other exception there is nothing to save that a checkpoint before it does not hold, and
+    processes that did not fail would wait for those that did.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -114,6 +117,12 @@ class RunCheckpoint(ModelCheckpoint):
         named = resumed.stem.partition("-v")[0] == self.CHECKPOINT_NAME_LAST
         if named and self.dirpath is not None and resumed.parent == Path(self.dirpath):
             self.last_model_path = str(resumed)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Have ``last.ckpt`` hold the last step."""
+        super().on_train_end(trainer, pl_module)
+        if self.save_last and not self._should_skip_saving_checkpoint(trainer):
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

@@ -101,7 +101,13 @@ class RunState:
                 "Nothing is saved in the middle of an optimizer step; the checkpoint before it "
                 "still stands."
             )
-        inside = self._accumulating or self.validating
+        loops = checkpoint["loops"]["fit_loop"]
+        epochs = loops["epoch_progress"]["current"]
+        # An epoch that was ended before its last batch, by trainer.max_steps say, counts as done
+        # for Lightning.
+        ended = epochs["processed"] == epochs["started"] > 0
+        cut = ended and not loops["epoch_loop.batch_progress"]["is_last_batch"]
+        inside = self._accumulating or self.validating or cut
         if inside and self._boundary is not None:
             checkpoint["loops"]["fit_loop"] = deepcopy(self._boundary.loops)
             checkpoint["random"] = of_all_processes(self._boundary.random)

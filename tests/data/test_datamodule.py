@@ -1,6 +1,5 @@
 """From files to batches, through a real Trainer."""
 
-import atexit
 import json
 import os
 import pickle
@@ -16,6 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+import processes
 from conftest import example_rows, make_tokenizer, random_groups
 from mpo_lightning.batch import GroupBatch
 from mpo_lightning.data.datamodule import PreferenceDataModule
@@ -668,7 +668,7 @@ def test_scores_stay_as_they_were_given_in_bf16(tokenizer_folder: str, write_jso
 
 
 class Writer(Recorder):
-    """Leaves what each process saw in a file: a spawned process shares no memory with the test."""
+    """Leaves what each process saw in a file: they share no memory with the test."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -682,25 +682,24 @@ class Writer(Recorder):
             for epoch, b in self.trained.items()
         }
         (self.folder / f"{self.global_rank}.pkl").write_bytes(pickle.dumps(seen))
-        # Lightning leaves gloo's threads running; a process that ends with them may abort.
-        atexit.register(torch.distributed.destroy_process_group)
+
+
+def one_of_two(tokenizer: str, path: str, folder: Path) -> None:
+    data = PreferenceDataModule(tokenizer=tokenizer, train=path, groups_per_batch=2)
+    make_trainer(devices=2, strategy="ddp", max_epochs=2).fit(Writer(folder), datamodule=data)
+    # Lightning leaves gloo's threads running; a process that ends with them may abort.
+    torch.distributed.destroy_process_group()
 
 
 def test_two_processes_share_the_groups(
     tokenizer_folder: str, write_jsonl: Write, tmp_path: Path
 ) -> None:
     path = write_jsonl(example_rows(9))
-
-    def data(groups_per_batch: int) -> PreferenceDataModule:
-        return PreferenceDataModule(
-            tokenizer=tokenizer_folder, train=path, groups_per_batch=groups_per_batch
-        )
-
-    make_trainer(devices=2, strategy="ddp_spawn", max_epochs=2).fit(
-        Writer(tmp_path), datamodule=data(2)
-    )
+    result = processes.run(one_of_two, [tokenizer_folder, path, tmp_path], processes=2)
+    assert result.returncode == 0, result.stderr
     ranks = [pickle.loads((tmp_path / f"{rank}.pkl").read_bytes()) for rank in (0, 1)]
-    alone = fit(data(4), max_epochs=2).orders()
+    data = PreferenceDataModule(tokenizer=tokenizer_folder, train=path, groups_per_batch=4)
+    alone = fit(data, max_epochs=2).orders()
     for epoch in (0, 1):
         # Each step, both processes together, is the step of one process; at the end one borrows.
         assert [counted for _, counted in ranks[0][epoch]] == [True, True, True]

@@ -1,9 +1,9 @@
 """Token ids on disk: made once, the same however they were made, found by content only."""
 
 import json
-import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +23,7 @@ from mpo_lightning.data.prepare import prepare
 from mpo_lightning.data.reading import GroupReader
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.tokens import GroupTokenizer, load_tokenizer
+from processes import Started
 
 Write = Callable[..., str]
 
@@ -189,32 +190,25 @@ def test_nothing_that_remains_is_told_again_too(tmp_path: Path, write_jsonl: Wri
             prepare(GroupReader(path), make(max_length=2), root=tmp_path / "cache")
 
 
-WAIT_AND_PREPARE = """
-import sys, time
-from pathlib import Path
-sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
-from test_prepare import make, prepare, prepare_module, GroupReader
-made = prepare_module._make
-def slowly(*args):
-    time.sleep(1)
-    print("made")
-    made(*args)
-prepare_module._make = slowly
-data, report = prepare(GroupReader(sys.argv[2]), make(), root=Path(sys.argv[3]))
-print(len(data), report.kept)
-"""
+def prepare_slowly(path: str, root: Path) -> None:
+    made = prepare_module._make
+
+    def slowly(*args: Any) -> None:
+        time.sleep(1)
+        print("made")
+        made(*args)
+
+    prepare_module._make = slowly
+    data, report = prepare(GroupReader(path), make(), root=root)
+    print(len(data), report.kept)
 
 
 def test_processes_that_ask_at_once_wait_for_one(tmp_path: Path, write_jsonl: Write) -> None:
     path = write_jsonl(example_rows(6))
-    arguments = [sys.executable, "-c", WAIT_AND_PREPARE, str(Path(__file__).parent), path]
-    started = [
-        subprocess.Popen([*arguments, str(tmp_path / "cache")], stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    said = [process.communicate(timeout=120)[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0]
-    assert sorted(said, key=len) == ["6 6\n", "made\n6 6\n"]
+    started = [Started(prepare_slowly, [path, tmp_path / "cache"]) for _ in range(2)]
+    found = [one.finish() for one in started]
+    assert [one.returncode for one in found] == [0, 0]
+    assert sorted((one.stdout for one in found), key=len) == ["6 6\n", "made\n6 6\n"]
 
 
 # ------------------------------------------------------------------ nothing is lost or moved

@@ -711,6 +711,24 @@ def test_prompt_of_texts_is_how_both_begin(chosen: str, rejected: str, prompt: s
     assert converted.notes == ("to a prompt that is how chosen and rejected begin",) * 2
 
 
+@pytest.mark.parametrize("schema", [Pairs(), ScoredPairs()])
+def test_prompts_that_are_rendered_without_their_tools_are_counted(schema: Schema) -> None:
+    """As null and empty they change nothing."""
+    row: Row = {"prompt": "Why?", "chosen": "So.", "rejected": "No."}
+    row |= {"score_chosen": 2, "score_rejected": 1} if isinstance(schema, ScoredPairs) else {}
+    nothing = {"tools": None, "chat_template_kwargs": {}}
+    assert convert(schema, row | nothing).notes == ()
+    found = convert(schema, {**row, "tools": "[{}]", "chat_template_kwargs": {"thinking": False}})
+    assert (
+        found.notes
+        == (
+            "to a prompt that is rendered without its tools",
+            "to a prompt that is rendered without its chat_template_kwargs",
+        )
+        * 2
+    )
+
+
 def test_responses_that_repeat_their_prompt_are_counted() -> None:
     row = {"prompt": "A?", "chosen": "A? Yes.", "rejected": "No."}
     converted = convert(Pairs(), row)

@@ -1,11 +1,7 @@
-"""Runs the command line in a process that is gone (SIGKILL) in the middle of writing a part.
-
-``python killed_run.py WRITE ARGUMENTS...``: the WRITE-th file, counted from 1, is half written.
-"""
+"""The command line in a process that is gone (SIGKILL) in the middle of writing a part."""
 
 import os
 import signal
-import sys
 from typing import Any
 
 from mpo_lightning.cli import main
@@ -30,6 +26,7 @@ class Dying:
         os.fsync(file)
 
 
-if __name__ == "__main__":
-    parts.os = Dying(int(sys.argv[1]))  # type: ignore[assignment]
-    main(sys.argv[2:])
+def killed_run(write: int, args: list[str]) -> None:
+    """The ``write``-th file, counted from 1, is half written."""
+    parts.os = Dying(write)  # type: ignore[assignment]
+    main(args)

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from killed_run import killed_run
 from transformers import GenerationConfig
 
+import processes
 from conftest import CORPUS, make_tokenizer, tiny_config, tiny_model
 from mpo_lightning.cli import main
 from mpo_lightning.data.sources import read_rows
@@ -23,7 +23,6 @@ from mpo_lightning.rollouts.prompts import request
 from mpo_lightning.rollouts.sampling import sample
 from mpo_lightning.rollouts.server import ServerConfig
 
-KILLED_RUN = Path(__file__).parent / "killed_run.py"
 SMALL = ["--n", "3", "--max_new_tokens", "8", "--rows_per_part", "3", "--progress", "false"]
 
 
@@ -80,13 +79,7 @@ def test_killed_and_gone_on(prompts: str, base: str, tmp_path: Path) -> None:
     """SIGKILL while the rows of the second part are written: its report is there already."""
     main(command(prompts, base, tmp_path / "whole"))
     out = tmp_path / "killed"
-    killed = subprocess.run(
-        [sys.executable, str(KILLED_RUN), "4", *command(prompts, base, out)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    killed = processes.run(killed_run, [4, command(prompts, base, out)])
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     left = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
     assert left == [

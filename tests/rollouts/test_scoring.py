@@ -1,9 +1,7 @@
 """``mpo-lightning score``: canonical rows, ready for training, whatever happens between."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from killed_run import killed_run
 from transformers import LlamaForSequenceClassification
 
+import processes
 from conftest import CORPUS, example_rows, make_tokenizer, tiny_config
 from mpo_lightning.cli import main
 from mpo_lightning.data.groups import PreferenceGroup
@@ -21,7 +21,6 @@ from mpo_lightning.data.sources import read_rows
 from mpo_lightning.rollouts.rewards import RewardModelConfig, Scorable, load_reward_model
 from mpo_lightning.rollouts.scoring import score
 
-KILLED_RUN = Path(__file__).parent / "killed_run.py"
 SMALL = ["--rows_per_part", "3", "--progress", "false"]
 
 
@@ -150,13 +149,7 @@ def test_killed_and_gone_on(data: str, function: str, tmp_path: Path) -> None:
     scoring = ["--function", function]
     main(command(data, tmp_path / "whole", *scoring))
     out = tmp_path / "killed"
-    killed = subprocess.run(
-        [sys.executable, str(KILLED_RUN), "5", *command(data, out, *scoring)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    killed = processes.run(killed_run, [5, command(data, out, *scoring)])
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     assert sorted(path.name for path in out.glob("*.jsonl")) == [
         "part-00000.jsonl",
@@ -171,18 +164,10 @@ def test_two_processes_at_once(data: str, function: str, tmp_path: Path) -> None
     """As torchrun starts them, on one folder that none of them has made yet."""
     main(command(data, tmp_path / "one", "--function", function))
     arguments = command(data, tmp_path / "two", "--function", function)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "mpo_lightning", *arguments],
-            env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2"},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    shown = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    assert any("is complete: 3 parts" in text for text in shown)
+    both = processes.Started(processes.command_line, arguments, processes=2)
+    shown = both.finish().stdout
+    assert [process.exitcode for process in both.processes] == [0, 0]
+    assert "is complete: 3 parts" in shown
     assert content(tmp_path / "two") == content(tmp_path / "one")
 
 

@@ -353,6 +353,10 @@ class PreferenceDataModule(LightningDataModule):
                 self._expect_resumed_order(processes["num_replicas"])
                 # It is.
                 warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
+        elif role == "train" and loop.restarting:
+            # Resumed between two epochs. Where trainer.max_steps is set, Lightning takes that for
+            # the inside of an epoch, all of which it then passes over.
+            loop._restarting = loop.epoch_loop.restarting = False
         sampler.set_epoch(epoch)
         return DataLoader(
             dataset,

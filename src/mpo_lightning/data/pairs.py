@@ -61,6 +61,10 @@ LARGER = frozenset(
 )
 
 
+# What TRL hands to the chat template besides the messages.
+OF_TEMPLATE = ("tools", "chat_template_kwargs")
+
+
 def _is_pair(columns: frozenset[str], row: Row) -> bool:
     """Whether chosen and rejected are one response each."""
     return columns >= set(PAIR) and all(
@@ -153,6 +157,13 @@ def _pair(row: Row, source: str, on_bad: OnBad) -> tuple[object, list[object], t
     return start, [str(value)[len(start) :] for value in values], (note, note)
 
 
+def _without(row: Row) -> Notes:
+    """A note on each column that would change how the prompt is rendered, and is not read."""
+    return tuple(
+        f"to a prompt that is rendered without its {name}" for name in OF_TEMPLATE if row.get(name)
+    )
+
+
 def _common_start(one: str, other: str) -> str:
     """What both begin with, up to white space."""
     length = 0
@@ -184,7 +195,8 @@ class Pairs(_TwoPrompts):
     With a column ``prompt`` or without, as texts or as conversations. Without it the prompt is what
     comes before the last message, which must be the same for both; of texts it is how both begin,
     up to white space (counted: answers may begin with the same words, too). Texts that begin with
-    the prompt's are kept as they are and counted.
+    the prompt's are kept as they are and counted. Prompts are rendered without ``tools`` and
+    ``chat_template_kwargs``; those that have some are counted.
 
     Args:
         differing_prompts: what to do with a row whose responses answer different prompts: "error"
@@ -212,7 +224,7 @@ class Pairs(_TwoPrompts):
             source,
             prompt=prompt,
             answers=[
-                Answer(text, score, name, name, notes=notes[index])
+                Answer(text, score, name, name, notes=notes[index] + _without(row))
                 for index, (name, text, score) in enumerate(
                     zip(PAIR, texts, (1.0, 0.0), strict=True)
                 )
@@ -259,7 +271,7 @@ class ScoredPairs(_TwoPrompts, ScoredSchema):
             source,
             prompt=prompt,
             answers=[
-                Answer(text, row[score], name, score, notes=notes[index])
+                Answer(text, row[score], name, score, notes=notes[index] + _without(row))
                 for index, (name, text, score) in enumerate(zip(PAIR, texts, found[0], strict=True))
             ],
             read=("prompt", *PAIR, *found[0]),
