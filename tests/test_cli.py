@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -353,28 +354,72 @@ def test_losses_go_by_their_short_names(args: list[str], expected: losses.SetLos
     assert parser.instantiate_classes(config).model.loss == expected
 
 
+PARTITIONS = "AboveMean, AboveQuantile, AboveThreshold, AboveTrimmedMean, BestRest or TopBottom"
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--data.trian=x.jsonl"], "data.trian"),
-        (["--model.policy.lora.rank=4"], "rank"),
-        (["--model.loss.init_args.bta=4"], "bta"),
-        (["--model.loss.init_args.beta=0"], "MPO: beta must be a number > 0, got 0"),
-        (["--model.loss.init_args.beta=-1"], "MPO: beta must be a number > 0, got -1"),
-        (["--model.loss.init_args.alpha=many"], "alpha"),
-        (["--model.loss=NoSuchLoss"], "NoSuchLoss"),
-        (["--model.loss=MDPO", "--model.loss.alpha=1"], "alpha"),
-        (["--model.loss.partition=Best"], "Best"),
-        (["--model.loss.partition=TopBottom", "--model.loss.partition.k=0"], "TopBottom: k must"),
-        (["--data.groups_per_batch=0"], "data.groups_per_batch must be at least 1, got 0"),
-        (["--data.over_long=keep"], "over_long"),
-        (["--model.layout=both"], "layout"),
-        (["--model.policy.lora.r=0"], "LoRA: r must be at least 1"),
-        (["--model.lr_scheduler.init_args.warmup=2"], "warmup must be in"),
+        (
+            ["--data.trian=x.jsonl"],
+            "--data.trian is not a setting of mpo-lightning fit. Did you mean --data.train?",
+        ),
+        (
+            ["--modle.policy.base", "x"],
+            "--modle.policy.base is not a setting of mpo-lightning fit. "
+            "Did you mean --model.policy.base?",
+        ),
+        (
+            ["--model.policy.lora.rank=4"],
+            "--model.policy.lora.rank is not a setting of mpo-lightning fit. In model.policy.lora "
+            "there are: r, lora_alpha, lora_dropout, target_modules, exclude_modules, use_rslora "
+            "and use_dora.",
+        ),
+        (
+            ["--model.loss.init_args.bta=4"],
+            "model.loss.bta is not a setting of MPO. Did you mean model.loss.beta?",
+        ),
+        (["--model.loss.init_args.beta=0"], "MPO: beta must be a number > 0, got 0.0."),
+        (["--model.loss.init_args.beta=-1"], "MPO: beta must be a number > 0, got -1.0."),
+        (["--model.loss.init_args.alpha=many"], "model.loss.alpha must be a number, got many."),
+        (["--model.loss=NoSuchLoss"], "model.loss must be DPO, EachMPO, *, got NoSuchLoss."),
+        (
+            ["--model.loss=MDPO", "--model.loss.alpha=1"],
+            "model.loss.alpha is not a setting of MDPO. In model.loss there are: beta, "
+            "reference_free, length_normalized, likelihood and partition.",
+        ),
+        (
+            ["--model.loss.partition=Best"],
+            f"model.loss.partition must be {PARTITIONS}, got Best. Did you mean BestRest?",
+        ),
+        (["--model.loss.partition=TopBottom", "--model.loss.partition.k=0"], "TopBottom: k must*"),
+        (
+            ["--model.optimizer.lrr=1"],
+            "model.optimizer.lrr is not a setting of AdamW. Did you mean model.optimizer.lr?",
+        ),
+        (["--data.groups_per_batch=0"], "data.groups_per_batch must be at least 1, got 0."),
+        (
+            ["--data.over_long=keep"],
+            "data.over_long must be drop_group, drop_response, cut or error, got keep.",
+        ),
+        (["--data.max_length=many"], "data.max_length must be a whole number, got many."),
+        (["--model.layout=both"], "model.layout must be auto, shared or separate, got both."),
+        (
+            ["--trainer.precision=bf16-mixd"],
+            "trainer.precision must be 64, * or null, got bf16-mixd. Did you mean bf16-mixed?",
+        ),
+        (["--trainer.max_epochs=two"], "trainer.max_epochs must be a whole number or null, got*"),
+        (["--model.policy.lora.r=0"], "LoRA: r must be at least 1, got 0."),
+        (
+            ["--model.lr_scheduler.init_args.warmup=2"],
+            "WarmupCosine: warmup must be in [[]0, 1), got 2.0.",
+        ),
+        (["stray"], "stray belongs to no option. Options begin with --."),
+        (["--config", "nope.yaml"], "config: File does not exist: '*nope.yaml'"),
     ],
     ids=str,
 )
-def test_bad_settings_fail_before_anything_is_loaded(
+def test_bad_settings_fail_in_one_line_before_anything_is_loaded(
     config: Path,
     args: list[str],
     message: str,
@@ -389,7 +434,91 @@ def test_bad_settings_fail_before_anything_is_loaded(
     with pytest.raises(SystemExit) as stopped:
         main(["fit", "--config", str(config), *args])
     assert stopped.value.code == 2
-    assert message in capsys.readouterr().err
+    # Lightning may have said what it seeds.
+    assert fnmatchcase(capsys.readouterr().err.splitlines()[-1], f"error: {message}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: {trian: x}", "data.trian is not * fit (in {file}). Did you mean data.train?"),
+        ("data: {max_length: long}", "data.max_length must be a whole *, got long (in {file})."),
+        (
+            "model: {loss: {class_path: MPO, init_args: {bta: 1}}}",
+            "model.loss.bta is not a setting of MPO (in {file}). Did you mean model.loss.beta?",
+        ),
+        ("model: {loss: {", "{file}, line 1, column 16: not YAML: *"),
+    ],
+)
+def test_an_error_in_a_file_names_the_file(
+    config: Path,
+    text: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(config.parent)
+    Path("more").mkdir()
+    Path("more/bad.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(config), "--config=more/bad.yaml"])
+    expected = message.format(file="more/bad.yaml")
+    assert fnmatchcase(capsys.readouterr().err.strip(), f"error: {expected}")
+
+
+def test_the_environment_comes_first_then_files_then_options(
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("data: {seed: 2, max_responses: 3}\n", encoding="utf-8")
+    for name, value in {
+        "CONFIG": str(config),
+        "DATA__SEED": "1",
+        "DATA__MAX_LENGTH": "77",
+        "DATA__MAX_RESPONSES": "4",
+        "MODEL__LR_SCHEDULER": '{"class_path": "WarmupCosine", "init_args": {"warmup": 0.3}}',
+    }.items():
+        monkeypatch.setenv(f"MPO_LIGHTNING_FIT__{name}", value)
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(overlay), "--data.seed=3", "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["model"]["policy"]["lora"]["r"] == 4  # of the file that a variable names
+    assert printed["model"]["lr_scheduler"]["init_args"] == {"warmup": 0.3}
+    data = printed["data"]
+    assert (data["seed"], data["max_responses"], data["max_length"]) == (3, 3, 77)
+
+
+@pytest.mark.parametrize(
+    ("variable", "message"),
+    [
+        (
+            "FIT__DATA__TRIAN=x.jsonl",
+            "MPO_LIGHTNING_FIT__DATA__TRIAN is set in the environment, but stands for no setting. "
+            "Did you mean MPO_LIGHTNING_FIT__DATA__TRAIN?",
+        ),
+        (
+            "FIT__DATA__MAX_LENGTH=long",
+            "data.max_length must be a whole number, got long "
+            "(in MPO_LIGHTNING_FIT__DATA__MAX_LENGTH).",
+        ),
+    ],
+)
+def test_a_variable_that_cannot_be_used_is_refused(
+    config: Path,
+    variable: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name, _, value = variable.partition("=")
+    monkeypatch.setenv(f"MPO_LIGHTNING_{name}", value)
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--config", str(config)])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
 
 
 @pytest.mark.parametrize(
@@ -498,10 +627,3 @@ def test_every_command_has_its_module() -> None:
 def test_an_unknown_command_is_refused_with_those_there_are() -> None:
     with pytest.raises(SystemExit, match="'trian' is not a command(.|\n)*fit"):
         main(["trian"])
-
-
-def test_help_of_the_module_and_of_a_subcommand() -> None:
-    result = processes.run(processes.command_line, ["fit", "--help"])
-    assert result.returncode == 0
-    assert "--data.groups_per_batch" in result.stdout
-    assert "groups (prompts) of a step on one process" in result.stdout

@@ -37,6 +37,9 @@ COMMANDS = {
     ),
     "data": Command("mpo_lightning.commands.data", "Check, convert or split scored groups."),
     "study": Command("mpo_lightning.commands.study", "Check the paper's claims."),
+    "completion": Command(
+        "mpo_lightning.commands.completion", "Print a script that completes all this in bash."
+    ),
 }
 
 
@@ -68,12 +71,20 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     if given[0] not in COMMANDS:
         sys.exit(f"error: {given[0]!r} is not a command of mpo-lightning.\n\n{_overview()}")
+    command = COMMANDS[given[0]]
+    if {"-h", "--help"} & set(given[1:]):
+        from mpo_lightning.commands.help import page
+
+        text = page(given[0], command.module, command.purpose)
+        if text is not None:
+            print(text)
+            return
     # A class_path may name a file of the user's, beside the configuration; an installed command
     # does not look there by itself.
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:
-        import_module(COMMANDS[given[0]].module).main(given)
+        import_module(command.module).main(given)
     except UserError as error:
         sys.exit(f"error: {error}")
     except (RuntimeError, MemoryError) as error:

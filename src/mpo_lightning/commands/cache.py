@@ -3,13 +3,14 @@
 import sys
 from pathlib import Path
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
+from mpo_lightning.commands.parsing import SettingsParser
 from mpo_lightning.data.prepare import kept, remove
 from mpo_lightning.folders import cache_folder
 from mpo_lightning.reference import clear, default_root, inspect
 
-__all__ = ["main"]
+__all__ = ["main", "make_parser"]
 
 
 def _show_caches(root: str) -> None:
@@ -56,18 +57,14 @@ def _tokens(action: str, root: Path) -> None:
     _print_table([("name", "groups", "size", "source"), *rows])
 
 
-def main(args: list[str]) -> None:
-    """Run ``mpo-lightning cache``.
-
-    Args:
-        args: the arguments, the command's name first.
-    """
+def make_parser() -> SettingsParser:
+    """The parser of ``mpo-lightning cache``."""
     parsers = {}
     for name, purpose in {
         "show": "List the reference caches, and say what is wrong with one that is refused.",
         "clear": "Remove the reference caches.",
     }.items():
-        parsers[name] = ArgumentParser(description=purpose)
+        parsers[name] = SettingsParser(description=purpose)
         parsers[name].add_argument(
             "root", nargs="?", type=str | None, help="the caches' folder; the user's if none"
         )
@@ -75,11 +72,20 @@ def main(args: list[str]) -> None:
             "--tokens", action="store_true", help="the token ids of data sets instead"
         )
     parsers["clear"].add_argument("--name", type=str, help="remove only the cache of this name")
-    parser = ArgumentParser(prog="mpo-lightning cache")
+    parser = SettingsParser(prog="mpo-lightning cache")
     commands = parser.add_subcommands(dest="action")
     for name, subparser in parsers.items():
         commands.add_subcommand(name, subparser, help=subparser.description)
-    chosen = parser.parse_args(args[1:])
+    return parser
+
+
+def main(args: list[str]) -> None:
+    """Run ``mpo-lightning cache``.
+
+    Args:
+        args: the arguments, the command's name first.
+    """
+    chosen = make_parser().parse_args(args[1:])
     of_action: Namespace = chosen[chosen.action]
     if of_action.tokens:
         _tokens(chosen.action, Path(of_action.root or cache_folder("tokens")))

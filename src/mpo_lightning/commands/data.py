@@ -4,9 +4,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from mpo_lightning.batch import TokenGroup
+from mpo_lightning.commands.parsing import SettingsParser
 from mpo_lightning.data.check import check
 from mpo_lightning.data.check_report import CheckReport
 from mpo_lightning.data.check_view import draw_picture, format_report, format_warnings
@@ -27,11 +28,11 @@ from mpo_lightning.data.tokens import (
 from mpo_lightning.losses import AboveMean, Partition
 from mpo_lightning.losses.scores import AlphaUnit
 
-__all__ = ["main"]
+__all__ = ["main", "make_parser"]
 
 
-def _parser(purpose: str) -> ArgumentParser:
-    parser = ArgumentParser(description=purpose)
+def _parser(purpose: str) -> SettingsParser:
+    parser = SettingsParser(description=purpose)
     parser.add_argument(
         "files",
         nargs="+",
@@ -58,7 +59,7 @@ def _parser(purpose: str) -> ArgumentParser:
     return parser
 
 
-def _check_parser() -> ArgumentParser:
+def _check_parser() -> SettingsParser:
     parser = _parser("Say what is in files of scored groups, and what to look at before training.")
     add = parser.add_argument
     add("--tokenizer", type=str | None, help="folder or hub id, to count tokens as well")
@@ -87,7 +88,7 @@ def _check_parser() -> ArgumentParser:
     return parser
 
 
-def _writing_parser(purpose: str) -> ArgumentParser:
+def _writing_parser(purpose: str) -> SettingsParser:
     parser = _parser(purpose)
     parser.add_argument("--force", action="store_true", help="overwrite what is there already")
     parser.add_argument(
@@ -199,12 +200,8 @@ def _split(chosen: Namespace) -> None:
     print("\n".join([*map(describe, result.reports), str(result)]))
 
 
-def main(args: list[str]) -> None:
-    """Run ``mpo-lightning data``.
-
-    Args:
-        args: the arguments, the command's name first.
-    """
+def make_parser() -> SettingsParser:
+    """The parser of ``mpo-lightning data``."""
     converter = _writing_parser("Write scored groups of any known shape in canonical form.")
     converter.add_argument("--out", type=str, required=True, help="a .jsonl or .parquet file")
     splitter = _writing_parser("Divide scored groups by prompt, each prompt on one side only.")
@@ -218,10 +215,20 @@ def main(args: list[str]) -> None:
     splitter.add_argument("--seed", type=int, default=0, help="another one divides differently")
     splitter.add_argument("--format", type=Format, default="jsonl", help="of the files")
     parsers = {"check": _check_parser(), "convert": converter, "split": splitter}
-    parser = ArgumentParser(prog="mpo-lightning data")
+    parser = SettingsParser(prog="mpo-lightning data")
     commands = parser.add_subcommands(dest="action")
     for name, subparser in parsers.items():
         commands.add_subcommand(name, subparser, help=subparser.description)
+    return parser
+
+
+def main(args: list[str]) -> None:
+    """Run ``mpo-lightning data``.
+
+    Args:
+        args: the arguments, the command's name first.
+    """
+    parser = make_parser()
     parsed = parser.parse_args(args[1:])
     chosen = parser.instantiate_classes(parsed)[parsed.action]
     {"check": _check, "convert": _convert, "split": _split}[parsed.action](chosen)

@@ -1,7 +1,6 @@
 """``mpo-lightning export [CHECKPOINT]``: a trained adapter, alone or merged, for others."""
 
-from jsonargparse import ArgumentParser
-
+from mpo_lightning.commands.parsing import SettingsParser
 from mpo_lightning.export.exporting import export
 
 __all__ = ["main"]
@@ -19,7 +18,7 @@ def main(args: list[str]) -> None:
     Args:
         args: the arguments, the command's name first.
     """
-    parser = ArgumentParser(
+    parser = SettingsParser(
         prog="mpo-lightning export",
         description="Write a checkpoint as a PEFT adapter or a merged model, with a model card.",
     )

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import is_dataclass
 from typing import Any, get_type_hints
 
-from jsonargparse import ArgumentParser
+from mpo_lightning.commands.parsing import SettingsParser
 
 __all__ = ["call"]
 
@@ -17,7 +17,7 @@ def call(function: Callable[..., Any], args: list[str], purpose: str) -> None:
         args: the arguments, the command's name first.
         purpose: what the command is for, in a line.
     """
-    parser = ArgumentParser(prog=f"mpo-lightning {args[0]}", description=purpose)
+    parser = SettingsParser(prog=f"mpo-lightning {args[0]}", description=purpose)
     parser.add_argument("--config", action="config", help="a YAML file of these settings")
     parser.add_function_arguments(function)
     values = parser.parse_args(args[1:]).as_dict()

@@ -6,10 +6,11 @@ from typing import Any
 import torch.distributed
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mpo_lightning.checkpoint import RunCheckpoint
+from mpo_lightning.commands.parsing import SettingsParser, check_environment
 from mpo_lightning.data.datamodule import PreferenceDataModule
 from mpo_lightning.errors import UserError
 from mpo_lightning.module import MPOModule
@@ -22,6 +23,14 @@ def _checkpoint_folder(root: str | None) -> str:
     return f"{root or '.'}/checkpoints"
 
 
+class RunParser(SettingsParser, LightningArgumentParser):
+    """LightningCLI's parser, with errors of one line; its own help is the one with everything."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.add_argument("--help_all", action="help", help="Show every option and exit.")
+
+
 class MPOCLI(LightningCLI):
     """LightningCLI with a checkpoint to resume from and a place for predictions."""
 
@@ -32,6 +41,12 @@ class MPOCLI(LightningCLI):
         parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", _checkpoint_folder)
         parser.set_defaults({"checkpoint.save_last": True})
         parser.add_lightning_class_args(PredictionWriter, "predictions")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Read the environment, files and options, and refuse what none of them may set."""
+        for each in self._subcommand_parsers.values():
+            check_environment(each)
+        super().parse_arguments(parser, args)
 
     def instantiate_classes(self) -> None:
         """Make model, data and trainer; a value that one of them refuses is a usage error."""
@@ -68,6 +83,12 @@ def main(args: list[str]) -> None:
             # Long training lets one response of each chosen set take all the mass.
             trainer_defaults={"max_epochs": 1},
             auto_configure_optimizers=False,
+            parser_class=RunParser,
+            parser_kwargs={
+                "prog": "mpo-lightning",
+                "default_env": True,
+                "env_prefix": "MPO_LIGHTNING",
+            },
             # A repeated or resumed run, and validate after fit, write their configuration again.
             save_config_kwargs={"overwrite": True},
             # LightningCLI takes those of the process by itself, and warns of others beside them.

@@ -8,15 +8,18 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import DefaultHelpFormatter
 
+from mpo_lightning.commands.parsing import SettingsParser
 from mpo_lightning.errors import UserError
-from mpo_lightning.studies.conditions import Findings, Form
-from mpo_lightning.studies.runner import Runner
 
-__all__ = ["STUDIES", "StudyError", "main"]
+if TYPE_CHECKING:
+    # What studies are made of takes seconds to import, which help need not wait for.
+    from mpo_lightning.studies.conditions import Findings, Form
+
+__all__ = ["STUDIES", "StudyError", "main", "make_parser"]
 
 STUDIES = {
     "methods": "All methods at the same budget.",
@@ -39,14 +42,10 @@ class StudyError(UserError):
     """A study that cannot be made as asked."""
 
 
-def main(args: list[str]) -> None:
-    """Run ``mpo-lightning study``.
-
-    Args:
-        args: the arguments, the command's name first.
-    """
+def make_parser() -> SettingsParser:
+    """The parser of ``mpo-lightning study``."""
     listed = "\n".join(f"  {name.ljust(13)}{purpose}" for name, purpose in STUDIES.items())
-    parser = ArgumentParser(
+    parser = SettingsParser(
         prog="mpo-lightning study",
         formatter_class=_Formatter,
         description=f"Check the paper's claims where everything is known.\n\n{listed}",
@@ -58,17 +57,28 @@ def main(args: list[str]) -> None:
     )
     parser.add_argument("--seeds", type=int, help="number of seeds; the study's own if none")
     parser.add_argument("--workers", type=int, default=2, help="processes, each with one thread")
-    chosen = parser.parse_args(args[1:])
+    return parser
+
+
+def main(args: list[str]) -> None:
+    """Run ``mpo-lightning study``.
+
+    Args:
+        args: the arguments, the command's name first.
+    """
+    chosen = make_parser().parse_args(args[1:])
     for name in ("seeds", "workers"):
         if chosen[name] is not None and chosen[name] < 1:
             raise StudyError(f"--{name} must be at least 1, got {chosen[name]}.")
     if find_spec("matplotlib") is None:
         raise StudyError("The figures need matplotlib: pip install 'mpo-lightning[plots]'.")
+    from mpo_lightning.studies.conditions import Form
+
     form = Form(quick=chosen.quick, seeds=chosen.seeds)
     run_study(chosen.name, form, Path(chosen.out), workers=chosen.workers)
 
 
-def run_study(name: str, form: Form, out: Path, *, workers: int) -> Findings:
+def run_study(name: str, form: "Form", out: Path, *, workers: int) -> "Findings":
     """Make a study, or what is missing of it, and write what it found.
 
     Args:
@@ -80,6 +90,8 @@ def run_study(name: str, form: Form, out: Path, *, workers: int) -> Findings:
     Raises:
         StudyError: if the folder holds another study.
     """
+    from mpo_lightning.studies.runner import Runner
+
     _refuse_other(name, out)
     started = time.monotonic()
     study = import_module(f"mpo_lightning.studies.{name}").study
@@ -94,7 +106,7 @@ def run_study(name: str, form: Form, out: Path, *, workers: int) -> Findings:
     return findings
 
 
-def _files(findings: Findings) -> list[str]:
+def _files(findings: "Findings") -> list[str]:
     return [
         *(f"{table}.csv" for table in findings.tables),
         *(f"{figure}.png" for figure in findings.figures),
@@ -115,7 +127,7 @@ def _refuse_other(name: str, out: Path) -> None:
         raise StudyError(f"--out: {path} is of {found}, not of {name}. Name another folder.")
 
 
-def _write(name: str, form: Form, out: Path, findings: Findings) -> None:
+def _write(name: str, form: "Form", out: Path, findings: "Findings") -> None:
     for table, rows in findings.tables.items():
         _write_csv(out / f"{table}.csv", rows)
     for figure, draw in findings.figures.items():
