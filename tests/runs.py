@@ -115,9 +115,10 @@ def fit(
 
 
 def metrics(root: Path) -> Rows:
-    """What a run logged, without the clock."""
+    """What a run logged, without the clock and the memory."""
     with (root / "metrics.csv").open(encoding="utf-8") as file:
-        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    return [{k: v for k, v in row.items() if not k.startswith("system/")} for row in rows]
 
 
 def adapter(root: Path) -> dict[str, torch.Tensor]:

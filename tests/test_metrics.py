@@ -91,14 +91,22 @@ def plain_values(arguments: dict[str, Tensor]) -> dict[str, float]:
             terms[f"rewards/{name}"].append(mean([reward[i] for i in members]))
             terms[f"logps/{name}"].append(mean([policy[i] for i in members]))
             terms[f"lengths/{name}"].append(mean([length[i] for i in members]))
+            terms[f"log_ratios/{name}"].append(mean([policy[i] - reference[i] for i in members]))
+            terms[f"sizes/{name}"].append(len(members))
         terms["rewards/margin"].append(terms["rewards/chosen"][-1] - terms["rewards/rejected"][-1])
         for i in chosen:
             for j in rejected:
                 pairs.append(1.0 if reward[i] > reward[j] else 0.5 * (reward[i] == reward[j]))
         top = [i for i in range(n) if reward[i] == max(reward)]
         terms["rewards/top1"].append(mean([float(score[i] == max(score)) for i in top]))
-        tau = kendalltau(reward, score).statistic
-        terms["rewards/kendall_tau"].append(0.0 if math.isnan(tau) else tau)
+        for name, one, other in (
+            ("rewards/kendall_tau", reward, score),
+            ("lengths/kendall_tau", reward, length),
+            ("lengths/score_tau", score, length),
+        ):
+            tau = kendalltau(one, other).statistic
+            terms[name].append(0.0 if math.isnan(tau) else tau)
+        terms["scores/deviation"].append(mean([abs(s - mean(score)) for s in score]))
         masses = [math.exp(r) for r in reward]
         of_chosen = sum(masses[i] for i in chosen)
         terms["chosen_mass"].append(of_chosen / sum(masses))
@@ -173,7 +181,10 @@ def test_statistics_have_every_name_and_one_number_a_group() -> None:
 def test_the_documentation_has_every_metric() -> None:
     page = Path(__file__).parents[1] / "docs" / "metrics.md"
     lines = page.read_text(encoding="utf-8").splitlines()
-    assert tuple(line.split("`")[1] for line in lines if line.startswith("| `")) == METRIC_NAMES
+    named = [line.split("`")[1] for line in lines if line.startswith("| `")]
+    assert tuple(named[-len(METRIC_NAMES) :]) == METRIC_NAMES
+    # What else is logged stands in a table before; a run holds it to that (test_watched_run).
+    assert not set(METRIC_NAMES) & set(named[: -len(METRIC_NAMES)])
 
 
 def test_statistics_by_hand() -> None:
@@ -213,6 +224,15 @@ def test_statistics_by_hand() -> None:
             "kl": -math.log(6),
             "lengths/chosen": 6.5,
             "lengths/rejected": 1.5,
+            # No lengths tie. Of rewards (0,2), (0,3), (2,3) are alike, (0,1), (1,3) reversed; of
+            # scores all alike but (0,1).
+            "lengths/kendall_tau": (3 - 2) / math.sqrt(5 * 6),
+            "lengths/score_tau": (4 - 1) / math.sqrt(5 * 6),
+            "log_ratios/chosen": 2 * math.log(3),
+            "log_ratios/rejected": 2 * math.log(2),
+            "sizes/chosen": 2,
+            "sizes/rejected": 2,
+            "scores/deviation": 3,
             "groups": 1,
         },
         rel=5e-6,

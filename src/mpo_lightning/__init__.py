@@ -7,17 +7,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mpo_lightning.callbacks.health import TrainingHealth
+    from mpo_lightning.callbacks.progress import RunProgressBar
+    from mpo_lightning.callbacks.samples import Samples
     from mpo_lightning.data.datamodule import PreferenceDataModule
     from mpo_lightning.loading import LoRA, PolicyConfig
+    from mpo_lightning.loggers import run_loggers
     from mpo_lightning.module import MPOModule
 
-__all__ = ["LoRA", "MPOModule", "PolicyConfig", "PreferenceDataModule"]
+__all__ = [
+    "LoRA",
+    "MPOModule",
+    "PolicyConfig",
+    "PreferenceDataModule",
+    "RunProgressBar",
+    "Samples",
+    "TrainingHealth",
+    "run_loggers",
+]
 
 _HOMES = {
     "LoRA": "mpo_lightning.loading",
     "MPOModule": "mpo_lightning.module",
     "PolicyConfig": "mpo_lightning.loading",
     "PreferenceDataModule": "mpo_lightning.data.datamodule",
+    "RunProgressBar": "mpo_lightning.callbacks.progress",
+    "Samples": "mpo_lightning.callbacks.samples",
+    "TrainingHealth": "mpo_lightning.callbacks.health",
+    "run_loggers": "mpo_lightning.loggers",
 }
 
 

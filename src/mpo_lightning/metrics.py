@@ -8,7 +8,7 @@ from torch.nn import Module
 from torchmetrics import Metric
 
 from mpo_lightning.losses.base import set_mean
-from mpo_lightning.losses.scores import ordered_pairs
+from mpo_lightning.losses.scores import deviations, ordered_pairs
 
 __all__ = ["METRIC_NAMES", "GroupMetrics", "group_statistics", "kendall_tau_b"]
 
@@ -27,6 +27,13 @@ METRIC_NAMES = (
     "kl",
     "lengths/chosen",
     "lengths/rejected",
+    "lengths/kendall_tau",
+    "lengths/score_tau",
+    "log_ratios/chosen",
+    "log_ratios/rejected",
+    "sizes/chosen",
+    "sizes/rejected",
+    "scores/deviation",
 )
 
 
@@ -122,6 +129,16 @@ def group_statistics(
         "kl": (set_mean(-log_ratios, valid), group),
         "lengths/chosen": (set_mean(lengths.float(), chosen), contrast),
         "lengths/rejected": (set_mean(lengths.float(), rejected), contrast),
+        "lengths/kendall_tau": (kendall_tau_b(rewards, lengths, valid).float(), contrast),
+        "lengths/score_tau": (kendall_tau_b(scores, lengths, valid).float(), contrast),
+        "log_ratios/chosen": (set_mean(log_ratios, chosen), contrast),
+        "log_ratios/rejected": (set_mean(log_ratios, rejected), contrast),
+        "sizes/chosen": (chosen.sum(1).float(), contrast),
+        "sizes/rejected": (rejected.sum(1).float(), contrast),
+        "scores/deviation": (
+            set_mean(deviations(scores, valid).abs().float(), chosen | rejected),
+            contrast,
+        ),
     }
 
 

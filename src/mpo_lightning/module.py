@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from mpo_lightning.batch import GroupBatch
+from mpo_lightning.callbacks.throughput import Throughput
 from mpo_lightning.checkpoint import AdapterCheckpointIO
 from mpo_lightning.data.dataset import GroupDataset
 from mpo_lightning.ending import Ending
@@ -167,8 +168,8 @@ class MPOModule(LightningModule):
             )
 
     def configure_callbacks(self) -> list[Callback]:
-        """Advice where memory runs out."""
-        return [MemoryAdvice()]
+        """Speed and memory as metrics, and advice where memory runs out."""
+        return [Throughput(), MemoryAdvice()]
 
     def setup(self, stage: str) -> None:
         """Have every checkpoint of this run leave an adapter folder beside it."""
@@ -320,7 +321,7 @@ class MPOModule(LightningModule):
             for parameter in group["params"]
             if parameter.grad is not None
         ]
-        groups = values.pop("groups")
+        groups = values["groups"]
         if self._all_finite(values["loss"], parameters):
             # What Lightning and the strategy have divided the sum by so far, undone.
             factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / groups
@@ -420,7 +421,6 @@ class MPOModule(LightningModule):
     def _log_epoch(self, stage: str, metrics: GroupMetrics) -> None:
         values = metrics.compute()
         metrics.reset()
-        del values["groups"]
         self._log(stage, values)
 
     def _log(self, stage: str, values: dict[str, Tensor]) -> None:

@@ -147,6 +147,11 @@ def test_responses_quick(
         rows = list(csv.DictReader(file))
     assert {row["seed"] for row in rows} == {"0"}
     assert len(rows) == 3 * len(summary["at_1_nat"])
+    header, rule, *lines = (out / "table.md").read_text(encoding="utf-8").splitlines()
+    assert header == "| bias of | at | log-log slope | floor |"
+    assert rule == "| --- | --- | --- | --- |"
+    slope = summary["policy_bias_slopes"]["MPO, prompts fixed, 1 nat"]["mean"]
+    assert f"| policy: MPO, prompts fixed | 1 nat | {slope:.3f} |" in "\n".join(lines)
     assert all((out / f"{name}.png").stat().st_size > 5000 for name in ("gold", "policy_bias"))
     assert "5 runs made now" in capsys.readouterr().out
     # Again: nothing is left to do. One result lost: that one is made, and the same is found.

@@ -15,6 +15,7 @@ from mpo_lightning.commands.signatures import Definition, Setting, definition, s
 __all__ = ["OWN_OPTIONS", "RUN", "arguments_of", "function_settings", "page", "run_settings"]
 
 RUN = "mpo_lightning.commands.run"
+WATCHING = "mpo_lightning.commands.watching"
 # What a command of LightningCLI cannot do without.
 NEEDED = {
     "fit": ("model.policy.base", "data.train"),
@@ -30,6 +31,10 @@ TITLES = {
     "trainer": "Lightning's Trainer",
     "checkpoint": "what is saved, and when",
     "predictions": "what predict writes",
+    "progress": "what is shown while it runs",
+    "samples": "answers before and after, side by side",
+    "health": "when a run is called sick",
+    "health.limits": "where its signs begin",
     "": "of this command",
 }
 # Of Lightning's own settings, those that are worth a line, in our words; the others are named.
@@ -48,7 +53,7 @@ LIGHTNING = {
         "limit_train_batches": "share (0.1) or number (10) of the training batches to use",
         "limit_val_batches": "the same of the validation batches",
         "log_every_n_steps": "optimizer steps between two rows of metrics; 50 if not set",
-        "logger": "class or classes, such as CSVLogger",
+        "logger": "class or classes, such as WandbLogger; TensorBoard and CSV if not set",
         "callbacks": "list of classes, such as LearningRateMonitor",
         "default_root_dir": "folder of checkpoints and logs; the current one if not set",
     },
@@ -228,17 +233,17 @@ def run_settings(command: str) -> list[Setting]:
 
 
 class _Given:
-    """What is said to LightningCLI in commands/run.py: classes, other defaults, linked settings."""
+    """What the command line tells LightningCLI: classes, other defaults, linked settings."""
 
     def __init__(self) -> None:
         self.groups: dict[str, Definition] = {}
         self.defaults: dict[str, str] = {}
         self.linked: set[str] = set()
-        for call in _calls(RUN):
+        for module, call in ((m, c) for m in (RUN, WATCHING) for c in _calls(m)):
             match call:
                 case ast.Call(func=ast.Name(id="MPOCLI"), args=[model, data], keywords=keywords):
-                    self._add("model", model)
-                    self._add("data", data)
+                    self._add(module, "model", model)
+                    self._add(module, "data", data)
                     named = {each.arg: each.value for each in keywords}
                     for name, value in ast.literal_eval(named["trainer_defaults"]).items():
                         self.defaults[f"trainer.{name}"] = _as_yaml(value)
@@ -248,7 +253,7 @@ class _Given:
                     func=ast.Attribute(attr="add_lightning_class_args"),
                     args=[each, ast.Constant(value=str(group))],
                 ):
-                    self._add(group, each)
+                    self._add(module, group, each)
                 case ast.Call(func=ast.Attribute(attr="set_defaults"), args=[values]):
                     for name, value in ast.literal_eval(values).items():
                         self.defaults[name] = _as_yaml(value)
@@ -263,9 +268,9 @@ class _Given:
         assert trainer is not None
         self.groups["trainer"] = trainer
 
-    def _add(self, group: str, named: ast.expr) -> None:
-        found = definition(RUN, named.id) if isinstance(named, ast.Name) else None
-        assert found is not None, f"{RUN} names a class of {group} that is not imported"
+    def _add(self, module: str, group: str, named: ast.expr) -> None:
+        found = definition(module, named.id) if isinstance(named, ast.Name) else None
+        assert found is not None, f"{module} names a class of {group} that is not imported"
         self.groups[group] = found
 
 

@@ -11,8 +11,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mpo_lightning.checkpoint import RunCheckpoint
 from mpo_lightning.commands.parsing import SettingsParser, check_environment
+from mpo_lightning.commands.watching import add_watching, name_missing_library, watched
 from mpo_lightning.data.datamodule import PreferenceDataModule
 from mpo_lightning.errors import UserError
+from mpo_lightning.loggers import RunConfig
 from mpo_lightning.module import MPOModule
 from mpo_lightning.predictions import PredictionWriter
 
@@ -32,15 +34,16 @@ class RunParser(SettingsParser, LightningArgumentParser):
 
 
 class MPOCLI(LightningCLI):
-    """LightningCLI with a checkpoint to resume from and a place for predictions."""
+    """LightningCLI with a checkpoint to resume from, watching, and a place for predictions."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add ``checkpoint`` and ``predictions``."""
+        """Add ``checkpoint``, ``predictions``, and what watches a run."""
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         # `--ckpt_path last` finds what a fixed folder holds, whatever version the logger is at.
         parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", _checkpoint_folder)
         parser.set_defaults({"checkpoint.save_last": True})
         parser.add_lightning_class_args(PredictionWriter, "predictions")
+        add_watching(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Read the environment, files and options, and refuse what none of them may set."""
@@ -53,13 +56,14 @@ class MPOCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except ValueError as error:
+            name_missing_library(error)
             self.parser.error(str(error))
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         if config.get("enable_checkpointing") is False:
             # Lightning refuses a checkpoint callback then, and ours is always among the arguments.
             callbacks = [c for c in callbacks if not isinstance(c, RunCheckpoint)]
-        return super()._instantiate_trainer(config, callbacks)
+        return super()._instantiate_trainer(config, watched(config, callbacks))
 
     def before_instantiate_classes(self) -> None:
         """Take the tokenizer from the base where none is named."""
@@ -89,6 +93,7 @@ def main(args: list[str]) -> None:
                 "default_env": True,
                 "env_prefix": "MPO_LIGHTNING",
             },
+            save_config_callback=RunConfig,
             # A repeated or resumed run, and validate after fit, write their configuration again.
             save_config_kwargs={"overwrite": True},
             # LightningCLI takes those of the process by itself, and warns of others beside them.

@@ -32,6 +32,8 @@ STUDIES = {
     "scaling": "Time, memory and quality with 2 to 512 responses.",
 }
 SUMMARY = "summary.json"
+# What is printed, as Markdown.
+TABLE = "table.md"
 
 
 class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -101,7 +103,7 @@ def run_study(name: str, form: "Form", out: Path, *, workers: int) -> "Findings"
     _show(findings.shown)
     print(
         f"{runner.performed} runs made now, {time.monotonic() - started:.0f} s. "
-        f"Results in {out}: {SUMMARY}, {', '.join(_files(findings))}"
+        f"Results in {out}: {SUMMARY}, {TABLE}, {', '.join(_files(findings))}"
     )
     return findings
 
@@ -134,6 +136,7 @@ def _write(name: str, form: "Form", out: Path, findings: "Findings") -> None:
         draw().savefig(out / f"{figure}.png", dpi=150)
     content = {"study": name, "form": "quick" if form.quick else "full", **findings.summary}
     (out / SUMMARY).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (out / TABLE).write_text(_as_markdown(findings.shown), encoding="utf-8")
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -142,6 +145,11 @@ def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(rows)
+
+
+def _as_markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _show(rows: Sequence[Mapping[str, str]]) -> None:

@@ -197,23 +197,39 @@ class ModelSampler:
         prompts = collect_errors(
             requests, lambda item: self.tokenizer.prompt_ids(item.prompt, item.source)
         )
-        answers: list[Answers] = [Answers()] * len(requests)
+        return self.answer(prompts, [request.key for request in requests], done)
+
+    def answer(
+        self,
+        prompts: Sequence[list[int]],
+        keys: Sequence[bytes],
+        done: Callable[[int], None] = lambda count: None,
+    ) -> list[Answers]:
+        """Answer prompts that are tokens already.
+
+        Args:
+            prompts: token ids of each prompt.
+            keys: 16 bytes for each prompt, which decide with the seed its random numbers.
+            done: told how many more prompts have their answers.
+
+        Raises:
+            RolloutError: if the model gives something else than numbers.
+        """
+        answers: list[Answers] = [Answers()] * len(prompts)
         fitting = []
         for index, prompt in enumerate(prompts):
             if self.context is None or len(prompt) + self.sampling.max_new_tokens <= self.context:
                 fitting.append(index)
             else:
                 answers[index] = Answers(refused="with a prompt that leaves no room to answer")
-        done(len(requests) - len(fitting))
+        done(len(prompts) - len(fitting))
         # Similar lengths together, so that little is padding.
         fitting.sort(key=lambda index: len(prompts[index]))
         size = max(1, self.responses_per_batch // self.sampling.n)
         for at in range(0, len(fitting), size):
             batch = fitting[at : at + size]
-            keys = [requests[index].key for index in batch]
-            for index, samples in zip(
-                batch, self._batch([prompts[i] for i in batch], keys), strict=True
-            ):
+            found = self._batch([prompts[i] for i in batch], [keys[i] for i in batch])
+            for index, samples in zip(batch, found, strict=True):
                 answers[index] = Answers(tuple(samples))
             done(len(batch))
         return answers

@@ -1,0 +1,1 @@
+"""What watches a run: speed, progress, samples, and the health of training."""

@@ -1,0 +1,266 @@
+"""Samples: what the policy answers to a few prompts, beside what the reference answers."""
+
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+
+from mpo_lightning.data.datamodule import PreferenceDataModule
+from mpo_lightning.data.tokens import GroupTokenizer
+from mpo_lightning.errors import UserError
+from mpo_lightning.loggers import log_text
+from mpo_lightning.module import MPOModule
+from mpo_lightning.policy import eval_mode
+from mpo_lightning.rollouts.generation import Answers, ModelSampler, Sample, Sampling
+
+__all__ = ["Samples", "SamplesError"]
+
+FILE = "samples.jsonl"
+
+
+class SamplesError(UserError, ValueError):
+    """Samples that cannot be drawn as asked; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    ids: list[int]
+    source: str
+
+    @property
+    def key(self) -> bytes:
+        """Of its random numbers, by its content."""
+        return blake2b(json.dumps(self.ids).encode(), digest_size=16).digest()
+
+
+class Samples(Callback):
+    """Answers a few prompts before training and at each validation; the first ones of the data.
+
+    The answers of the policy stand beside those of the reference, which is the policy before
+    training, in ``samples.jsonl`` in the run's folder, in loggers that take texts, and as a table
+    at the end of training. The prompts are the same throughout and, by default, each answer is the
+    greedy one; random numbers of training are not touched. Their mean lengths are logged as
+    ``samples/length`` and ``samples/reference_length``.
+
+    All processes compute all answers, and the first one writes them.
+
+    Args:
+        count: prompts; 0 draws no samples.
+        prompts: texts to answer, all of them; the first ``count`` prompts of the validation data if
+            none are given, or of the training data if there is no validation.
+        max_new_tokens: limit on an answer.
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_p: least set of tokens with this mass, 1 for all.
+        seed: of the random numbers, where the temperature is not 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        count: int = 4,
+        prompts: Sequence[str] | None = None,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        if count < 0:
+            raise ValueError(f"samples.count must be at least 0, got {count}.")
+        self.count = count
+        self.prompts = None if prompts is None else list(prompts)
+        self.sampling = Sampling(
+            n=1, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed
+        )
+        # What the last pass over the prompts gave: their texts, the reference's and the policy's
+        # answers.
+        self.shown: list[tuple[str, Sample | str, Sample | str]] = []
+        self._prompts: list[_Prompt] = []
+        self._sampler: ModelSampler | None = None
+        self._before: list[Answers] = []
+        self._file: Path | None = None
+        self._step: int | None = None
+
+    @property
+    def _on(self) -> bool:
+        return bool(self.prompts) if self.prompts is not None else self.count > 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what cannot work before anything is loaded.
+
+        Raises:
+            SamplesError: under a strategy that shards the model, or without the data module.
+        """
+        if stage != "fit" or not self._on:
+            return
+        strategy = trainer.strategy
+        if isinstance(strategy, FSDPStrategy | ModelParallelStrategy):
+            raise SamplesError(
+                f"samples: {type(strategy).__name__} shards the model, which cannot generate then. "
+                "Set samples.count: 0, and sample from the run's adapter: mpo-lightning sample "
+                "--model.adapter checkpoints/last-adapter."
+            )
+        if not isinstance(self._data(trainer), PreferenceDataModule):
+            raise SamplesError("samples: their tokenizer is that of PreferenceDataModule: use it.")
+
+    @staticmethod
+    def _data(trainer: Trainer) -> Any:
+        return getattr(trainer, "datamodule", None)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Answer before training: by the reference, so that a resumed run answers alike."""
+        if not self._on:
+            return
+        assert isinstance(pl_module, MPOModule)
+        assert pl_module.policy is not None
+        data: PreferenceDataModule = self._data(trainer)
+        tokenizer = GroupTokenizer(
+            data.tokenizer,
+            # Limits on responses are the sampler's.
+            max_length=2**31,
+            over_long="error",
+            prompt_format=data.prompt_format,
+            boundary="strict",
+        )
+        self._prompts = self._chosen_prompts(data, tokenizer)
+        model = pl_module.policy.causal_lm
+        self._sampler = ModelSampler(model, tokenizer, self._within(model, self._prompts))
+        self._before = self._answers(trainer, pl_module, reference=True)
+        # Broadcast to all processes, so all of them ask.
+        folder = trainer.log_dir or trainer.default_root_dir
+        self._file = Path(folder) / FILE
+        self._step = None
+
+    def _chosen_prompts(
+        self, data: PreferenceDataModule, tokenizer: GroupTokenizer
+    ) -> list[_Prompt]:
+        if self.prompts is not None:
+            sources = [f"samples.prompts[{number}]" for number in range(len(self.prompts))]
+            return [
+                _Prompt(tokenizer.prompt_ids(prompt, source), source)
+                for prompt, source in zip(self.prompts, sources, strict=True)
+            ]
+        groups = data.datasets["val" if "val" in data.datasets else "train"].groups
+        return [_Prompt(group.prompt.tolist(), group.source) for group in groups[: self.count]]
+
+    def _within(self, model: Any, prompts: list[_Prompt]) -> Sampling:
+        """The sampling with a limit for which the longest prompt leaves room."""
+        limit, longest = self.sampling.max_new_tokens, max(len(prompt.ids) for prompt in prompts)
+        context = getattr(model.config, "max_position_embeddings", None)
+        if context is None or context - longest >= limit:
+            return self.sampling
+        # One that leaves none is told among the answers.
+        limit = max(1, context - longest)
+        rank_zero_info(f"Samples: at most {limit} tokens, so that they fit the model's context.")
+        return replace(self.sampling, max_new_tokens=limit)
+
+    def _answers(self, trainer: Trainer, module: MPOModule, *, reference: bool) -> list[Answers]:
+        """One answer to each prompt."""
+        assert module.policy is not None
+        assert self._sampler is not None
+        model = module.policy.model
+        with (
+            eval_mode(model),
+            model.disable_adapter() if reference else nullcontext(),
+            trainer.precision_plugin.forward_context(),
+        ):
+            return self._sampler.answer(
+                [prompt.ids for prompt in self._prompts], [prompt.key for prompt in self._prompts]
+            )
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Answer again, write it down, and log the lengths."""
+        if not self._on or trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        self._sample(trainer, pl_module)
+        lengths = [
+            [len(answer.ids) for answer in answers if isinstance(answer, Sample)]
+            for answers in zip(*[(before, after) for _, before, after in self.shown], strict=True)
+        ]
+        for name, of_one in zip(("reference_length", "length"), lengths, strict=True):
+            if of_one:
+                pl_module.log(f"samples/{name}", sum(of_one) / len(of_one), batch_size=1)
+
+    def _sample(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, MPOModule)
+        assert self._sampler is not None
+        after = self._answers(trainer, pl_module, reference=False)
+        decode = self._sampler.tokenizer.tokenizer.decode
+        self.shown = [
+            (decode(prompt.ids, skip_special_tokens=True).strip(), _one(old), _one(new))
+            for prompt, old, new in zip(self._prompts, self._before, after, strict=True)
+        ]
+        self._step = trainer.global_step
+        if trainer.is_global_zero:
+            self._write(trainer.global_step)
+            log_text(trainer, "samples", self._markdown(), trainer.global_step)
+
+    def _write(self, step: int) -> None:
+        assert self._file is not None
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with self._file.open("a", encoding="utf-8") as file:
+            for prompt, (text, before, after) in zip(self._prompts, self.shown, strict=True):
+                row = {
+                    "step": step,
+                    "source": prompt.source,
+                    "prompt": text,
+                    **_described("before", before),
+                    **_described("after", after),
+                }
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def _markdown(self) -> str:
+        def cell(text: str) -> str:
+            return text.replace("|", "\\|").replace("\n", "<br>")
+
+        rows = [
+            f"| {cell(text)} | {cell(_text(before))} | {cell(_text(after))} |"
+            for text, before, after in self.shown
+        ]
+        return "\n".join(["| prompt | before | after |", "| --- | --- | --- |", *rows])
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show before and after side by side."""
+        if not self._on:
+            return
+        if self._step != trainer.global_step:
+            # The last validation was before the last step, or there was none.
+            self._sample(trainer, pl_module)
+        if trainer.is_global_zero:
+            self._show()
+            rank_zero_info(f"Samples: {self._file}")
+
+    def _show(self) -> None:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table("prompt", "before", "after", title="Samples", show_lines=True)
+        for text, before, after in self.shown:
+            # Not markup: a response may hold brackets.
+            table.add_row(*(Text(part) for part in (text, _text(before), _text(after))))
+        Console().print(table)
+
+
+def _one(answers: Answers) -> Sample | str:
+    """The only response, or why there is none."""
+    return answers.samples[0] if answers.refused is None else answers.refused
+
+
+def _text(answer: Sample | str) -> str:
+    if isinstance(answer, str):
+        return f"({answer})"
+    return answer.text if answer.finish == "stop" else f"{answer.text} ..."
+
+
+def _described(name: str, answer: Sample | str) -> dict[str, object]:
+    if isinstance(answer, str):
+        return {name: None, f"{name}_refused": answer}
+    return {name: answer.text, f"{name}_tokens": len(answer.ids), f"{name}_finish": answer.finish}

@@ -1,0 +1,46 @@
+"""Where a run's metrics, texts and configuration go: TensorBoard and CSV, and others by choice."""
+
+import json
+from pathlib import Path
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+
+__all__ = ["RunConfig", "log_text", "run_loggers"]
+
+
+def run_loggers(folder: str | Path, name: str = "lightning_logs") -> list[Logger]:
+    """TensorBoard and CSV, both in the folder ``version_N`` of the run, N as Lightning counts it.
+
+    Args:
+        folder: the run's root.
+        name: folder in it that holds the versions.
+    """
+    tensorboard = TensorBoardLogger(folder, name=name, default_hp_metric=False)
+    return [tensorboard, CSVLogger(folder, name=name, version=tensorboard.version)]
+
+
+def log_text(trainer: Trainer, tag: str, text: str, step: int) -> None:
+    """Give a text (Markdown) to each of the run's loggers that takes texts.
+
+    Call it on the first process only.
+    """
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_text(tag, text, step)
+        elif isinstance(logger, WandbLogger):
+            logger.log_text(tag, columns=["step", "text"], data=[[str(step), text]])
+
+
+class RunConfig(SaveConfigCallback):
+    """Lightning's ``config.yaml``, and the same, once, in loggers that do not lie beside it."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Log the configuration."""
+        text = self.parser.dump(self.config, skip_none=False)
+        log_text(trainer, "config", f"```yaml\n{text}\n```", 0)
+        for logger in trainer.loggers:
+            if not isinstance(logger, TensorBoardLogger | CSVLogger):
+                as_json = self.parser.dump(self.config, skip_none=False, format="json")
+                logger.log_hyperparams(json.loads(as_json))
