@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "src" / "mpo_lightning"
 # From the ground up; a file imports from floors below its own only.
 FLOORS = [
-    {"errors", "folders", "commands.signatures", "commands.parsing"},
+    {"errors", "files", "folders", "commands.signatures", "commands.parsing"},
     {"commands.help"},
     {
         "batch",
@@ -41,6 +41,8 @@ FLOORS = [
         "callbacks.throughput",
         "callbacks.progress",
         "callbacks.signatures",
+        "evaluation_report",
+        "rollouts.win_rates",
     },
     {
         "logps",
@@ -53,16 +55,18 @@ FLOORS = [
         "data.tallies",
         "predictions",
     },
-    {"data.conversations", "data.tokens", "data.check_report"},
+    {"data.conversations", "data.tokens", "data.check_report", "rollouts.prompts"},
     {"data.lists", "data.pairs", "data.singles", "data.ultrafeedback"},
     {"data.schemas"},
     {"data.reading"},
     {"policy"},
     {"data.counting", "data.check_chunk", "data.check_warnings", "data.writing"},
-    {"data.prepare", "data.check_tally", "data.check_view"},
+    {"data.prepare", "data.check_tally", "data.check_view", "rollouts.prompt_dataset"},
     {"data.datamodule", "data.check", "data.convert", "data.split"},
-    {"loading", "rollouts.parts", "rollouts.prompts"},
-    {"module", "rollouts.generation"},
+    {"loading", "rollouts.parts"},
+    {"rollouts.generation"},
+    {"rollouts.answers"},
+    {"module", "prediction_files"},
     {
         "strategy",
         "rollouts.server",
@@ -71,7 +75,13 @@ FLOORS = [
         "callbacks.samples",
         "callbacks.health",
     },
-    {"rollouts.sampling", "rollouts.scoring", "commands.functions", "commands.watching"},
+    {
+        "rollouts.sampling",
+        "rollouts.scoring",
+        "rollouts.comparing",
+        "commands.functions",
+        "commands.watching",
+    },
     {"export.formulas", "export.curves", "export.merging", "export.writing"},
     {"export.card"},
     {"export.exporting"},
@@ -96,6 +106,7 @@ FLOORS = [
         "commands.sample",
         "commands.score",
         "commands.export",
+        "commands.compare",
         "commands.study",
     },
     {"cli"},

@@ -26,9 +26,13 @@ COMMANDS = {
     "fit": Command(RUN, "Train on groups of scored responses."),
     "validate": Command(RUN, "Measure a checkpoint on the validation data."),
     "test": Command(RUN, "Measure a checkpoint on the test data."),
-    "predict": Command(RUN, "Write log-probability, reward and rank of every response."),
+    "predict": Command(RUN, "Measure every response of scored groups, or answer prompts."),
     "sample": Command("mpo_lightning.commands.sample", "Sample n responses to each prompt."),
     "score": Command("mpo_lightning.commands.score", "Score responses; the output is for fit."),
+    "compare": Command(
+        "mpo_lightning.commands.compare",
+        "Score two models' answers: win rates, also at equal length.",
+    ),
     "export": Command(
         "mpo_lightning.commands.export", "Write a checkpoint as an adapter or a merged model."
     ),

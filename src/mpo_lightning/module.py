@@ -32,6 +32,9 @@ from mpo_lightning.predictions import prediction_rows
 from mpo_lightning.record import Record, training_record, write_record
 from mpo_lightning.reference import ReferenceCache, default_root, fill
 from mpo_lightning.resume import ResumeError, RunState, compare, of_all_processes
+from mpo_lightning.rollouts.answers import Answered
+from mpo_lightning.rollouts.generation import Generation, ModelSampler
+from mpo_lightning.rollouts.prompt_dataset import PromptBatch
 
 __all__ = ["MPOModule"]
 
@@ -62,6 +65,7 @@ class MPOModule(LightningModule):
         reference_cache: folder of the cached values; one of the user's cache folder if none.
         on_nonfinite: what to do with an optimizer step whose loss or gradient is not finite. "stop"
             ends the run and names the groups, "skip" leaves the step out, says so and counts it.
+        generation: how predict answers prompts that come without responses.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class MPOModule(LightningModule):
         reference: Literal["adapters-off", "cached"] = "adapters-off",
         reference_cache: str | None = None,
         on_nonfinite: Literal["stop", "skip"] = "stop",
+        generation: Generation = Generation(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__()
         if responses_per_pass is not None and responses_per_pass < 1:
@@ -91,6 +96,7 @@ class MPOModule(LightningModule):
         self.reference: Literal["adapters-off", "cached"] = reference
         self.reference_cache = default_root() if reference_cache is None else Path(reference_cache)
         self.on_nonfinite: Literal["stop", "skip"] = on_nonfinite
+        self.generation = generation
         # Opened when it is first needed.
         self._cache: ReferenceCache | None = None
         self.policy: Policy | None = None
@@ -102,6 +108,8 @@ class MPOModule(LightningModule):
         self._checked = False
         # Batches since the last optimizer step, with their losses and log-ratios.
         self._window: list[tuple[GroupBatch, Tensor, Tensor]] = []
+        # Of the last validation or test, on all processes.
+        self.groups_counted = 0
         self._skipped_steps = 0
         self._run = RunState()
         # Of the checkpoint that the run went on from.
@@ -178,6 +186,20 @@ class MPOModule(LightningModule):
         # A trainer that fitted another module before still writes that one's adapters.
         inner = io.inner if isinstance(io, AdapterCheckpointIO) else io
         strategy.checkpoint_io = AdapterCheckpointIO(inner, self._write_adapter)
+        if stage == "predict" and self._answers_prompts():
+            self._refuse_sharded_answers()
+
+    def _answers_prompts(self) -> bool:
+        """Whether the data to predict for are prompts without responses."""
+        return getattr(getattr(self.trainer, "datamodule", None), "prompts", None) is not None
+
+    def _refuse_sharded_answers(self) -> None:
+        if isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy):
+            raise PolicyError(
+                "predict answers prompts with the whole model on each process, and this strategy "
+                "shards it. Use one device or configs/strategy/ddp.yaml (model.policy.quantization "
+                "where memory is short); the checkpoint is the same."
+            )
 
     # --------------------------------------------------------------------------- reference
 
@@ -203,8 +225,9 @@ class MPOModule(LightningModule):
         self._fill_cache(self.trainer.test_dataloaders)
 
     def on_predict_start(self) -> None:
-        """The same for the data to predict for."""
-        self._fill_cache(self.trainer.predict_dataloaders)
+        """The same for the data to predict for; answers have no reference."""
+        if not self._answers_prompts():
+            self._fill_cache(self.trainer.predict_dataloaders)
 
     def _fill_cache(self, loaders: Any) -> None:
         """Compute the reference of all groups that these loaders give and the cache lacks.
@@ -409,8 +432,12 @@ class MPOModule(LightningModule):
         """Log the test metrics."""
         self._log_epoch("test", self.test_metrics)
 
-    def predict_step(self, batch: GroupBatch, batch_idx: int) -> list[dict[str, object]]:
-        """Log-probabilities, reward and rank of each response, one row a response."""
+    def predict_step(
+        self, batch: GroupBatch | PromptBatch, batch_idx: int
+    ) -> list[dict[str, object]] | list[Answered]:
+        """Log-probabilities, reward and rank of each response, one row a response; or answers."""
+        if isinstance(batch, PromptBatch):
+            return self._answer(batch)
         reference_logps = self._reference(batch)
         policy_logps = self._policy(batch)
         if not batch.counted.all():
@@ -418,9 +445,23 @@ class MPOModule(LightningModule):
         rewards = self._rewards(batch, policy_logps, reference_logps)
         return prediction_rows(batch, policy_logps, reference_logps, rewards)
 
+    def _answer(self, batch: PromptBatch) -> list[Answered]:
+        """A response of the policy to each prompt."""
+        if not batch.counted:
+            return []
+        sampler = ModelSampler(
+            self._policy.causal_lm,
+            batch.tokenizer,
+            self.generation.sampling(),
+            responses_per_batch=len(batch.items),
+        )
+        answers = sampler([item.request for item in batch.items])
+        return [Answered(*pair) for pair in zip(batch.items, answers, strict=True)]
+
     def _log_epoch(self, stage: str, metrics: GroupMetrics) -> None:
         values = metrics.compute()
         metrics.reset()
+        self.groups_counted = int(values["groups"])
         self._log(stage, values)
 
     def _log(self, stage: str, values: dict[str, Tensor]) -> None:

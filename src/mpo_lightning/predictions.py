@@ -1,17 +1,11 @@
-"""What ``predict`` writes: log-probabilities, rewards and ranks of every response, as Parquet."""
-
-from pathlib import Path
-from typing import Any
+"""Measures of given responses: log-probabilities, reward and rank of each, one row a response."""
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from mpo_lightning.batch import GroupBatch
 
-__all__ = ["PredictionWriter", "prediction_rows"]
+__all__ = ["SCHEMA", "prediction_rows"]
 
 SCHEMA = pa.schema(
     {
@@ -63,61 +57,3 @@ def prediction_rows(
             identity = {"file": file, "row": int(row), "response": response}
             rows.append({**identity, **values, "extra": extra})
     return rows
-
-
-class PredictionWriter(Callback):
-    """Writes predictions as they come, one part per process, and joins the parts at the end.
-
-    Args:
-        path: the Parquet file; one that exists is never overwritten.
-    """
-
-    def __init__(self, path: str = "predictions.parquet") -> None:
-        self.path = Path(path)
-        self._writer: pq.ParquetWriter | None = None
-
-    def _part(self, rank: int) -> Path:
-        return self.path.with_name(f".{self.path.name}.part{rank}")
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open this process's part.
-
-        Raises:
-            FileExistsError: if the file is there already.
-        """
-        if self.path.exists():
-            raise FileExistsError(
-                f"{self.path} exists already. Move it, or set predictions.path to another file."
-            )
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._writer = pq.ParquetWriter(self._part(trainer.global_rank), SCHEMA)
-
-    def on_predict_batch_end(  # noqa: PLR0917 (the signature is Lightning's)
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Write the rows of a batch."""
-        assert self._writer is not None
-        self._writer.write_table(pa.Table.from_pylist(outputs, schema=SCHEMA))
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Join the parts in the order of the files' rows."""
-        assert self._writer is not None
-        self._writer.close()
-        trainer.strategy.barrier()
-        if trainer.is_global_zero:
-            parts = [self._part(rank) for rank in range(trainer.world_size)]
-            table = pa.concat_tables([pq.read_table(part) for part in parts])
-            order = [(name, "ascending") for name in ("file", "row", "response")]
-            joined = self.path.with_name(f".{self.path.name}.joined")
-            pq.write_table(table.sort_by(order), joined)
-            joined.rename(self.path)
-            for part in parts:
-                part.unlink()
-            print(f"Wrote {table.num_rows} responses to {self.path}")
-        trainer.strategy.barrier()

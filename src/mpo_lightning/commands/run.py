@@ -14,9 +14,10 @@ from mpo_lightning.commands.parsing import SettingsParser, check_environment
 from mpo_lightning.commands.watching import add_watching, name_missing_library, watched
 from mpo_lightning.data.datamodule import PreferenceDataModule
 from mpo_lightning.errors import UserError
+from mpo_lightning.evaluation_report import EvaluationReport
 from mpo_lightning.loggers import RunConfig
 from mpo_lightning.module import MPOModule
-from mpo_lightning.predictions import PredictionWriter
+from mpo_lightning.prediction_files import PredictionWriter
 
 __all__ = ["MPOCLI", "main"]
 
@@ -65,6 +66,16 @@ class MPOCLI(LightningCLI):
             callbacks = [c for c in callbacks if not isinstance(c, RunCheckpoint)]
         return super()._instantiate_trainer(config, watched(config, callbacks))
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, without its own table of results: `EvaluationReport` has a better one."""
+        skipped = LightningCLI.subcommands()
+        return {**skipped, **{name: skipped[name] | {"verbose"} for name in ("validate", "test")}}
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        return {**kwargs, "verbose": False} if subcommand in {"validate", "test"} else kwargs
+
     def before_instantiate_classes(self) -> None:
         """Take the tokenizer from the base where none is named."""
         config = self.config[self.subcommand] if self.subcommand else self.config
@@ -85,7 +96,7 @@ def main(args: list[str]) -> None:
             PreferenceDataModule,
             seed_everything_default=0,
             # Long training lets one response of each chosen set take all the mass.
-            trainer_defaults={"max_epochs": 1},
+            trainer_defaults={"max_epochs": 1, "callbacks": [EvaluationReport()]},
             auto_configure_optimizers=False,
             parser_class=RunParser,
             parser_kwargs={

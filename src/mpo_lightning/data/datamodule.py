@@ -1,6 +1,7 @@
 """PreferenceDataModule: files of scored groups to loaders of GroupBatch."""
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -20,7 +21,7 @@ from mpo_lightning.data.sampler import GroupSampler
 from mpo_lightning.data.schema import Schema
 from mpo_lightning.data.scores import Keep, Normalization, Scale, normalize_scores
 from mpo_lightning.data.show import show_groups
-from mpo_lightning.data.sources import Rows, RowSource, open_rows, open_source
+from mpo_lightning.data.sources import Rows, RowSource, open_rows, open_source, rename_columns
 from mpo_lightning.data.tokens import (
     Boundary,
     GroupTokenizer,
@@ -33,6 +34,8 @@ from mpo_lightning.folders import cache_folder
 from mpo_lightning.losses import MPO, SetLoss
 from mpo_lightning.record import public_name
 from mpo_lightning.resume import ResumeError, compare
+from mpo_lightning.rollouts.prompt_dataset import PromptBatch, PromptDataset
+from mpo_lightning.rollouts.prompts import PromptSource, has_prompt_only
 
 __all__ = ["PreferenceDataModule"]
 
@@ -83,11 +86,14 @@ class PreferenceDataModule(LightningDataModule):
         train: source, or sources, or rows, to train on.
         val: what to validate on.
         test: what to test on.
-        predict: what to predict for.
+        predict: what to predict for: scored groups, or prompts alone, which are answered.
+        predict_as: what predict does with rows. "groups" measures the responses that they hold,
+            "prompts" answers their prompts anew and reads nothing else of them; "auto" is prompts
+            where the first row has ``prompt`` (or ``instruction``) and no responses.
         schema: shape of the rows; found from their columns if none.
         columns: columns to read under another name: the name in the source, and the name to use.
         groups_per_batch: groups (prompts) of a step on one process, at most; 8 where neither this
-            nor tokens_per_batch is given.
+            nor tokens_per_batch is given. Prompts alone are answered so many (or 8) at a time.
         tokens_per_batch: tokens of a step on one process, at most: each group's prompt once and its
             responses. Both limits hold where both are given. Training batches are made of groups of
             similar size then; a group beyond the limit is a batch of its own.
@@ -123,6 +129,7 @@ class PreferenceDataModule(LightningDataModule):
         val: str | list[str] | Rows | None = None,
         test: str | list[str] | Rows | None = None,
         predict: str | list[str] | Rows | None = None,
+        predict_as: Literal["auto", "groups", "prompts"] = "auto",
         schema: Schema | None = None,
         columns: dict[str, str] | None = None,
         groups_per_batch: int | None = None,
@@ -160,6 +167,7 @@ class PreferenceDataModule(LightningDataModule):
             "test": _sources(test),
             "predict": _sources(predict),
         }
+        self.predict_as: Literal["auto", "groups", "prompts"] = predict_as
         if groups_per_batch is None and tokens_per_batch is None:
             groups_per_batch = 8
         self.groups_per_batch = groups_per_batch
@@ -183,6 +191,8 @@ class PreferenceDataModule(LightningDataModule):
         self.trust_remote_code = trust_remote_code
         self.tokenizer: Any = None
         self.datasets: dict[Role, GroupDataset] = {}
+        # What predict answers, where its data are prompts alone.
+        self.prompts: PromptDataset | None = None
         self.reports: list[DataReport] = []
         # What was read for a role, for the record of a run.
         self._read: dict[Role, list[dict[str, Any]]] = {}
@@ -199,6 +209,9 @@ class PreferenceDataModule(LightningDataModule):
         needed = ROLES_OF_STAGE[stage][0]
         if not self.sources[needed]:
             raise DataError(f"data.{needed} is not set: name a file of scored groups.")
+        if stage == "predict" and self._answers_prompts():
+            self.prompts = self._load_prompts()
+            return
         loss = self._loss()
         for role in ROLES_OF_STAGE[stage]:
             # Another loss may have no contrast where this one had.
@@ -206,17 +219,49 @@ class PreferenceDataModule(LightningDataModule):
                 self.datasets[role] = self._load(role)
                 self._loaded_for[role] = loss
 
-    def _load(self, role: Role) -> GroupDataset:
-        from datasets import concatenate_datasets
+    def _answers_prompts(self) -> bool:
+        """Whether predict answers prompts: by the setting, or by the first row of each source.
 
+        Raises:
+            DataError: if some sources are prompts alone and others are not.
+        """
+        if self.predict_as != "auto":
+            return self.predict_as == "prompts"
+        if self.schema is not None:
+            return False
+        opened = [self._open(source, "predict") for source in self.sources["predict"]]
+        alone = {source.name: self._is_of_prompts(source) for source in opened}
+        if len(set(alone.values())) > 1:
+            raise DataError(
+                f"data.predict: {[s for s in alone if alone[s]]} hold prompts alone, "
+                f"{[s for s in alone if not alone[s]]} do not. Predict for them one after the "
+                "other, or set data.predict_as."
+            )
+        return all(alone.values())
+
+    def _is_of_prompts(self, source: RowSource) -> bool:
+        rows = (row for _, row in source.rows(0, len(source)) if isinstance(row, Mapping))
+        first = next(rows, {})
+        return has_prompt_only(rename_columns(first, self.columns or {}, source.name))
+
+    def _load_prompts(self) -> PromptDataset:
+        sources = [
+            PromptSource(self._open(source, "predict"), columns=self.columns)
+            for source in self.sources["predict"]
+        ]
+        prompts = PromptDataset(sources, self._tokenize(min_responses=1))
+        rank_zero_info(f"data.predict: {len(prompts)} prompts to answer")
+        return prompts
+
+    def _tokenize(self, *, min_responses: int) -> GroupTokenizer:
+        """What makes token ids, by the settings."""
         if self.tokenizer is None:
             if self.tokenizer_path is None:
                 raise DataError("data.tokenizer is not set: the folder or hub id of a tokenizer.")
             self.tokenizer = load_tokenizer(
                 self.tokenizer_path, trust_remote_code=self.trust_remote_code
             )
-        contrasts = role != "predict"
-        tokenize = GroupTokenizer(
+        return GroupTokenizer(
             self.tokenizer,
             max_length=self.max_length,
             over_long=self.over_long,
@@ -224,8 +269,14 @@ class PreferenceDataModule(LightningDataModule):
             boundary=self.boundary,
             max_responses=self.max_responses,
             keep_responses=self.keep_responses,
-            min_responses=2 if contrasts else 1,
+            min_responses=min_responses,
         )
+
+    def _load(self, role: Role) -> GroupDataset:
+        from datasets import concatenate_datasets
+
+        contrasts = role != "predict"
+        tokenize = self._tokenize(min_responses=2 if contrasts else 1)
         parts: list[Groups] = []
         self._read[role] = []
         for source in self.sources[role]:
@@ -317,6 +368,12 @@ class PreferenceDataModule(LightningDataModule):
                 "the memory that it takes constant."
             )
 
+    def _processes(self) -> dict[str, int]:
+        """How many processes share data, and which of them this is."""
+        assert self.trainer is not None
+        # The strategy knows; a single process has no such arguments.
+        return dict(self.trainer.distributed_sampler_kwargs or {"num_replicas": 1, "rank": 0})
+
     def _loader(self, role: Role) -> DataLoader[GroupBatch]:
         assert self.trainer is not None
         if getattr(self.trainer, "overfit_batches", 0):
@@ -324,8 +381,7 @@ class PreferenceDataModule(LightningDataModule):
                 "trainer.overfit_batches puts its own sampler in the place of the one that deals "
                 f"whole groups. Name a small file as data.{role} instead."
             )
-        # The strategy knows which processes share data; a single process has no such arguments.
-        processes = self.trainer.distributed_sampler_kwargs or {"num_replicas": 1, "rank": 0}
+        processes = self._processes()
         dataset = self.datasets[role]
         sampler = GroupSampler(
             dataset.sizes,
@@ -446,9 +502,12 @@ class PreferenceDataModule(LightningDataModule):
         """Test groups in file order."""
         return self._loader("test")
 
-    def predict_dataloader(self) -> DataLoader[GroupBatch]:
-        """Groups to predict for, in file order."""
-        return self._loader("predict")
+    def predict_dataloader(self) -> DataLoader[GroupBatch] | DataLoader[PromptBatch]:
+        """Groups to predict for, in file order, or prompts to answer, by length."""
+        if self.prompts is None:
+            return self._loader("predict")
+        sampler = self.prompts.sampler(self.groups_per_batch or 8, **self._processes())
+        return DataLoader(self.prompts, sampler=sampler, batch_size=None)
 
 
 def _sources(value: str | list[str] | Rows | None) -> list[str | Rows]:

@@ -12,7 +12,7 @@ import numpy as np
 from mpo_lightning.data.groups import DataError, PreferenceGroup, check_row
 from mpo_lightning.data.schema import Converted, Schema, SkippedRow
 from mpo_lightning.data.schemas import Canonical, detect
-from mpo_lightning.data.sources import RawRow, RowSource, open_source
+from mpo_lightning.data.sources import RawRow, RowSource, open_source, rename_columns
 
 __all__ = ["GroupReader", "Outcome", "read_outcomes"]
 
@@ -97,18 +97,9 @@ class GroupReader:
                         f"{name}: data.columns renames {absent}; found the columns "
                         f"{sorted(map(str, row))}."
                     )
-                return detect(self._rename(row, name), name)
+                return detect(rename_columns(row, self.columns, name), name)
         # What is wrong with the rows will be told by their check.
         return Canonical()
-
-    def _rename(self, row: Mapping[Any, object], source: str) -> dict[Any, object]:
-        renamed = {self.columns.get(name, name): value for name, value in row.items()}
-        if len(renamed) < len(row):
-            raise DataError(
-                f"{source}: data.columns renames onto columns that are there already, among "
-                f"{sorted(map(str, row))}. Rename those, too."
-            )
-        return renamed
 
     def _convert(self, name: str, row: RawRow) -> Converted:
         if isinstance(row, DataError):
@@ -117,7 +108,7 @@ class GroupReader:
             # Its check tells what is wrong.
             check_row(row, name)
         assert isinstance(row, Mapping)
-        renamed = self._rename(row, name)
+        renamed = rename_columns(row, self.columns, name)
         try:
             return self.schema.convert(renamed, name)
         except (DataError, SkippedRow):

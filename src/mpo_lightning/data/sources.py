@@ -17,7 +17,7 @@ from typing import Any
 
 from mpo_lightning.data.groups import DataError
 
-__all__ = ["RowSource", "Rows", "open_rows", "open_source", "read_rows"]
+__all__ = ["RowSource", "Rows", "open_rows", "open_source", "read_rows", "rename_columns"]
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 # Rows that are held at a time where a library reads ahead.
@@ -128,6 +128,28 @@ def read_rows(data: str, *, default_split: str = "train") -> Iterator[tuple[str,
         if isinstance(row, DataError):
             raise row
         yield name, row
+
+
+def rename_columns(
+    row: Mapping[Any, object], columns: Mapping[str, str], source: str
+) -> dict[Any, object]:
+    """A row with columns under other names.
+
+    Args:
+        row: as it was read.
+        columns: the name in the source, and the name to read it as.
+        source: "file:row", for messages.
+
+    Raises:
+        DataError: if two columns would have one name.
+    """
+    renamed = {columns.get(name, name): value for name, value in row.items()}
+    if len(renamed) < len(row):
+        raise DataError(
+            f"{source}: data.columns renames onto columns that are there already, among "
+            f"{sorted(map(str, row))}. Rename those, too."
+        )
+    return renamed
 
 
 def _parts(folder: Path) -> list[Path]:

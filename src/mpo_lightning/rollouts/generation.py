@@ -9,7 +9,7 @@ import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,7 @@ from mpo_lightning.rollouts.prompts import Request
 
 __all__ = [
     "Answers",
+    "Generation",
     "ModelConfig",
     "ModelSampler",
     "Sample",
@@ -74,6 +75,33 @@ class Sampling:
                 f"temperature is 0, so all {self.n} responses would be the same. Set n to 1, or "
                 "raise the temperature."
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """How predict answers prompts: one response to each.
+
+    Args:
+        max_new_tokens: limit on a response, its end of turn included; one that reaches it is marked
+            ``truncated``.
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_p: least set of tokens with this mass, 1 for all (arXiv 1904.09751).
+        top_k: so many likeliest tokens, 0 for all.
+        seed: of the random numbers.
+    """
+
+    max_new_tokens: int = 1024
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.sampling()
+
+    def sampling(self) -> Sampling:
+        """As a sampler takes it."""
+        return Sampling(n=1, **asdict(self))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
+from mpo_lightning.rollouts.answers import OF_RESPONSES
 from mpo_lightning.rollouts.generation import (
     Answers,
     ModelConfig,
@@ -19,9 +20,6 @@ from mpo_lightning.rollouts.prompts import PromptSource, Request
 from mpo_lightning.rollouts.server import ServerConfig, ServerSampler
 
 __all__ = ["sample"]
-
-# Columns of an input row that belong to other responses than those sampled here.
-OF_RESPONSES = ("responses", "scores", "truncated", "sampled")
 
 
 class Sampler(Protocol):
@@ -54,7 +52,8 @@ def sample(
 
     Args:
         prompts: .jsonl, .json or .parquet file, folder of such files, saved data set or hub id,
-            with a column ``prompt``: a text or a list of messages. Other columns pass through.
+            with a column ``prompt`` (or ``instruction``): a text or a list of messages. Other
+            columns pass through.
         out: folder of the output.
         model: the model that answers.
         server: the server that answers instead.
