@@ -7,7 +7,7 @@ WORLD := quickstart
 SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check notebooks bench format clean
+.PHONY: help quickstart test check docs figures notebooks bench format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,13 @@ check: $(READY) ## Lint, check formatting and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+docs: $(READY) ## Build the documentation into site/; a broken link fails
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+figures: $(READY) ## Draw the figures of the documentation again
+	@$(BIN)/python docs/figures/method.py
+	@$(BIN)/python docs/figures/results.py
+
 notebooks: $(READY) ## Run the notebooks and keep their outputs (NOTEBOOKS=...: some of them)
 	@$(BIN)/python -m notebooks.keep $(NOTEBOOKS)
 
@@ -53,4 +60,4 @@ format: $(READY) ## Format the code and mend what can be mended
 	@$(BIN)/ruff format .
 
 clean: ## Remove the environment, caches and what the quick start made
-	rm -rf $(VENV) $(WORLD) notebooks/$(WORLD) notebooks/*-run .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(WORLD) site notebooks/$(WORLD) notebooks/*-run .mypy_cache .pytest_cache .ruff_cache

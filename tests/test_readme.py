@@ -39,7 +39,7 @@ def workplace(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 def commands() -> list[list[str]]:
-    text = next(block for block in blocks("sh") if "--config recipe.yaml" in block)
+    text = next(block for block in blocks("sh") if "mpo-lightning validate" in block)
     return [shlex.split(line, comments=True) for line in text.replace("\\\n", "").splitlines()]
 
 
