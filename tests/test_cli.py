@@ -236,6 +236,21 @@ def test_last_checkpoint_holds_the_last_step_whatever_ended_the_run(
         assert torch.equal(weight, expected[key]), key
 
 
+def test_a_second_run_in_a_folder_is_not_mixed_with_the_first(config: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    first = fit(config, run, "--trainer.max_steps=2")
+    main(["validate", "--config", str(config), *in_folder(run), "--ckpt_path=last"])
+    assert metrics(run) == first
+    with pytest.warns(UserWarning, match=r"last\.ckpt is of an earlier run"):
+        second = fit(config, run, "--trainer.max_steps=3")
+    assert len([row for row in second if "train/loss" in row]) == 3
+    checkpoints = run / "checkpoints"
+    assert not list(checkpoints.glob("last-v*"))
+    assert torch.load(checkpoints / "last.ckpt")["global_step"] == 3
+    (run / "metrics-1.csv").replace(run / "metrics.csv")
+    assert metrics(run) == first
+
+
 def test_user_code_and_command_line_train_the_same_adapter(config: Path, tmp_path: Path) -> None:
     fit(config, tmp_path / "cli")
     recipe = yaml.safe_load(config.read_text(encoding="utf-8"))

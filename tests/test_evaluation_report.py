@@ -39,6 +39,9 @@ def test_validate_and_test(
     }
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    # Of the training that was there before.
+    root.mkdir()
+    (root / "metrics.csv").write_text("step,train/loss\n1,0.5\n")
     main(["test", "--config", str(path)])
     shown = capsys.readouterr().out
     report = json.loads((root / "test-base.json").read_text(encoding="utf-8"))
@@ -67,3 +70,4 @@ def test_validate_and_test(
     again = json.loads((root / "validate-base.json").read_text(encoding="utf-8"))
     assert again["metrics"] == pytest.approx(report["metrics"])
     assert [p.name for p in root.glob(".*")] == []
+    assert (root / "metrics.csv").read_text() == "step,train/loss\n1,0.5\n"

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mpo_lightning.errors import UserError
@@ -111,12 +111,15 @@ class RunCheckpoint(ModelCheckpoint):
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on writing the ``last.ckpt`` that the run goes on from, not a second one beside it."""
+        """Write the ``last.ckpt`` that is there, not a second one beside it: it is this run's."""
         super().on_train_start(trainer, pl_module)
-        resumed = Path(trainer.ckpt_path or "").absolute()
-        named = resumed.stem.partition("-v")[0] == self.CHECKPOINT_NAME_LAST
-        if named and self.dirpath is not None and resumed.parent == Path(self.dirpath):
-            self.last_model_path = str(resumed)
+        if self.dirpath is None:
+            return
+        last = Path(self.dirpath, f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}")
+        if last.exists():
+            self.last_model_path = str(last)
+            if trainer.ckpt_path is None:
+                rank_zero_warn(f"{last} is of an earlier run. This run replaces it when it saves.")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Have ``last.ckpt`` hold the last step."""

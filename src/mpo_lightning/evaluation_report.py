@@ -34,10 +34,17 @@ SECTIONS: dict[str, dict[str, str]] = {
         "effective_chosen": "evenness within the chosen set",
         "lengths/chosen": "length of the chosen responses, tokens",
         "lengths/rejected": "length of the rejected responses, tokens",
+        "lengths/kendall_tau": "agreement of rewards with lengths (tau-b)",
+        "lengths/score_tau": "agreement of scores with lengths (tau-b)",
+        "sizes/chosen": "chosen responses of a group",
+        "sizes/rejected": "rejected responses of a group",
+        "scores/deviation": "mean distance of scores from their group's mean",
     },
     "Log-probabilities, nats": {
         "logps/chosen": "of the chosen responses, policy",
         "logps/rejected": "of the rejected responses, policy",
+        "log_ratios/chosen": "of the chosen responses, policy minus reference",
+        "log_ratios/rejected": "of the rejected responses, policy minus reference",
         "kl": "reference minus policy, all responses",
     },
 }
@@ -69,6 +76,8 @@ class EvaluationReport(Callback):
             return
         logged = trainer.callback_metrics.items()
         values = {n.removeprefix(prefix): float(v) for n, v in logged if n.startswith(prefix)}
+        # Told above the table, and in the file beside the metrics.
+        values.pop("groups")
         checkpoint = None if trainer.ckpt_path is None else str(trainer.ckpt_path)
         groups = int(module.groups_counted)
         console = Console(highlight=False, markup=False, soft_wrap=True)

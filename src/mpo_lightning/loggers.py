@@ -1,13 +1,15 @@
 """Where a run's metrics, texts and configuration go: TensorBoard and CSV, and others by choice."""
 
 import json
+from itertools import count
 from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-__all__ = ["RunConfig", "log_text", "run_loggers"]
+__all__ = ["RunConfig", "keep_metrics", "log_text", "run_loggers"]
 
 
 def run_loggers(folder: str | Path, name: str = "lightning_logs") -> list[Logger]:
@@ -19,6 +21,20 @@ def run_loggers(folder: str | Path, name: str = "lightning_logs") -> list[Logger
     """
     tensorboard = TensorBoardLogger(folder, name=name, default_hp_metric=False)
     return [tensorboard, CSVLogger(folder, name=name, version=tensorboard.version)]
+
+
+@rank_zero_only
+def keep_metrics(logger: CSVLogger) -> None:
+    """Give the ``metrics.csv`` of an earlier run in a fixed folder another name.
+
+    Lightning would remove it.
+    """
+    found = Path(logger.log_dir, "metrics.csv")
+    if found.is_file():
+        names = (found.with_name(f"metrics-{number}.csv") for number in count(1))
+        free = next(name for name in names if not name.exists())
+        found.rename(free)
+        rank_zero_info(f"{found} of an earlier run is now {free.name}")
 
 
 def log_text(trainer: Trainer, tag: str, text: str, step: int) -> None:

@@ -63,7 +63,9 @@ class MPOCLI(LightningCLI):
         if config.get("enable_checkpointing") is False:
             # Lightning refuses a checkpoint callback then, and ours is always among the arguments.
             callbacks = [c for c in callbacks if not isinstance(c, RunCheckpoint)]
-        return super()._instantiate_trainer(config, watched(config, callbacks))
+        return super()._instantiate_trainer(
+            config, watched(config, callbacks, fitting=self.subcommand == "fit")
+        )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
