@@ -91,7 +91,7 @@ def test_choices_and_purposes_are_those_of_the_source() -> None:
     assert settings["data.max_length"].purpose == "limit on prompt + response, in tokens."
 
 
-@pytest.mark.parametrize("command", ["sample", "score", "export"])
+@pytest.mark.parametrize("command", ["sample", "score", "compare", "export"])
 def test_a_function_is_described_by_its_own_docstring(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,7 +101,8 @@ def test_a_function_is_described_by_its_own_docstring(
     assert all(setting.purpose for setting in settings)
     main([command, "--help"])
     shown = capsys.readouterr().out
-    assert shown.index("out  ") < shown.index("what else there is")
+    assert "default_factory" not in shown
+    assert (shown.index("  out  ") < shown.index("what else there is")) == (command != "compare")
     assert all(setting.name.rpartition(".")[2] in shown for setting in settings)
 
 
