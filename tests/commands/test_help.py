@@ -46,6 +46,13 @@ for command in COMMANDS:
     assert "groups_per_batch           groups (prompts) of a step on one process" in result.stdout
 
 
+def test_a_page_may_be_cut_short() -> None:
+    command = f"{sys.executable} -m mpo_lightning fit --help | head -n 1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert result.stdout.startswith("usage: mpo-lightning fit")
+    assert result.stderr == ""
+
+
 def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Printed settings by their dotted names; a class is one of them."""
     found = {}
