@@ -38,6 +38,7 @@ TITLES = {
     "trainer": "Lightning's Trainer",
     "checkpoint": "what is saved, and when",
     "predictions": "what predict writes",
+    "model.generation": "how predict answers prompts",
     "progress": "what is shown while it runs",
     "samples": "answers before and after, side by side",
     "health": "when a run is called sick",
