@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
+from mpo_lightning.commands.calm import be_calm
 from mpo_lightning.errors import UserError
 
 __all__ = ["COMMANDS", "main"]
@@ -97,6 +98,7 @@ def main(args: Sequence[str] | None = None) -> None:
     # does not look there by itself.
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
+    be_calm()
     try:
         import_module(command.module).main(given)
     except UserError as error:
