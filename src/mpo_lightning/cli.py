@@ -3,12 +3,14 @@
 Nothing heavy is imported before it is known which command is to run.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
+from mpo_lightning.commands.calm import be_calm
 from mpo_lightning.errors import UserError
 
 __all__ = ["COMMANDS", "main"]
@@ -63,6 +65,15 @@ def _overview() -> str:
     )
 
 
+def _show(text: str) -> None:
+    """Print a page, or as much of it as its reader, such as ``head``, wants."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # What is still buffered would fail again when the process ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line.
 
@@ -71,7 +82,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     given = list(sys.argv[1:] if args is None else args)
     if not given or given[0] in {"-h", "--help"}:
-        print(_overview())
+        _show(_overview())
         return
     if given[0] not in COMMANDS:
         sys.exit(f"error: {given[0]!r} is not a command of mpo-lightning.\n\n{_overview()}")
@@ -81,12 +92,13 @@ def main(args: Sequence[str] | None = None) -> None:
 
         text = page(given[0], command.module, command.purpose)
         if text is not None:
-            print(text)
+            _show(text)
             return
     # A class_path may name a file of the user's, beside the configuration; an installed command
     # does not look there by itself.
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
+    be_calm()
     try:
         import_module(command.module).main(given)
     except UserError as error:

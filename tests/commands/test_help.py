@@ -46,6 +46,13 @@ for command in COMMANDS:
     assert "groups_per_batch           groups (prompts) of a step on one process" in result.stdout
 
 
+def test_a_page_may_be_cut_short() -> None:
+    command = f"{sys.executable} -m mpo_lightning fit --help | head -n 1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert result.stdout.startswith("usage: mpo-lightning fit")
+    assert result.stderr == ""
+
+
 def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Printed settings by their dotted names; a class is one of them."""
     found = {}
@@ -91,7 +98,7 @@ def test_choices_and_purposes_are_those_of_the_source() -> None:
     assert settings["data.max_length"].purpose == "limit on prompt + response, in tokens."
 
 
-@pytest.mark.parametrize("command", ["sample", "score", "export"])
+@pytest.mark.parametrize("command", ["sample", "score", "compare", "export"])
 def test_a_function_is_described_by_its_own_docstring(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,7 +108,8 @@ def test_a_function_is_described_by_its_own_docstring(
     assert all(setting.purpose for setting in settings)
     main([command, "--help"])
     shown = capsys.readouterr().out
-    assert shown.index("out  ") < shown.index("what else there is")
+    assert "default_factory" not in shown
+    assert (shown.index("  out  ") < shown.index("what else there is")) == (command != "compare")
     assert all(setting.name.rpartition(".")[2] in shown for setting in settings)
 
 

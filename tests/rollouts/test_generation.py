@@ -364,7 +364,7 @@ def test_an_adapter_s_other_base_is_told(
 
 def test_what_cannot_be_loaded(base: str, adapter: str, tmp_path: Path) -> None:
     sampling = Sampling()
-    with pytest.raises(PolicyError, match=r"^model\.base: .*mpo-lightning merge"):
+    with pytest.raises(PolicyError, match=r"^model\.base: .*mpo-lightning export --merged"):
         load_sampler(ModelConfig(base=adapter), sampling)
     with pytest.raises(RolloutError, match=r"model\.adapter: .*no adapter_config"):
         load_sampler(ModelConfig(base=base, adapter=str(tmp_path)), sampling)

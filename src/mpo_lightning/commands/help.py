@@ -10,7 +10,14 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from mpo_lightning.commands.signatures import Definition, Setting, definition, settings_of, source
+from mpo_lightning.commands.signatures import (
+    Definition,
+    Setting,
+    definition,
+    purposes_of,
+    settings_of,
+    source,
+)
 
 __all__ = ["OWN_OPTIONS", "RUN", "arguments_of", "function_settings", "page", "run_settings"]
 
@@ -31,6 +38,7 @@ TITLES = {
     "trainer": "Lightning's Trainer",
     "checkpoint": "what is saved, and when",
     "predictions": "what predict writes",
+    "model.generation": "how predict answers prompts",
     "progress": "what is shown while it runs",
     "samples": "answers before and after, side by side",
     "health": "when a run is called sick",
@@ -92,8 +100,10 @@ def page(command: str, module: str, purpose: str) -> str | None:
     if module == RUN:
         return _run_page(command, purpose)
     settings = function_settings(command, module)
-    if settings is None:
+    function = definition(module, command)
+    if settings is None or function is None:
         return None
+    purposes = purposes_of(function)
     arguments = arguments_of(module)
     flags = [s for s in settings if s.name in _flags(module)]
     given = [s for s in settings if s.name in arguments]
@@ -106,7 +116,8 @@ def page(command: str, module: str, purpose: str) -> str | None:
         lines += ["", title, *_setting_rows(some)] if some else []
     for group in dict.fromkeys(s.name.rpartition(".")[0] for s in others):
         inside = [s for s in others if s.name.rpartition(".")[0] == group]
-        lines += ["", group or "what else there is", *_setting_rows(inside)]
+        title = f"{group}: {purposes[group].rstrip('.')}" if group else "what else there is"
+        lines += ["", title, *_setting_rows(inside)]
     if flags:
         flag_rows = [(f"--{flag.name}", _text(flag)) for flag in flags]
         lines += ["", "without a value", *_rows(flag_rows)]

@@ -13,7 +13,15 @@ from pathlib import Path
 
 from docstring_parser import parse as parse_docstring
 
-__all__ = ["Definition", "Setting", "definition", "settings_of", "source", "subclasses"]
+__all__ = [
+    "Definition",
+    "Setting",
+    "definition",
+    "purposes_of",
+    "settings_of",
+    "source",
+    "subclasses",
+]
 
 DATACLASS = "dataclass"
 
@@ -135,6 +143,8 @@ def _written(default: ast.expr | None) -> str | None:
             return str(default.value)
         case ast.Lambda(body=body):
             default = body
+        case ast.Call(func=ast.Name(id="field"), keywords=[ast.keyword("default_factory", made)]):
+            return {"dict": "{}", "list": "[]"}.get(ast.unparse(made)) or _written(made)
         # As YAML has it.
         case ast.Tuple(elts=elements):
             default = ast.List(elements)
@@ -180,7 +190,7 @@ def settings_of(found: Definition) -> list[Setting]:
             owners = owners[:1]
     settings: dict[str, Setting] = {}
     for owner in reversed(owners):
-        purposes = _purposes(owner)
+        purposes = purposes_of(owner)
         for name, annotation, default in _own(owner):
             inner = _named(annotation, owner.module)
             if inner is not None and _is_dataclass(inner) and not _bases_of(inner):
@@ -222,7 +232,12 @@ def subclasses(module: str, base: str) -> dict[str, Definition]:
     }
 
 
-def _purposes(found: Definition) -> dict[str, str]:
+def purposes_of(found: Definition) -> dict[str, str]:
+    """What each parameter of a function or class is for, as its docstring has it.
+
+    Args:
+        found: where it is defined.
+    """
     assert isinstance(found.node, ast.ClassDef | ast.FunctionDef)
     texts = [ast.get_docstring(found.node)]
     texts += [

@@ -56,9 +56,9 @@ def compare(
     Args:
         policy: answers of the model that is looked at.
         reference: answers of the one that it is compared with.
-        reward_model: the model that scores.
-        function: what scores instead: ``module:function``, called as f(prompt, responses) for each
-            prompt, gives one number for each response; higher is better.
+        reward_model: the model that scores, if no function does.
+        function: ``module:function`` that scores in the reward model's place: called as f(prompt,
+            responses) for each prompt, it gives one number for each response; higher is better.
         difficulty: column of the reference's rows that says how difficult a prompt is, a number.
         resamples: how often prompts are drawn anew for the intervals.
         seed: of these draws.

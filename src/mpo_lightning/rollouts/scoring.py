@@ -46,9 +46,9 @@ def score(
         data: .jsonl, .json or .parquet file, folder of such files (as ``sample`` writes it), saved
             data set or hub id, with the columns ``prompt`` and ``responses``. Others pass through.
         out: folder of the output, which ``fit`` reads.
-        reward_model: the model that scores.
-        function: what scores instead: ``module:function``, called as f(prompt, responses) for each
-            row, gives one number for each response; higher is better.
+        reward_model: the model that scores, if no function does.
+        function: ``module:function`` that scores in the reward model's place: called as f(prompt,
+            responses) for each row, it gives one number for each response; higher is better.
         replace: replace scores that the rows have already, which is refused otherwise.
         rows_per_part: rows in each file of the output; a killed run loses one such part.
         progress: show a progress bar.
