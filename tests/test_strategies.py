@@ -132,7 +132,8 @@ def test_overlays_run_over_the_quick_start(toy_world: Path, tmp_path: Path, name
     arguments += ["--trainer.devices=2", f"--trainer.default_root_dir={tmp_path}"]
     arguments += ["--trainer.max_steps=3", "--trainer.limit_val_batches=1"]
     arguments += ["--data.groups_per_batch=2"]
-    arguments += [f"--trainer.logger.save_dir={tmp_path}"]
+    arguments += ["--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={tmp_path}"]
+    arguments += ["--trainer.logger.name=", "--trainer.logger.version="]
     # With all that saves memory as well.
     arguments += ["--model.responses_per_pass=3", "--model.policy.gradient_checkpointing=true"]
     result = processes.run(processes.command_line, arguments, processes=2, cwd=toy_world.parent)
