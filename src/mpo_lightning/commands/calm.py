@@ -9,6 +9,9 @@ __all__ = ["be_calm"]
 WARNINGS = (
     ".*gradient_checkpointing(_enable)?` is deprecated",
     ".*isinstance\\(treespec, LeafSpec\\)` is deprecated",
+    "torch.distributed.nn.functional.all_gather is deprecated",
+    # Metrics are summed over the processes before they are logged.
+    "It is recommended to use .*sync_dist=True",
     "Precision .* is not supported by the model summary",
     # `metrics.csv` of an earlier run is given another name before.
     "Experiment logs directory .* exists and is not empty",
