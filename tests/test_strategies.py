@@ -216,5 +216,6 @@ def test_configuration_of_fsdp1_is_refused_on_cpu(recipe: Path, tmp_path: Path) 
 def test_overlays_say_what_they_change_only() -> None:
     for path in STRATEGIES.glob("*.yaml"):
         content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-        assert set(content) <= {"trainer", "model"}
+        assert set(content) <= {"trainer", "model", "samples"}
+        assert content.get("samples", {"count": 0}) == {"count": 0}
         assert set(content.get("model", {"policy": {}})["policy"]) <= {"quantization", "dtype"}
