@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
-from mpo_lightning.commands.calm import be_calm
+from mpo_lightning.commands.noise import be_calm
 from mpo_lightning.errors import UserError
 
 __all__ = ["COMMANDS", "main"]

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 
-from mpo_lightning.commands.calm import NOTES, be_calm
+from mpo_lightning.commands.noise import NOTES, be_calm
 
 
 def test_only_what_is_known_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
