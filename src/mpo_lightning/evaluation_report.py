@@ -100,7 +100,8 @@ class EvaluationReport(Callback):
             "settings": _settings(trainer),
         }
         replaced = " (the one that was there is replaced)" if path.exists() else ""
-        write_whole(path, json.dumps(content, indent=2) + "\n")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
         console.print(f"Wrote {path}{replaced}")
 
 

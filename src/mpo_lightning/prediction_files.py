@@ -1,7 +1,6 @@
 """What ``predict`` writes: measures of given responses, or answers to prompts."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,10 +13,11 @@ from lightning.pytorch.callbacks import Callback
 
 from mpo_lightning.data.groups import collect_errors
 from mpo_lightning.errors import UserError
+from mpo_lightning.files import write_whole
 from mpo_lightning.predictions import SCHEMA
 from mpo_lightning.rollouts.answers import FORMATS, OF_RESPONSES, Answered
 from mpo_lightning.rollouts.generation import Sample
-from mpo_lightning.rollouts.parts import Tally
+from mpo_lightning.rollouts.parts import Tally, json_line
 from mpo_lightning.rollouts.prompt_dataset import PromptDataset, PromptItem
 
 __all__ = ["PredictionError", "PredictionWriter"]
@@ -140,9 +140,7 @@ def _part(path: Path, rank: int) -> Path:
     return path.with_name(f".{path.name}.part{rank}")
 
 
-def _take_place(written: Path, path: Path, parts: Sequence[Path]) -> None:
-    """Give a file that is whole its name, and remove what it was made of."""
-    written.rename(path)
+def _remove(parts: Sequence[Path]) -> None:
     for part in parts:
         part.unlink()
 
@@ -166,7 +164,8 @@ class _Measures:
         order = [(name, "ascending") for name in ("file", "row", "response")]
         joined = self.path.with_name(f".{self.path.name}.joined")
         pq.write_table(table.sort_by(order), joined)
-        _take_place(joined, self.path, parts)
+        joined.rename(self.path)
+        _remove(parts)
         return f"Wrote {table.num_rows} responses to {self.path}"
 
 
@@ -213,16 +212,11 @@ class _AnswerFile:
         tally = Tally()
         answered = [e for e in entries if self._count(e, self.items[e["number"]], tally)]
         rows = [entry["row"] for entry in answered]
-        joined = self.path.with_name(f".{self.path.name}.joined")
-        with joined.open("w", encoding="utf-8") as file:
-            if self._as_array:
-                json.dump(rows, file, ensure_ascii=False, indent=2)
-                file.write("\n")
-            else:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            file.flush()
-            os.fsync(file.fileno())
-        _take_place(joined, self.path, parts)
+        lines = [json_line(row) for row in rows]
+        if self._as_array:
+            lines = [b"[\n", b",".join(lines), b"]\n"]
+        write_whole(self.path, b"".join(lines))
+        _remove(parts)
         return f"Wrote answers of {self.how['model']} to {self.path}: {tally}"
 
     def _count(self, entry: dict[str, Any], item: PromptItem, tally: Tally) -> bool:

@@ -7,7 +7,6 @@ tokens or the reference differ.
 """
 
 import json
-import os
 import re
 import shlex
 import time
@@ -27,6 +26,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from mpo_lightning.batch import GroupBatch, TokenGroup
 from mpo_lightning.errors import UserError
+from mpo_lightning.files import write_whole
 from mpo_lightning.folders import cache_folder
 
 __all__ = [
@@ -127,13 +127,8 @@ def _clear_command(folder: Path) -> str:
 
 def _write(path: Path, data: bytes) -> None:
     """Write a file that others see complete or not at all."""
-    partial = path.with_name(f".{uuid.uuid4().hex}.partial")
     try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_whole(path, data)
     except OSError as error:
         raise ReferenceCacheError(
             f"{path}: cannot be written: {error}. Make room or give access, or set "

@@ -4,8 +4,8 @@ import os
 import signal
 from typing import Any
 
+from mpo_lightning import files
 from mpo_lightning.cli import main
-from mpo_lightning.rollouts import parts
 
 
 class Dying:
@@ -28,5 +28,5 @@ class Dying:
 
 def killed_run(write: int, args: list[str]) -> None:
     """The ``write``-th file, counted from 1, is half written."""
-    parts.os = Dying(write)  # type: ignore[assignment]
+    files.os = Dying(write)  # type: ignore[assignment]
     main(args)

@@ -125,7 +125,8 @@ def compare(
     _show(content)
     if out is not None:
         try:
-            write_whole(Path(out), json.dumps(content, indent=2) + "\n")
+            Path(out).parent.mkdir(parents=True, exist_ok=True)
+            write_whole(Path(out), (json.dumps(content, indent=2) + "\n").encode())
         except OSError as error:
             raise RolloutError(f"out: {out}: cannot be written: {error}.") from error
         print(f"Wrote {out}")

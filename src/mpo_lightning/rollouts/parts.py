@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from mpo_lightning.errors import UserError
+from mpo_lightning.files import write_whole
 
-__all__ = ["PartFolder", "RolloutError", "Tally", "Workers"]
+__all__ = ["PartFolder", "RolloutError", "Tally", "Workers", "json_line"]
 
 VERSION = 1
 SETTINGS = "settings.json"
@@ -182,8 +183,8 @@ class PartFolder:
             RolloutError: if it cannot be written.
         """
         # The rows are what makes a part complete, so they come last.
-        self._write(self._report(part), _line(tally.to_json()))
-        self._write(self.path(part), b"".join(map(_line, rows)))
+        self._write(self._report(part), json_line(tally.to_json()))
+        self._write(self.path(part), b"".join(map(json_line, rows)))
 
     def tally(self) -> Tally:
         """The report over all parts that are there.
@@ -249,7 +250,7 @@ class PartFolder:
 
     def _write_first(self, path: Path, data: bytes) -> None:
         """Write a file unless another process was first."""
-        partial = self._partial(path)
+        partial = path.with_name(f".{uuid.uuid4().hex}.partial")
         partial.write_bytes(data)
         try:
             os.link(partial, path)
@@ -260,22 +261,14 @@ class PartFolder:
 
     # -------------------------------------------------------------------------------- files
 
-    def _partial(self, path: Path) -> Path:
-        return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-
     def _partial_files(self) -> Iterator[Path]:
         """What killed processes left."""
         yield from self.folder.glob(".*.partial")
 
     def _write(self, path: Path, data: bytes) -> None:
         """Write a file that others see whole or not at all."""
-        partial = self._partial(path)
         try:
-            with partial.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
+            write_whole(path, data)
         except OSError as error:
             raise RolloutError(
                 f"{path}: cannot be written: {error}. Make room or give access, and start the same "
@@ -283,7 +276,8 @@ class PartFolder:
             ) from error
 
 
-def _line(row: Mapping[str, Any]) -> bytes:
+def json_line(row: Mapping[str, Any]) -> bytes:
+    """A row as a line of JSON, in UTF-8."""
     # Parquet and datasets rows may hold dates and the like, which JSON has no form for.
     try:
         return (json.dumps(row, ensure_ascii=False, default=str) + "\n").encode()

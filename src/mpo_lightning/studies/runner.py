@@ -15,6 +15,8 @@ from typing import Any, Protocol, Self
 import torch
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
+from mpo_lightning.files import write_whole
+
 __all__ = ["Runner", "Task"]
 
 # Raise it when a change of the code changes what tasks give.
@@ -52,11 +54,7 @@ def _end_with_parent() -> None:
 
 def _perform(task: Task, folder: Path) -> Any:
     result = task(folder / "worlds")
-    path = _place(task, folder)
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    content = json.dumps({"task": repr(task), "result": result})
-    unfinished.write_text(content, encoding="utf-8")
-    unfinished.rename(path)
+    write_whole(_place(task, folder), json.dumps({"task": repr(task), "result": result}).encode())
     return result
 
 
