@@ -45,9 +45,10 @@ check: $(READY) ## Lint, check formatting and types
 docs: $(READY) ## Build the documentation into site/; a broken link fails
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-figures: $(READY) ## Draw the figures of the documentation again
+figures: $(READY) ## Draw the figures, and fill the tables of results, of the documentation again
 	@$(BIN)/python docs/figures/method.py
 	@$(BIN)/python docs/figures/results.py
+	@$(BIN)/python docs/figures/tables.py
 
 notebooks: $(READY) ## Run the notebooks and keep their outputs (NOTEBOOKS=...: some of them)
 	@$(BIN)/python -m notebooks.keep $(NOTEBOOKS)

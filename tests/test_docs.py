@@ -23,6 +23,7 @@ from pymdownx.slugs import slugify
 import method
 import pages
 import settings
+import tables
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -287,6 +288,12 @@ def test_every_figure_has_its_script_and_its_page() -> None:
     assert {path.name for path in (ROOT / "docs" / "figures").glob("*.svg")} == drawn
     for name in drawn:
         assert any(f"figures/{name}" in text for text in TEXTS.values()), name
+
+
+def test_tables_of_the_results_are_those_of_the_kept_summaries() -> None:
+    page = TEXTS["docs/results.md"]
+    assert sorted(match[2] for match in tables.MARKED.finditer(page)) == sorted(tables.TABLES)
+    assert tables.filled(page) == page, "run: make figures"
 
 
 # ------------------------------------------------------------------------------- citation
