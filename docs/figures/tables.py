@@ -57,7 +57,7 @@ def gold(found: Summary, label: str) -> dict[str, Any]:
 
 def most_seeds(found: Summary) -> int:
     """Of any condition: those of the study."""
-    return max(condition["gold"]["count"] for condition in found["at_1_nat"].values())
+    return max(int(condition["gold"]["count"]) for condition in found["at_1_nat"].values())
 
 
 def difference(found: Summary, first: str, second: str, p: str = "p") -> str:

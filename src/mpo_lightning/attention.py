@@ -168,11 +168,14 @@ def _attend(
     return (weights @ value).transpose(1, 2)
 
 
-class _MergedAttention(torch.autograd.Function):
-    """Responses over their prompt and over themselves, two calls merged by their normalisers.
+class _GroupAttention(torch.autograd.Function):
+    """A group's attention on CPU: its prompt over itself, its responses over it and themselves.
 
-    The backward pass of either part is the kernel's own, given the normaliser and the output of the
-    whole: attention weights of the whole are what it computes from them.
+    The two parts of a response are merged by their normalisers. The backward pass of each part is
+    the kernel's own, given the normaliser and the output of the whole: attention weights of the
+    whole are what it computes from them. A group is one function, so that one output is kept, which
+    the next layer keeps as well, and gradients of queries and keys are written in one place, where
+    those of slices would each be a tensor of the full size.
     """
 
     @staticmethod
@@ -181,51 +184,74 @@ class _MergedAttention(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        prompt_key: Tensor,
-        prompt_value: Tensor,
+        prompt: int,
         lengths: Sequence[int],
         scaling: float | None,
     ) -> Tensor:
         attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        rows = [_to_rows(x, lengths) for x in (query, key, value)]
-        own, of_own = attend(*rows, 0.0, True, scale=scaling)
-        over_prompt, of_prompt = attend(query, prompt_key, prompt_value, 0.0, False, scale=scaling)
+        sizes = [prompt, sum(lengths)]
+        (prompt_query, query_), (prompt_key, key_), (prompt_value, value_) = (
+            torch.split(x, sizes, dim=2) for x in (query, key, value)
+        )
+        prompt_keys = (prompt_key, prompt_value)
+        of_prompt, alone = attend(prompt_query, *prompt_keys, 0.0, True, scale=scaling)
+        over_prompt, over = attend(query_, *prompt_keys, 0.0, False, scale=scaling)
+        rows = (_to_rows(x, lengths) for x in (query_, key_, value_))
         # (1, S, H, D) and (1, S, H): each response's tokens one after the other.
-        own = _from_rows(own.transpose(1, 2), lengths)
-        of_own = _from_rows(of_own.transpose(1, 2), lengths)
-        of_prompt = of_prompt.transpose(1, 2)
-        normaliser = torch.logaddexp(of_own, of_prompt)
-        output = own * (of_own - normaliser).exp()[..., None]
-        output += over_prompt.transpose(1, 2) * (of_prompt - normaliser).exp()[..., None]
-        output = output.to(query.dtype)
-        ctx.save_for_backward(query, key, value, prompt_key, prompt_value, output, normaliser)
-        ctx.lengths, ctx.scaling = lengths, scaling
+        over_own, own = (
+            _from_rows(x.transpose(1, 2), lengths) for x in attend(*rows, 0.0, True, scale=scaling)
+        )
+        over = over.transpose(1, 2)
+        normaliser = torch.logaddexp(own, over)
+        merged = over_own * (own - normaliser).exp_()[..., None]
+        merged += over_prompt.transpose(1, 2) * (over - normaliser).exp_()[..., None]
+        output = torch.cat([of_prompt.transpose(1, 2), merged.to(query.dtype)], dim=1)
+        normaliser = torch.cat([alone.transpose(1, 2), normaliser], dim=1)
+        ctx.save_for_backward(query, key, value, output, normaliser)
+        ctx.sizes, ctx.lengths, ctx.scaling = sizes, lengths, scaling
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        query, key, value, prompt_key, prompt_value, output, normaliser = ctx.saved_tensors
+        query, key, value, output, normaliser = ctx.saved_tensors
         attend_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        gradient, output, normaliser = (
-            x.transpose(1, 2) for x in (gradients[0], output, normaliser)
+
+        def back(
+            gradient: Tensor,
+            query: Tensor,
+            keys: Sequence[Tensor],
+            output: Tensor,
+            normaliser: Tensor,
+            *,
+            causal: bool,
+        ) -> list[Tensor]:
+            of_output = (output, normaliser[..., 0].contiguous())
+            found = attend_backward(
+                gradient, query, *keys, *of_output, 0.0, causal, scale=ctx.scaling
+            )
+            return [x.transpose(1, 2) for x in found]
+
+        by_head = [x.transpose(1, 2) for x in (gradients[0], output, normaliser[..., None])]
+        of_prompt, of_responses = zip(
+            *(torch.split(x, ctx.sizes, dim=2) for x in (query, key, value, *by_head)), strict=True
         )
-        of_query, of_prompt_key, of_prompt_value = attend_backward(
-            *(gradient, query, prompt_key, prompt_value, output, normaliser.contiguous()),
-            *(0.0, False),
-            scale=ctx.scaling,
-        )
+        query, *prompt_keys, gradient, output, normaliser = of_prompt
+        alone = back(gradient, query, prompt_keys, output, normaliser, causal=True)
+        query, _, _, gradient, output, normaliser = of_responses
+        over = back(gradient, query, prompt_keys, output, normaliser, causal=False)
         # Padding has no gradient, so that whatever weights it has come to nothing.
-        own = [_to_rows(x, ctx.lengths) for x in (gradient, query, key, value, output)]
-        normalisers = _to_rows(normaliser[..., None], ctx.lengths)[..., 0].contiguous()
-        parts = attend_backward(*own, normalisers, 0.0, True, scale=ctx.scaling)
-        of_own_query, of_key, of_value = (
-            _from_rows(x.transpose(1, 2), ctx.lengths).transpose(1, 2) for x in parts
+        query, key, value, gradient, output, normaliser = (
+            _to_rows(x, ctx.lengths) for x in of_responses
         )
-        return of_query + of_own_query, of_key, of_value, of_prompt_key, of_prompt_value, None, None
+        own = back(gradient, query, (key, value), output, normaliser, causal=True)
+        own = [_from_rows(x, ctx.lengths) for x in own]
+        of_query = torch.cat([alone[0], over[0].add_(own[0])], dim=1)
+        of_key, of_value = (torch.cat([alone[i].add_(over[i]), own[i]], dim=1) for i in (1, 2))
+        return *(x.transpose(1, 2) for x in (of_query, of_key, of_value)), None, None, None
 
 
-def _merged(
+def _of_group(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -234,14 +260,11 @@ def _merged(
     lengths: Sequence[int],
     scaling: float | None,
 ) -> Tensor:
-    """A group's responses, (1, heads, S, D), over the group's keys and values, on CPU."""
+    """A group's tokens over each other, (1, heads, tokens, D) to (1, tokens, heads, D), on CPU."""
     copies = query.shape[1] // key.shape[1]
     if copies > 1:
         key, value = (x.repeat_interleave(copies, dim=1) for x in (key, value))
-    output: Tensor = _MergedAttention.apply(  # type: ignore[no-untyped-call]
-        *(query, key[:, :, prompt:], value[:, :, prompt:]),
-        *(key[:, :, :prompt], value[:, :, :prompt], lengths, scaling),
-    )
+    output: Tensor = _GroupAttention.apply(query, key, value, prompt, lengths, scaling)  # type: ignore[no-untyped-call]
     return output
 
 
@@ -298,6 +321,10 @@ def split_attention(
     on_cpu = on_cpu and softcap is None and s_aux is None and not dropout
     outputs = []
     for start, prompt, lengths in shared_prompt.groups():
+        if on_cpu and shared_prompt.fits(prompt, lengths, sliding_window):
+            group = [x[:, :, start : start + prompt + sum(lengths)] for x in (query, key, value)]
+            outputs.append(_of_group(*group, prompt=prompt, lengths=lengths, scaling=scaling))
+            continue
         own = slice(start + prompt, start + prompt + sum(lengths))
         prompt_key, prompt_value = (x[:, :, start : start + prompt] for x in (key, value))
         window = None if sliding_window is None or prompt <= sliding_window else sliding_window
@@ -310,12 +337,6 @@ def split_attention(
             causal=window is None,
             **how,
         )
-        if on_cpu and shared_prompt.fits(prompt, lengths, sliding_window):
-            group = slice(start, own.stop)
-            group_key, group_value = key[:, :, group], value[:, :, group]
-            sizes: dict[str, Any] = {"prompt": prompt, "lengths": lengths, "scaling": scaling}
-            outputs += [of_prompt, _merged(query[:, :, own], group_key, group_value, **sizes)]
-            continue
         own_key, own_value = (_to_rows(x[:, :, own], lengths) for x in (key, value))
         expand = (len(lengths), -1, -1, -1)
         of_responses = _attend(
@@ -328,7 +349,7 @@ def split_attention(
             **how,
         )
         outputs += [of_prompt, _from_rows(of_responses, lengths)]
-    return torch.cat(outputs, dim=1), None
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), None
 
 
 AttentionInterface.register(SHARED_PROMPT_ATTENTION, split_attention)

@@ -20,6 +20,11 @@ __all__ = ["keep_less_of_gated_mlps"]
 Activation = Callable[[Tensor], Tensor]
 
 
+def _times(inner: Tensor, up: Tensor, gate: Tensor) -> Tensor:
+    """``inner * up``, in place where ``inner`` is a tensor of its own; without gradients."""
+    return inner * up if inner.data_ptr() == gate.data_ptr() else inner.mul_(up)
+
+
 class _Gated(torch.autograd.Function):
     """``act(gate) * up`` and, where ``down`` is given, that times ``down.T`` (an adapter's A)."""
 
@@ -29,7 +34,7 @@ class _Gated(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:
         ctx.act = act
         ctx.save_for_backward(gate, up, down)
-        inner = act(gate) * up
+        inner = _times(act(gate), up, gate)
         return inner, None if down is None else product(inner, down)
 
     @staticmethod
@@ -37,25 +42,28 @@ class _Gated(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         gate, up, down = ctx.saved_tensors
         with torch.enable_grad():
-            gate, up = gate.detach().requires_grad_(), up.detach().requires_grad_()
-            inner = ctx.act(gate) * up
+            gate = gate.detach().requires_grad_()
+            act = ctx.act(gate)
         of_inner, of_low = gradients
         of_down = None
         if of_low is not None and down is not None:
             rows = of_low.reshape(-1, of_low.shape[-1])
-            of_down = rows.t() @ inner.detach().reshape(-1, inner.shape[-1])
+            of_down = rows.t() @ (act.detach() * up).reshape(-1, up.shape[-1])
             through = product(of_low.contiguous(), down.t())
             of_inner = through if of_inner is None else through.add_(of_inner)
-        of_gate, of_up = torch.autograd.grad(inner, (gate, up), of_inner)
-        return of_gate, of_up, of_down, None
+        assert of_inner is not None
+        (of_gate,) = torch.autograd.grad(act, gate, of_inner * up)
+        return of_gate, of_inner * act.detach(), of_down, None
 
 
 def _forward(self: Any, x: Tensor) -> Tensor:
     """As the MLP's own, see above."""
     gate, up, down = self.gate_proj(x), self.up_proj(x), self.down_proj
     # The compiler decides by itself what it computes again.
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
         output: Tensor = down(self.act_fn(gate) * up)
+    elif not torch.is_grad_enabled():
+        output = down(_times(self.act_fn(gate), up, gate))
     elif isinstance(down, FastLoraLinear) and down.is_plain(gate) and not down.drops:
         inner, low = _Gated.apply(gate, up, down.down_weight, self.act_fn)  # type: ignore[no-untyped-call]
         output = down.join(inner, low)
