@@ -30,6 +30,10 @@ GATED = {
     "gemma2": Gemma2Config(**SMALL),
     "qwen3": Qwen3Config(**SMALL),
     "cohere": CohereConfig(**{k: v for k, v in SMALL.items() if k != "head_dim"}),
+    # Whose result is its input, and whose gradient is that of its result.
+    "identity": tiny_config(num_hidden_layers=1, hidden_act="linear"),
+    # What keeps its result for the backward pass.
+    "sigmoid": tiny_config(num_hidden_layers=1, hidden_act="sigmoid"),
 }
 
 
@@ -52,6 +56,9 @@ def outcome(mlp: Any, run: Callable[[Any, Tensor], Tensor]) -> list[Tensor]:
     output = run(mlp, inputs)
     output.square().sum().backward()
     assert inputs.grad is not None
+    with torch.no_grad():
+        torch.manual_seed(2)
+        torch.testing.assert_close(run(mlp, inputs), output)
     return [output, inputs.grad, *(p.grad for p in mlp.parameters() if p.grad is not None)]
 
 
