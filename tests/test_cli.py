@@ -219,11 +219,18 @@ def test_resume_from_last_continues_the_same_losses(
     ],
 )
 def test_last_checkpoint_holds_the_last_step_whatever_ended_the_run(
-    config: Path, tmp_path: Path, options: list[str], steps: int
+    config: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    options: list[str],
+    steps: int,
 ) -> None:
     """3 batches an epoch; a longer run goes on from there as if it had not ended."""
     run, more = tmp_path / "run", ["--model.lr_scheduler=null", *options]
-    fit(config, run, *more)
+    with caplog.at_level("INFO"):
+        fit(config, run, *more)
+    last = run / "checkpoints" / "last"
+    assert f"Saved {last}.ckpt, and the adapter alone: {last}-adapter" in caplog.text
     assert torch.load(run / "checkpoints" / "last.ckpt")["global_step"] == steps
     more += ["--trainer.max_epochs=-1", "--trainer.max_steps=11"]
     rest = fit(config, run, *more, "--ckpt_path=last")

@@ -122,10 +122,13 @@ class RunCheckpoint(ModelCheckpoint):
                 rank_zero_warn(f"{last} is of an earlier run. This run replaces it when it saves.")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Have ``last.ckpt`` hold the last step."""
+        """Have ``last.ckpt`` hold the last step, and say where it is."""
         super().on_train_end(trainer, pl_module)
         if self.save_last and not self._should_skip_saving_checkpoint(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        if self.last_model_path:
+            folder = adapter_folder(self.last_model_path)
+            rank_zero_info(f"Saved {self.last_model_path}, and the adapter alone: {folder}")
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
