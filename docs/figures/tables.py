@@ -226,6 +226,22 @@ def correlation() -> str:
     )
 
 
+def beside() -> str:
+    """Gold by kind of group, less that of groups without what makes the kind."""
+    found = summary("correlation")
+    rows: dict[tuple[str, str], list[str]] = {}
+    methods: dict[str, None] = {}
+    for row in found["beside"]:
+        (kind, method), (plain, _) = (row[place].split(": ") for place in ("first", "second"))
+        text = f"{interval(row['difference'], signed=True)}, p {probability(row['p'])}"
+        rows.setdefault((kind, plain), []).append(text)
+        methods[method] = None
+    return markdown(
+        ["groups; less others", *methods],
+        [[f"{kind}; less {plain}", *texts] for (kind, plain), texts in rows.items()],
+    )
+
+
 def skew() -> str:
     """Rules by shape."""
     found = summary("skew")
@@ -319,6 +335,7 @@ TABLES: dict[str, Callable[[], str]] = {
         policies,
         calibration,
         correlation,
+        beside,
         skew,
         reliability,
         levels,

@@ -7,8 +7,8 @@ policy answer differently, so both are measured.
 from statistics import fmean
 
 from mpo_lightning.losses import DPO, MPO, InfoNCA
-from mpo_lightning.studies.conditions import Findings, Form
-from mpo_lightning.studies.grid import Method, Scenario, findings, train_grid
+from mpo_lightning.studies.conditions import Findings, Form, comparisons
+from mpo_lightning.studies.grid import Method, Scenario, findings, label, train_grid
 from mpo_lightning.studies.judges import NoisyJudge
 from mpo_lightning.studies.methods import BETA
 from mpo_lightning.studies.runner import Runner
@@ -40,6 +40,17 @@ METHODS = {
     "DPO best-worst": Method(loss=DPO(beta=BETA)),
 }
 QUICK_METHODS = ("MPO", "DPO best-worst")
+# What groups of each kind are held against, by the same method.
+BESIDE = {
+    "shared 0.5": "independent",
+    "shared 0.9": "independent",
+    "shared 0.9, clean": "independent, clean",
+    "5 copies of 2": "2 responses",
+    "temperature 0.5": "independent",
+    "temperature 1.5": "independent",
+    "crowding": "independent",
+    "crowding, shared 0.5": "shared 0.5",
+}
 PAIRS = (("W-MPO 1", "MPO"), ("InfoNCA 1", "MPO"), ("DPO best-worst", "MPO"))
 
 
@@ -64,6 +75,12 @@ def study(runner: Runner, form: Form) -> Findings:
         for (name, seed, _), sample in zip(tasks, samples, strict=True)
     ]
     pairs = [pair for pair in PAIRS if set(pair) <= methods.keys()]
+    beside = [
+        (label(kind, method), label(BESIDE[kind], method))
+        for kind in BESIDE
+        if kind in scenarios
+        for method in methods
+    ]
     return findings(
         outcomes,
         pairs,
@@ -71,7 +88,8 @@ def study(runner: Runner, form: Form) -> Findings:
             "sample_bias_of_chosen": {
                 name: fmean(row["bias"] for row in rows if row["scenario"] == name)
                 for name in scenarios
-            }
+            },
+            "beside": comparisons(outcomes, beside),
         },
         tables={"samples": rows},
     )
