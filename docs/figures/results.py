@@ -74,7 +74,7 @@ def draw_speed(axis: Axes) -> None:
     axis.set_yticks(range(len(rows)), list(reversed(labels)))
     axis.set(
         title="an optimizer step on the same responses",
-        xlabel="seconds, two cores of a Xeon (prompt:response tokens)",
+        xlabel="seconds, two cores of an AMD EPYC (prompt:response tokens)",
     )
     axis.text(0.97, 0.95, "TRL 1.16, pairs", color=PLAIN, ha="right", transform=axis.transAxes)
     axis.text(0.97, 0.88, "here, group", color=PROMPT, ha="right", transform=axis.transAxes)
