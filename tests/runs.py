@@ -45,7 +45,11 @@ def write_recipe(folder: Path, base: str, train: str, **changes: Any) -> Path:
                 "class_path": "mpo_lightning.losses.MPO",
                 "init_args": {"beta": 0.5, "alpha": 1.0},
             },
-            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}},
+            # With AdamW's own eps, gradients that are nearly zero make steps of their rounding.
+            "optimizer": {
+                "class_path": "torch.optim.AdamW",
+                "init_args": {"lr": 0.01, "eps": 1e-4},
+            },
         },
         "data": {"train": train, "groups_per_batch": 2},
     }
@@ -153,4 +157,6 @@ def assert_same_metrics(
         if tolerance == 0:
             assert left == right
         else:
-            assert left == pytest.approx(right, rel=tolerance, abs=tolerance)
+            # Log-ratios are differences of sums that float32 rounds by some 1e-6.
+            approximately = pytest.approx(right, rel=tolerance, abs=tolerance + 1e-5)
+            assert left == approximately
