@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.flops import step_flops
 from benchmarks.workloads import Shape, Workload
+from mpo_lightning.markdown import table
 
 __all__ = ["draw", "markdown", "spread", "summarise", "summarise_sweep"]
 
@@ -133,11 +134,6 @@ def summarise_sweep(measured: dict[str, Measured]) -> list[dict[str, Any]]:
 # -------------------------------------------------------------------------------------- Markdown
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
 def _stat(value: Stat | None, digits: int) -> str:
     if value is None:
         return ""
@@ -165,7 +161,7 @@ def _by_method(rows: Sequence[dict[str, Any]], key: str, cell: Callable[[str, An
         [*_named(row), *(cell(name, row[key][name]) if name in row[key] else "" for name in used)]
         for row in rows
     ]
-    return _table(["n", "prompt:response", *(TITLES[name] for name in used)], body)
+    return table(["n", "prompt:response", *(TITLES[name] for name in used)], body) + "\n"
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -175,10 +171,11 @@ def markdown(results: dict[str, Any]) -> str:
         "# Seconds and memory per optimizer step\n",
         f"Made by `{results['command']}` in {results['minutes']:.0f} minutes. "
         "What is compared, and how fairly, is told in [../README.md](../README.md).\n",
-        _table(
+        table(
             ["what", ""],
             [[name, str(value)] for name, value in results["machine"].items()],
-        ),
+        )
+        + "\n",
         "Median (least to greatest) over the counted rounds; a round is one optimizer step of each "
         "method on the same group.\n",
     ]
@@ -189,7 +186,7 @@ def markdown(results: dict[str, Any]) -> str:
             "sides, or known beforehand on both sides. *Share*: part of this machine's rate of "
             "bare fp32 matrix products that the step with the cached reference reaches, counting "
             "only the arithmetic that it needs.\n",
-            _table(
+            table(
                 [
                     *["n", "prompt:response", "vs TRL", "both with known reference"],
                     *["vs TRL, head on responses only", "vs TRL, all pairs*"],
@@ -207,7 +204,8 @@ def markdown(results: dict[str, Any]) -> str:
                     ]
                     for row in rows
                 ],
-            ),
+            )
+            + "\n",
             "\\* scaled: one micro-batch of n/2 pairs was measured, times the n/2 micro-batches of "
             "the step.\n",
             "## Seconds per optimizer step\n",
@@ -247,7 +245,7 @@ def markdown(results: dict[str, Any]) -> str:
             "## Any number of responses\n",
             f"Shared prompt, {results['sweep_tokens']} prompt:response tokens, the reference "
             "computed in the step.\n",
-            _table(head, body),
+            table(head, body) + "\n",
         ]
     parts.append("![The same as a picture](compute.png)\n")
     return "\n".join(parts)

@@ -11,7 +11,15 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "src" / "mpo_lightning"
 # From the ground up; a file imports from floors below its own only.
 FLOORS = [
-    {"errors", "files", "folders", "commands.noise", "commands.signatures", "commands.parsing"},
+    {
+        "errors",
+        "files",
+        "folders",
+        "markdown",
+        "commands.noise",
+        "commands.signatures",
+        "commands.parsing",
+    },
     {"commands.help"},
     {
         "batch",

@@ -8,9 +8,11 @@ around the tables is written by hand.
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from mpo_lightning.markdown import table
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = ROOT / "docs" / "results.md"
@@ -71,12 +73,6 @@ def difference(found: Summary, first: str, second: str, p: str = "p") -> str:
     raise KeyError(f"{first!r} is not compared with {second!r}")
 
 
-def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
 def parts(found: Summary) -> list[str]:
     """The scenarios of a grid."""
     return list(dict.fromkeys(label.split(": ")[0] for label in found["at_1_nat"]))
@@ -110,7 +106,7 @@ def methods() -> str:
         )
     heads = ["method", "learning rate", "gold at 1 nat", "less MPO's", "p"]
     heads += ["less MPO's at 0.25 nat", "bias", "win rate", "chosen's logp", "seeds at 1 nat"]
-    return markdown(heads, rows)
+    return table(heads, rows)
 
 
 def deviation() -> str:
@@ -118,7 +114,7 @@ def deviation() -> str:
     found = summary("deviation")
     noises = [name.removeprefix("noise ") for name in found["best_alpha"]]
     alphas = dict.fromkeys(row["first"].split(", ")[0] for row in found["comparisons"])
-    return markdown(
+    return table(
         [r"less $\alpha$ = 0", *(f"noise {noise}" for noise in noises)],
         [
             [
@@ -138,7 +134,7 @@ def samples() -> str:
     found = summary("responses")
     kinds = {"acceptable": "acceptable responses", "chosen": "the chosen set that the judge makes"}
     sizes = list(found["sample_bias"]["acceptable"])
-    return markdown(
+    return table(
         ["attribute bias of", "slope on $n$, log-log", *(f"n = {n}" for n in sizes)],
         [
             [
@@ -158,7 +154,7 @@ def policies() -> str:
     most = max(slope["count"] for slope in slopes.values())
     early, late = ("0.25 nat", "1 nat")
     trained = dict.fromkeys(label.rpartition(", ")[0] for label in slopes)
-    return markdown(
+    return table(
         ["policy of", f"slope at {early}", f"floor at {early}", f"slope at {late}"],
         [
             [
@@ -189,7 +185,7 @@ def calibration() -> str:
     heads = ["judge", r"agrees with gold, $\tau$", "MPO's gold"]
     heads += [f"{first} less {second}" for first, second in pairs]
     most = most_seeds(found)
-    return markdown(
+    return table(
         heads,
         [
             [
@@ -209,7 +205,7 @@ def correlation() -> str:
     found = summary("correlation")
     compared = ["MPO", "W-MPO 1", "InfoNCA 1", "DPO best-worst"]
     most = most_seeds(found)
-    return markdown(
+    return table(
         ["groups", "sample bias of the chosen", *compared],
         [
             [
@@ -236,7 +232,7 @@ def beside() -> str:
         text = f"{interval(row['difference'], signed=True)}, p {probability(row['p'])}"
         rows.setdefault((kind, plain), []).append(text)
         methods[method] = None
-    return markdown(
+    return table(
         ["groups; less others", *methods],
         [[f"{kind}; less {plain}", *texts] for (kind, plain), texts in rows.items()],
     )
@@ -256,7 +252,7 @@ def skew() -> str:
     }
     of_mean = [gold(found, f"{shape}: MPO mean") for shape in shapes]
     first = [number(of["mean"]) + seeds(of, most_seeds(found)) for of in of_mean]
-    return markdown(
+    return table(
         ["gold at 1 nat, less the split at the mean", *shapes],
         [
             ["(MPO, mean: its gold)", *first],
@@ -275,7 +271,7 @@ def reliability() -> str:
     """Groups that noise leaves as they are, by rule and size."""
     found = summary("skew")["reliability"]
     sizes = list(found["mean"])
-    return markdown(
+    return table(
         ["groups as without noise", *(f"n = {n}" for n in sizes)],
         [
             [rule, *(f"{100 * of_n[n]['mean']:.0f} %" for n in sizes)]
@@ -290,7 +286,7 @@ def levels() -> str:
     names = ["multi-level", "Plackett-Luce", "DPO all pairs", "W-MPO 1", "InfoNCA 1"]
     kinds = {"noise 0": "clean judge", "noise 1": "noisy judge"}
     counts = list(dict.fromkeys(part.split(", ")[0] for part in parts(found)))
-    return markdown(
+    return table(
         ["gold at 1 nat, less MPO's", *counts],
         [
             [
@@ -311,7 +307,7 @@ def scaling() -> str:
     most = most_seeds(found)
     heads = ["n", f"step, ms: {ways[0]}", ways[1]]
     heads += [f"memory beyond libraries and model, MiB: {ways[0]}", ways[1], "gold at 1 nat"]
-    return markdown(
+    return table(
         heads,
         [
             [
@@ -346,7 +342,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 def filled(page: str) -> str:
     """A page with its marked tables made anew."""
-    return MARKED.sub(lambda match: match[1] + TABLES[match[2]](), page)
+    return MARKED.sub(lambda match: f"{match[1]}{TABLES[match[2]]()}\n", page)
 
 
 if __name__ == "__main__":

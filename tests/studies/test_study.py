@@ -90,6 +90,20 @@ def test_both_forms_on_made_up_results(
             draw().savefig(tmp_path / "figure.png", dpi=20)
 
 
+def test_kinds_of_groups_are_held_beside_the_same_method() -> None:
+    study = import_module("mpo_lightning.studies.correlation").study
+    beside = study(MadeUp(), Form()).summary["beside"]
+    kinds = {}
+    for row in beside:
+        (kind, method), (plain, same) = (row[at].split(": ") for at in ("first", "second"))
+        assert method == same
+        assert row["difference"]["count"] == 6
+        kinds[kind] = plain
+    assert len(beside) == 4 * len(kinds)
+    assert kinds["5 copies of 2"] == "2 responses"
+    assert kinds["shared 0.9, clean"] == "independent, clean"
+
+
 def test_methods_are_trained_alike() -> None:
     runner: Any = MadeUp()
     found: Findings = import_module("mpo_lightning.studies.methods").study(runner, Form())

@@ -17,6 +17,7 @@ from mpo_lightning.data.datamodule import PreferenceDataModule
 from mpo_lightning.data.tokens import GroupTokenizer
 from mpo_lightning.errors import UserError
 from mpo_lightning.loggers import log_text
+from mpo_lightning.markdown import table
 from mpo_lightning.module import MPOModule
 from mpo_lightning.policy import eval_mode
 from mpo_lightning.rollouts.generation import Answers, ModelSampler, Sample, Sampling
@@ -217,14 +218,8 @@ class Samples(Callback):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def _markdown(self) -> str:
-        def cell(text: str) -> str:
-            return text.replace("|", "\\|").replace("\n", "<br>")
-
-        rows = [
-            f"| {cell(text)} | {cell(_text(before))} | {cell(_text(after))} |"
-            for text, before, after in self.shown
-        ]
-        return "\n".join(["| prompt | before | after |", "| --- | --- | --- |", *rows])
+        rows = [(text, _text(before), _text(after)) for text, before, after in self.shown]
+        return table(("prompt", "before", "after"), rows)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show before and after side by side."""

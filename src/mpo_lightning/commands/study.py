@@ -14,6 +14,7 @@ from jsonargparse import DefaultHelpFormatter
 
 from mpo_lightning.commands.parsing import SettingsParser
 from mpo_lightning.errors import UserError
+from mpo_lightning.markdown import table
 
 if TYPE_CHECKING:
     # What studies are made of takes seconds to import, which help need not wait for.
@@ -130,13 +131,14 @@ def _refuse_other(name: str, out: Path) -> None:
 
 
 def _write(name: str, form: "Form", out: Path, findings: "Findings") -> None:
-    for table, rows in findings.tables.items():
-        _write_csv(out / f"{table}.csv", rows)
+    for title, rows in findings.tables.items():
+        _write_csv(out / f"{title}.csv", rows)
     for figure, draw in findings.figures.items():
         draw().savefig(out / f"{figure}.png", dpi=150)
     content = {"study": name, "form": "quick" if form.quick else "full", **findings.summary}
     (out / SUMMARY).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    (out / TABLE).write_text(_as_markdown(findings.shown), encoding="utf-8")
+    shown = table(list(findings.shown[0]), [list(row.values()) for row in findings.shown])
+    (out / TABLE).write_text(shown + "\n", encoding="utf-8")
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -145,11 +147,6 @@ def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(rows)
-
-
-def _as_markdown(rows: Sequence[Mapping[str, str]]) -> str:
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _show(rows: Sequence[Mapping[str, str]]) -> None:

@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from mpo_lightning.export.formulas import BIBTEX, FORMULAS, WHERE
 from mpo_lightning.export.source import TrainedAdapter
+from mpo_lightning.markdown import table
 from mpo_lightning.metrics import METRIC_NAMES
 from mpo_lightning.record import Record, package_versions
 
@@ -221,7 +222,7 @@ def _method(record: Record) -> list[str]:
                 "To it is added `likelihood` times the mean negative log-probability per token of "
                 "the chosen responses."
             )
-    parts.append(_table(("setting", "value"), _flat({"loss": loss})))
+    parts.append(table(("setting", "value"), _flat({"loss": loss})))
     return parts
 
 
@@ -250,9 +251,9 @@ def _data(record: Record) -> list[str]:
                     for reason, count in source[what].items()
                 ]
     titles = ("used for", "source", "digest of its content", "groups", "kept", "responses")
-    parts.append(_table(titles, rows))
+    parts.append(table(titles, rows))
     parts.append("\n".join(dropped) if dropped else "Nothing was dropped.")
-    parts.append(_table(("setting", "value"), _flat({"data": data["settings"]})))
+    parts.append(table(("setting", "value"), _flat({"data": data["settings"]})))
     return parts
 
 
@@ -274,7 +275,7 @@ def _training(adapter: TrainedAdapter, record: Record) -> list[str]:
         "model": record["module"],
         "trainer": record["trainer"],
     }
-    return ["## Training", _table(("setting", "value"), _flat(groups))]
+    return ["## Training", table(("setting", "value"), _flat(groups))]
 
 
 def _metrics(record: Record, facts: CardFacts) -> list[str]:
@@ -289,7 +290,7 @@ def _metrics(record: Record, facts: CardFacts) -> list[str]:
         parts += [
             "The last values that were logged before the checkpoint was written: of one optimizer "
             "step in training, of all groups in validation.",
-            _table(("metric", "train", "validation"), rows),
+            table(("metric", "train", "validation"), rows),
         ]
     else:
         parts.append("None was logged before the checkpoint was written.")
@@ -302,7 +303,7 @@ def _versions(record: Record | None) -> str:
     now = package_versions()
     then = record["versions"] if record is not None else {}
     rows = [(name, then.get(name, "-"), version) for name, version in now.items()]
-    return _table(("package", "in training", "in the export"), rows)
+    return table(("package", "in training", "in the export"), rows)
 
 
 def _citation(arxiv: Iterable[str]) -> list[str]:
@@ -327,11 +328,6 @@ def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, int | float) else "-" if value is None else value
 
 
-def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _flat(settings: dict[str, Any], above: str = "") -> list[tuple[str, str]]:
     """Settings as rows, nested ones under names with dots."""
     rows: list[tuple[str, str]] = []
@@ -343,5 +339,5 @@ def _flat(settings: dict[str, Any], above: str = "") -> list[tuple[str, str]]:
             rows += _flat(value, path)
         else:
             text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            rows.append((path, text.replace("|", "\\|")))
+            rows.append((path, text))
     return rows
