@@ -107,9 +107,9 @@ def run_ours(settings: dict[str, Any], steps: Steps) -> None:
 
     from mpo_lightning.batch import GroupBatch
     from mpo_lightning.data.datamodule import PreferenceDataModule
-    from mpo_lightning.loading import LoRA, PolicyConfig
     from mpo_lightning.losses import MPO
-    from mpo_lightning.module import MPOModule
+    from mpo_lightning.model.loading import LoRA, PolicyConfig
+    from mpo_lightning.training.module import MPOModule
 
     class StepByStep(Callback):
         def on_train_batch_start(
@@ -275,7 +275,7 @@ def run_matmul(settings: dict[str, Any], steps: Steps) -> None:
     sizes = [(tokens, a, b) for a, b in shape.linears()] * 2
     sizes.append((scored, shape.hidden, shape.vocabulary))
     operations = 2 * sum(rows * a * b for rows, a, b in sizes)
-    from mpo_lightning.linear import onednn_is_faster
+    from mpo_lightning.model.fast_linear import onednn_is_faster
 
     # The faster of PyTorch's two libraries for it; torch.mm takes the other.
     fast = onednn_is_faster()

@@ -234,7 +234,7 @@ def toy_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def study_worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the studies' worlds, with that of seed 0 in it."""
-    from mpo_lightning.studies.world import build
+    from mpo_lightning.studies.world.world import build
 
     root = shared_folder(tmp_path_factory, "studies")
     with FileLock(root / "lock"):

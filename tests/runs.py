@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-import processes
+from tests import processes
 
 ROOT = Path(__file__).parent.parent
 STRATEGIES = ROOT / "configs" / "strategy"
@@ -104,7 +104,7 @@ def fit(
             file_size=file_size,
         )
     else:
-        path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         result = subprocess.run(
             [*launcher, "-m", "mpo_lightning", *arguments],
             capture_output=True,

@@ -10,8 +10,8 @@ from lightning.pytorch.plugins import HalfPrecision, MixedPrecision
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from conftest import random_groups
 from mpo_lightning.batch import GroupBatch, TokenGroup
+from tests.conftest import random_groups
 
 
 def group(

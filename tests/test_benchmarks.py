@@ -33,9 +33,9 @@ from benchmarks.workloads import (
 )
 
 from mpo_lightning import LoRA, PolicyConfig, PreferenceDataModule
-from mpo_lightning.attention import PromptSharing
 from mpo_lightning.batch import GroupBatch, TokenGroup
-from mpo_lightning.loading import build_policy
+from mpo_lightning.model.attention import PromptSharing
+from mpo_lightning.model.loading import build_policy
 
 TINY = Shape(layers=2, hidden=32, intermediate=88, heads=2, vocabulary=200, rank=4)
 
@@ -168,7 +168,7 @@ def test_flops_are_those_that_torch_counts(
     bench_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The counter knows PyTorch's own products and attention only.
-    monkeypatch.setattr("mpo_lightning.linear.use_fast_products", lambda model: None)
+    monkeypatch.setattr("mpo_lightning.model.fast_linear.use_fast_products", lambda model: None)
     monkeypatch.setattr(PromptSharing, "fits", lambda *_: False)
     prompt, responses = 12, (6, 6, 6, 6)
     batch = group_of(prompt, responses)

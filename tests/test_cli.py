@@ -18,14 +18,15 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.cli import LightningArgumentParser
 from safetensors.torch import load_file
 
-import mpo_lightning.module
-import processes
-from conftest import example_rows, random_groups
+import mpo_lightning.training.module
 from mpo_lightning import LoRA, MPOModule, PolicyConfig, PreferenceDataModule, losses
 from mpo_lightning.batch import GroupBatch
-from mpo_lightning.cli import COMMANDS, main
+from mpo_lightning.cli import main
+from mpo_lightning.commands.names import COMMANDS
 from mpo_lightning.losses import IPO, MDPO, MPO, AboveQuantile, BestRest, EachMPO, TopBottom
-from mpo_lightning.reference import ReferenceCache
+from mpo_lightning.model.reference_cache import ReferenceCache
+from tests import processes
+from tests.conftest import example_rows, random_groups
 
 LOSS_NAMES = [
     name
@@ -459,7 +460,7 @@ def test_bad_settings_fail_in_one_line_before_anything_is_loaded(
     def never(*_: Any) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(mpo_lightning.module, "build_policy", never)
+    monkeypatch.setattr(mpo_lightning.training.module, "build_policy", never)
     monkeypatch.setattr(PreferenceDataModule, "setup", never)
     with pytest.raises(SystemExit) as stopped:
         main(["fit", "--config", str(config), *args])

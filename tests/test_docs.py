@@ -249,7 +249,7 @@ def test_every_public_name_is_documented() -> None:
 
 
 def test_generated_tables_have_every_setting_and_command() -> None:
-    from mpo_lightning.cli import COMMANDS
+    from mpo_lightning.commands.names import COMMANDS
 
     text = TEXTS["docs/settings.md"] + TEXTS["docs/commands.md"]
     made = ""

@@ -13,9 +13,9 @@ import torch
 import yaml
 from lightning.pytorch import Trainer
 
-from conftest import example_rows
 from mpo_lightning.cli import main
 from mpo_lightning.losses import SetLoss
+from tests.conftest import example_rows
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

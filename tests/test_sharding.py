@@ -12,12 +12,11 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-import processes
-import sharded_run
-from conftest import example_rows, plain_logps
 from mpo_lightning import PreferenceDataModule
 from mpo_lightning.data.sampler import StepGroups
-from runs import Rows, metrics
+from tests import processes, sharded_run
+from tests.conftest import example_rows, plain_logps
+from tests.runs import Rows, metrics
 
 
 def run(base: str, data: str, out: Path, strategy: str = "auto", **settings: Any) -> Rows:

@@ -13,12 +13,12 @@ import yaml
 from lightning.pytorch import Trainer
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-import processes
-from conftest import example_rows, make_tokenizer, tiny_config, write_rows
 from mpo_lightning import LoRA, MPOModule, PolicyConfig
-from mpo_lightning.policy import PolicyError
+from mpo_lightning.model.policy import PolicyError
 from mpo_lightning.strategy import FSDP1, wrap_policy
-from runs import (
+from tests import processes
+from tests.conftest import example_rows, make_tokenizer, tiny_config, write_rows
+from tests.runs import (
     OVERLAYS,
     ROOT,
     STRATEGIES,
@@ -161,7 +161,7 @@ def test_only_the_first_process_ever_holds_the_whole_base(
     recipe = write_recipe(
         tmp_path, str(folder), write_jsonl(example_rows(2)), trainer={"max_epochs": 1}
     )
-    watch = ["--trainer.callbacks+=interruptions.MemoryAtStart"]
+    watch = ["--trainer.callbacks+=tests.interruptions.MemoryAtStart"]
     watch += [f"--trainer.callbacks.folder={tmp_path}"]
     fit(recipe, tmp_path / "run", *OVERLAYS["fsdp2"], *watch)
     peaks = [json.loads((tmp_path / f"memory{rank}.json").read_text()) for rank in (0, 1)]

@@ -18,11 +18,11 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from conftest import CHAT_TEMPLATE, CORPUS, make_tokenizer
 from mpo_lightning import LoRA, MPOModule, PolicyConfig, PreferenceDataModule
 from mpo_lightning.cli import main
 from mpo_lightning.losses import DPO, IPO, NCA, Hinge, RobustDPO, SetLoss
-from runs import metrics
+from tests.conftest import CHAT_TEMPLATE, CORPUS, make_tokenizer
+from tests.runs import metrics
 
 BETA = 0.3
 LORA: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}

@@ -14,8 +14,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mpo_lightning.attention import PromptSharing
 from mpo_lightning.losses import DPO, MPO, AboveMean, EachMPO, SetLoss
+from mpo_lightning.model.attention import PromptSharing
 
 HERE = Path(__file__).parent
 CHOSEN, REJECTED, PLAIN, PROMPT = "#2a7f62", "#b5443a", "#555555", "#4c6ea8"

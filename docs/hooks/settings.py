@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 from jsonargparse import ArgumentParser, Namespace
 
-from mpo_lightning.cli import COMMANDS
+from mpo_lightning.commands.names import COMMANDS
 
 __all__ = ["GENERATED", "command_parser", "rows_of"]
 
@@ -137,7 +137,7 @@ def classes(path: str) -> str:
     """A table of settings for each class that may stand where ``path`` is named."""
     module, _, name = path.rpartition(".")
     import_module("mpo_lightning.losses")
-    import_module("mpo_lightning.data.schemas")
+    import_module("mpo_lightning.data.schemas.detect")
     base = getattr(import_module(module), name)
     parts = []
     for made in _concrete(base):

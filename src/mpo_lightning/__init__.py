@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from mpo_lightning.callbacks.progress import RunProgressBar
     from mpo_lightning.callbacks.samples import Samples
     from mpo_lightning.data.datamodule import PreferenceDataModule
-    from mpo_lightning.loading import LoRA, PolicyConfig
-    from mpo_lightning.loggers import run_loggers
-    from mpo_lightning.module import MPOModule
+    from mpo_lightning.model.loading import LoRA, PolicyConfig
+    from mpo_lightning.training.loggers import run_loggers
+    from mpo_lightning.training.module import MPOModule
 
 __all__ = [
     "LoRA",
@@ -27,14 +27,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "LoRA": "mpo_lightning.loading",
-    "MPOModule": "mpo_lightning.module",
-    "PolicyConfig": "mpo_lightning.loading",
+    "LoRA": "mpo_lightning.model.loading",
+    "MPOModule": "mpo_lightning.training.module",
+    "PolicyConfig": "mpo_lightning.model.loading",
     "PreferenceDataModule": "mpo_lightning.data.datamodule",
     "RunProgressBar": "mpo_lightning.callbacks.progress",
     "Samples": "mpo_lightning.callbacks.samples",
     "TrainingHealth": "mpo_lightning.callbacks.health",
-    "run_loggers": "mpo_lightning.loggers",
+    "run_loggers": "mpo_lightning.training.loggers",
 }
 
 

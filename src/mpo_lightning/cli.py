@@ -8,45 +8,12 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
 
-from mpo_lightning.commands.noise import be_calm
+from mpo_lightning.commands.names import COMMANDS
 from mpo_lightning.errors import UserError
+from mpo_lightning.quiet import filter_known_warnings
 
-__all__ = ["COMMANDS", "main"]
-
-
-class Command(NamedTuple):
-    """A command: the module whose ``main(args)`` runs it, and what it is for, in a line."""
-
-    module: str
-    purpose: str
-
-
-RUN = "mpo_lightning.commands.run"
-COMMANDS = {
-    "fit": Command(RUN, "Train on groups of scored responses."),
-    "validate": Command(RUN, "Measure a checkpoint on the validation data."),
-    "test": Command(RUN, "Measure a checkpoint on the test data."),
-    "predict": Command(RUN, "Measure every response of scored groups, or answer prompts."),
-    "sample": Command("mpo_lightning.commands.sample", "Sample n responses to each prompt."),
-    "score": Command("mpo_lightning.commands.score", "Score responses; the output is for fit."),
-    "compare": Command(
-        "mpo_lightning.commands.compare",
-        "Score two models' answers: win rates, also at equal length.",
-    ),
-    "export": Command(
-        "mpo_lightning.commands.export", "Write a checkpoint as an adapter or a merged model."
-    ),
-    "cache": Command(
-        "mpo_lightning.commands.cache", "List or remove what is kept on disk for later runs."
-    ),
-    "data": Command("mpo_lightning.commands.data", "Check, convert or split scored groups."),
-    "study": Command("mpo_lightning.commands.study", "Check the paper's claims."),
-    "completion": Command(
-        "mpo_lightning.commands.completion", "Print a script that completes all this in bash."
-    ),
-}
+__all__ = ["main"]
 
 
 def _overview() -> str:
@@ -98,13 +65,13 @@ def main(args: Sequence[str] | None = None) -> None:
     # does not look there by itself.
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
-    be_calm()
+    filter_known_warnings()
     try:
         import_module(command.module).main(given)
     except UserError as error:
         sys.exit(f"error: {error}")
     except (RuntimeError, MemoryError) as error:
-        from mpo_lightning.faults import is_out_of_memory
+        from mpo_lightning.training.failures import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise

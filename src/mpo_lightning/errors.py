@@ -1,6 +1,8 @@
 """The base of every error that a user can mend."""
 
-__all__ = ["UserError"]
+from typing import Any
+
+__all__ = ["CheckpointError", "ResumeError", "RolloutError", "UserError", "compare"]
 
 
 class UserError(Exception):
@@ -8,3 +10,40 @@ class UserError(Exception):
 
     The command line shows the message alone; a program sees an exception like any other.
     """
+
+
+class RolloutError(UserError, ValueError):
+    """Responses or scores that cannot be made as asked; the message says what to do."""
+
+
+class ResumeError(UserError, ValueError):
+    """A checkpoint that this run must not go on from; the message says what differs."""
+
+
+def compare(what: str, found: dict[str, Any], expected: dict[str, Any], remedy: str) -> None:
+    """Refuse a checkpoint that was written with something else.
+
+    Args:
+        what: what the entries describe, for the message.
+        found: of the checkpoint.
+        expected: of this run.
+        remedy: what to do.
+
+    Raises:
+        ResumeError: naming the first entry that differs.
+    """
+    for name, value in expected.items():
+        if found.get(name) != value:
+            raise ResumeError(
+                f"The checkpoint was written with another {what}: its {name} is "
+                f"{_short(found.get(name))}, but here {_short(value)}. {remedy}"
+            )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return f"{text[:12]}..." if isinstance(value, str) and len(text) > 40 else text
+
+
+class CheckpointError(UserError, RuntimeError):
+    """A checkpoint that could not be written; the message says why and what still stands."""

@@ -14,8 +14,8 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.optim import Optimizer
 
-from mpo_lightning.module import MPOModule
-from mpo_lightning.policy import Policy, PolicyError
+from mpo_lightning.model.policy import Policy, PolicyError
+from mpo_lightning.training.module import MPOModule
 
 __all__ = ["FSDP1", "FSDP2"]
 

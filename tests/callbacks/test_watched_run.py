@@ -16,7 +16,6 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from conftest import example_rows
 from mpo_lightning import (
     LoRA,
     MPOModule,
@@ -27,14 +26,15 @@ from mpo_lightning import (
     TrainingHealth,
 )
 from mpo_lightning.callbacks.health import HealthWarning
+from mpo_lightning.callbacks.health_checks import Limits
 from mpo_lightning.callbacks.samples import SamplesError
-from mpo_lightning.callbacks.signatures import Limits
 from mpo_lightning.cli import main
 from mpo_lightning.losses import MPO
-from mpo_lightning.metrics import METRIC_NAMES
-from mpo_lightning.resume import random_state
 from mpo_lightning.strategy import FSDP1, FSDP2
-from runs import adapter
+from mpo_lightning.training.metrics import METRIC_NAMES
+from mpo_lightning.training.resume import random_state
+from tests.conftest import example_rows
+from tests.runs import adapter
 
 SMALL = Limits(window=3, slow_after=3)
 
@@ -331,7 +331,7 @@ def test_bar_in_a_terminal(
 
 
 def test_own_bar_and_loggers_take_the_place_of_ours(recipe: dict[str, Any]) -> None:
-    from mpo_lightning.commands.watching import watched
+    from mpo_lightning.commands.run_callbacks import watched
 
     bar, given = RunProgressBar(), TrainingHealth()
     settings: dict[str, Any] = {"callbacks": RichProgressBar(), "logger": False}

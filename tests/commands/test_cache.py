@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from conftest import example_rows, make_tokenizer
 from mpo_lightning import PreferenceDataModule
 from mpo_lightning.cli import main
+from tests.conftest import example_rows, make_tokenizer
 
 
 def test_token_ids_are_shown_and_cleared(

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from mpo_lightning import losses
-from mpo_lightning.cli import COMMANDS, main
+from mpo_lightning.cli import main
 from mpo_lightning.commands.completion import options_of
+from mpo_lightning.commands.names import COMMANDS
 
 BASH = shutil.which("bash")
 # What has been typed, the word to complete last, and what bash is offered.

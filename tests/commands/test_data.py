@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from conftest import example_rows
 from mpo_lightning.cli import main
+from tests.conftest import example_rows
 
 Write = Callable[..., str]
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from mpo_lightning.cli import COMMANDS, main
+from mpo_lightning.cli import main
 from mpo_lightning.commands.help import RUN, run_settings
+from mpo_lightning.commands.names import COMMANDS
 from mpo_lightning.commands.signatures import definition, settings_of
 
 
@@ -21,7 +22,8 @@ def test_help_waits_for_nothing_heavy() -> None:
     """What is read from the source needs no torch; the others' parsers need no Lightning."""
     code = """
 import sys
-from mpo_lightning.cli import COMMANDS, main
+from mpo_lightning.cli import main
+from mpo_lightning.commands.names import COMMANDS
 
 def loaded(*names):
     return [name for name in names if name in sys.modules]

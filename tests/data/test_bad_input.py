@@ -14,16 +14,16 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from conftest import make_tokenizer
 from mpo_lightning.data.groups import DataError, check_row
-from mpo_lightning.data.lists import Generations, Nectar, OnPolicy
-from mpo_lightning.data.pairs import Arena, Pairs, TranscriptPairs
 from mpo_lightning.data.reading import read_outcomes
 from mpo_lightning.data.report import DataReport
-from mpo_lightning.data.schema import Schema
-from mpo_lightning.data.singles import ScoredResponses
+from mpo_lightning.data.schemas.base import Schema
+from mpo_lightning.data.schemas.lists import Generations, Nectar, OnPolicy
+from mpo_lightning.data.schemas.pairs import Arena, Pairs, TranscriptPairs
+from mpo_lightning.data.schemas.single_response import ScoredResponses
+from mpo_lightning.data.schemas.ultrafeedback import UltraFeedback
 from mpo_lightning.data.tokens import GroupTokenizer
-from mpo_lightning.data.ultrafeedback import UltraFeedback
+from tests.conftest import make_tokenizer
 
 GOOD: dict[str, Any] = {"prompt": "Why?", "responses": ["a", "b"], "scores": [1.0, 2.0]}
 GOOD_LINE = json.dumps(GOOD).encode()

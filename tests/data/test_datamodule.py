@@ -15,14 +15,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-import processes
-from conftest import example_rows, make_tokenizer, random_groups
 from mpo_lightning.batch import GroupBatch
 from mpo_lightning.data.datamodule import PreferenceDataModule
 from mpo_lightning.data.dataset import GroupDataset
 from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.sampler import StepGroups
 from mpo_lightning.losses import MPO, SetLoss
+from tests import processes
+from tests.conftest import example_rows, make_tokenizer, random_groups
 
 Write = Callable[..., str]
 

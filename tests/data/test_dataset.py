@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import random_groups
 from mpo_lightning.batch import GroupBatch, TokenGroup
 from mpo_lightning.data.dataset import GroupDataset, Groups
 from mpo_lightning.data.sampler import StepGroups
+from tests.conftest import random_groups
 
 SHAPE = [(3, [1, 2]), (5, [4, 4, 1]), (1, [1, 7]), (4, [2, 2, 2, 2]), (2, [5, 1])]
 

@@ -13,17 +13,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conftest import example_rows, make_tokenizer
 from mpo_lightning.batch import GroupBatch, TokenGroup
 from mpo_lightning.data import prepare as prepare_module
 from mpo_lightning.data.dataset import Groups
 from mpo_lightning.data.groups import DataError
-from mpo_lightning.data.pairs import Pairs
 from mpo_lightning.data.prepare import prepare
 from mpo_lightning.data.reading import GroupReader
 from mpo_lightning.data.report import DataReport
+from mpo_lightning.data.schemas.pairs import Pairs
 from mpo_lightning.data.tokens import GroupTokenizer, load_tokenizer
-from processes import Started
+from tests.conftest import example_rows, make_tokenizer
+from tests.processes import Started
 
 Write = Callable[..., str]
 
@@ -135,7 +135,7 @@ def test_content_of_the_file_and_settings_of_its_schema(tmp_path: Path, write_js
 
 
 TYPED_IN = """
-from mpo_lightning.data.schema import Converted, Schema
+from mpo_lightning.data.schemas.base import Converted, Schema
 
 class Shouted(Schema):
     columns = "question, answers"

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from conftest import example_rows
 from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.reading import GroupReader, Outcome
-from mpo_lightning.data.schema import Converted, Row, Schema
+from mpo_lightning.data.schemas.base import Converted, Row, Schema
+from tests.conftest import example_rows
 
 Write = Callable[..., str]
 

@@ -5,10 +5,10 @@ import io
 import torch
 from rich.console import Console
 
-from conftest import make_tokenizer
 from mpo_lightning.batch import TokenGroup
 from mpo_lightning.data.show import show_groups
 from mpo_lightning.losses import AboveMean, TopBottom
+from tests.conftest import make_tokenizer
 
 
 def shown(partition: object, *, colour: bool) -> str:

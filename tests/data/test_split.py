@@ -11,7 +11,7 @@ import scipy.stats
 
 from mpo_lightning.data.counting import Sources
 from mpo_lightning.data.groups import DataError
-from mpo_lightning.data.identity import normalized, prompt_key
+from mpo_lightning.data.prompt_identity import normalized, prompt_key
 from mpo_lightning.data.split import place_of, split
 
 FRACTIONS = {"train": 0.7, "val": 0.2, "test": 0.1}

@@ -8,11 +8,11 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
-from conftest import CHAT_TEMPLATE, example_rows, make_tokenizer
 from mpo_lightning.batch import TokenGroup
 from mpo_lightning.data.groups import DataError, check_row
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.tokens import GroupTokenizer, load_tokenizer, token_group
+from tests.conftest import CHAT_TEMPLATE, example_rows, make_tokenizer
 
 BOS, EOS = 0, 1
 ANSWER = "<|assistant|>\n"

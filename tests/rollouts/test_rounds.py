@@ -12,10 +12,10 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from conftest import tiny_config, tiny_model
 from mpo_lightning.cli import main
 from mpo_lightning.data.sources import read_rows
-from runs import write_recipe
+from tests.conftest import tiny_config, tiny_model
+from tests.runs import write_recipe
 
 DOCS = Path(__file__).parents[2] / "docs" / "rollouts.md"
 WORDS = ["good", "bad", "dog", "cat", "sun", "rain", "tree", "bird", "fish", "stone", "river"]

@@ -12,10 +12,10 @@ import pytest
 
 from mpo_lightning.cli import main
 from mpo_lightning.commands import study as command
-from mpo_lightning.studies.conditions import Findings, Form
+from mpo_lightning.studies.lab.conditions import Findings, Form
+from mpo_lightning.studies.lab.runner import Runner
+from mpo_lightning.studies.lab.training import TrainingRun
 from mpo_lightning.studies.methods import METHODS
-from mpo_lightning.studies.runner import Runner
-from mpo_lightning.studies.training import TrainingRun
 
 
 class MadeUp:

@@ -1,1 +1,1 @@
-"""What watches a run: speed, progress, samples, and the health of training."""
+"""Callbacks that watch a run: training health, progress bar, sampled responses."""

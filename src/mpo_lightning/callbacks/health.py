@@ -6,7 +6,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from mpo_lightning.callbacks.signatures import (
+from mpo_lightning.callbacks.health_checks import (
     SIGNATURES,
     Finding,
     Limits,
@@ -16,9 +16,9 @@ from mpo_lightning.callbacks.signatures import (
     mean_of,
     sampled_length_drift,
 )
-from mpo_lightning.loggers import log_text
-from mpo_lightning.metrics import METRIC_NAMES
-from mpo_lightning.module import MPOModule
+from mpo_lightning.training.loggers import log_text
+from mpo_lightning.training.metrics import METRIC_NAMES
+from mpo_lightning.training.module import MPOModule
 
 __all__ = ["HealthWarning", "TrainingHealth"]
 

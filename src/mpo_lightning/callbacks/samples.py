@@ -16,11 +16,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from mpo_lightning.data.datamodule import PreferenceDataModule
 from mpo_lightning.data.tokens import GroupTokenizer
 from mpo_lightning.errors import UserError
-from mpo_lightning.loggers import log_text
+from mpo_lightning.generation.generate import Answers, ModelSampler, Sample, Sampling
 from mpo_lightning.markdown import table
-from mpo_lightning.module import MPOModule
-from mpo_lightning.policy import eval_mode
-from mpo_lightning.rollouts.generation import Answers, ModelSampler, Sample, Sampling
+from mpo_lightning.model.policy import eval_mode
+from mpo_lightning.training.loggers import log_text
+from mpo_lightning.training.module import MPOModule
 
 __all__ = ["Samples", "SamplesError"]
 

@@ -1,1 +1,1 @@
-"""What ``mpo-lightning`` can be told to do, one module a command."""
+"""The commands of mpo-lightning, one module each."""

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from mpo_lightning.commands.parsing import SettingsParser
+from mpo_lightning.commands.parser import SettingsParser
 from mpo_lightning.data.prepare import kept, remove
-from mpo_lightning.folders import cache_folder
-from mpo_lightning.reference import clear, default_root, inspect
+from mpo_lightning.files import cache_folder
+from mpo_lightning.model.reference_cache import clear, default_root, inspect
 
 __all__ = ["main", "make_parser"]
 

@@ -1,7 +1,7 @@
 """``mpo-lightning compare``: which of two models' answers score higher, and how often."""
 
 from mpo_lightning.commands.functions import call
-from mpo_lightning.rollouts.comparing import compare
+from mpo_lightning.evaluation.compare import compare
 
 __all__ = ["main"]
 

@@ -10,7 +10,6 @@ from importlib import import_module
 from string import Template
 from typing import Any, Literal, get_args, get_origin
 
-from mpo_lightning.cli import COMMANDS
 from mpo_lightning.commands.help import (
     OWN_OPTIONS,
     RUN,
@@ -18,7 +17,8 @@ from mpo_lightning.commands.help import (
     function_settings,
     run_settings,
 )
-from mpo_lightning.commands.parsing import SettingsParser
+from mpo_lightning.commands.names import COMMANDS
+from mpo_lightning.commands.parser import SettingsParser
 from mpo_lightning.commands.signatures import Setting, settings_of, subclasses
 
 __all__ = ["main", "make_parser", "options_of", "script"]

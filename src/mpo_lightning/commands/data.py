@@ -7,15 +7,15 @@ from typing import Any
 from jsonargparse import Namespace
 
 from mpo_lightning.batch import TokenGroup
-from mpo_lightning.commands.parsing import SettingsParser
-from mpo_lightning.data.check import check
-from mpo_lightning.data.check_report import CheckReport
-from mpo_lightning.data.check_view import draw_picture, format_report, format_warnings
+from mpo_lightning.commands.parser import SettingsParser
+from mpo_lightning.data.check.report import CheckReport
+from mpo_lightning.data.check.run import check
+from mpo_lightning.data.check.view import draw_picture, format_report, format_warnings
 from mpo_lightning.data.convert import convert
 from mpo_lightning.data.counting import BadRows, Sources, describe
 from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.report import DataReport
-from mpo_lightning.data.schema import Schema
+from mpo_lightning.data.schemas.base import Schema
 from mpo_lightning.data.show import show_groups
 from mpo_lightning.data.split import Format, split
 from mpo_lightning.data.tokens import (

@@ -1,7 +1,7 @@
 """``mpo-lightning export [CHECKPOINT]``: a trained adapter, alone or merged, for others."""
 
-from mpo_lightning.commands.parsing import SettingsParser
-from mpo_lightning.export.exporting import export
+from mpo_lightning.commands.parser import SettingsParser
+from mpo_lightning.export.export import export
 
 __all__ = ["main"]
 

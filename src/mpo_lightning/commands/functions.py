@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import is_dataclass
 from typing import Any, get_type_hints
 
-from mpo_lightning.commands.parsing import SettingsParser
+from mpo_lightning.commands.parser import SettingsParser
 
 __all__ = ["call"]
 

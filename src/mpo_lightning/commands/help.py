@@ -22,7 +22,7 @@ from mpo_lightning.commands.signatures import (
 __all__ = ["OWN_OPTIONS", "RUN", "arguments_of", "function_settings", "page", "run_settings"]
 
 RUN = "mpo_lightning.commands.run"
-WATCHING = "mpo_lightning.commands.watching"
+WATCHING = "mpo_lightning.commands.run_callbacks"
 # What a command of LightningCLI cannot do without.
 NEEDED = {
     "fit": ("model.policy.base", "data.train"),

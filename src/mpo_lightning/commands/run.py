@@ -9,14 +9,14 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from mpo_lightning.checkpoint import RunCheckpoint
-from mpo_lightning.commands.parsing import SettingsParser, check_environment
-from mpo_lightning.commands.watching import add_watching, name_missing_library, watched
+from mpo_lightning.commands.parser import SettingsParser, check_environment
+from mpo_lightning.commands.run_callbacks import add_watching, name_missing_library, watched
 from mpo_lightning.data.datamodule import PreferenceDataModule
 from mpo_lightning.errors import UserError
-from mpo_lightning.loggers import RunConfig
-from mpo_lightning.module import MPOModule
-from mpo_lightning.prediction_files import PredictionWriter
+from mpo_lightning.evaluation.writer import PredictionWriter
+from mpo_lightning.training.checkpoint import RunCheckpoint
+from mpo_lightning.training.loggers import RunConfig
+from mpo_lightning.training.module import MPOModule
 
 __all__ = ["MPOCLI", "main"]
 

@@ -1,7 +1,7 @@
 """``mpo-lightning sample``: responses to prompts."""
 
 from mpo_lightning.commands.functions import call
-from mpo_lightning.rollouts.sampling import sample
+from mpo_lightning.rollouts.sample import sample
 
 __all__ = ["main"]
 

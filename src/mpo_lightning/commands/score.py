@@ -1,7 +1,7 @@
 """``mpo-lightning score``: scores of responses."""
 
 from mpo_lightning.commands.functions import call
-from mpo_lightning.rollouts.scoring import score
+from mpo_lightning.rollouts.score import score
 
 __all__ = ["main"]
 

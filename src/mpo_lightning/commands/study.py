@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import DefaultHelpFormatter
 
-from mpo_lightning.commands.parsing import SettingsParser
+from mpo_lightning.commands.parser import SettingsParser
 from mpo_lightning.errors import UserError
 from mpo_lightning.markdown import table
 
 if TYPE_CHECKING:
     # What studies are made of takes seconds to import, which help need not wait for.
-    from mpo_lightning.studies.conditions import Findings, Form
+    from mpo_lightning.studies.lab.conditions import Findings, Form
 
 __all__ = ["STUDIES", "StudyError", "main", "make_parser"]
 
@@ -75,7 +75,7 @@ def main(args: list[str]) -> None:
             raise StudyError(f"--{name} must be at least 1, got {chosen[name]}.")
     if find_spec("matplotlib") is None:
         raise StudyError("The figures need matplotlib: pip install 'mpo-lightning[plots]'.")
-    from mpo_lightning.studies.conditions import Form
+    from mpo_lightning.studies.lab.conditions import Form
 
     form = Form(quick=chosen.quick, seeds=chosen.seeds)
     run_study(chosen.name, form, Path(chosen.out), workers=chosen.workers)
@@ -93,7 +93,7 @@ def run_study(name: str, form: "Form", out: Path, *, workers: int) -> "Findings"
     Raises:
         StudyError: if the folder holds another study.
     """
-    from mpo_lightning.studies.runner import Runner
+    from mpo_lightning.studies.lab.runner import Runner
 
     _refuse_other(name, out)
     started = time.monotonic()

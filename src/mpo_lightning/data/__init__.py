@@ -1,1 +1,1 @@
-"""From files of scored responses to batches of groups."""
+"""Scored groups: from files to batches."""

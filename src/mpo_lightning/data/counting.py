@@ -8,7 +8,7 @@ from typing import Literal
 from mpo_lightning.data.groups import DataError, PreferenceGroup
 from mpo_lightning.data.reading import Outcome, read_outcomes
 from mpo_lightning.data.report import DataReport
-from mpo_lightning.data.schema import Schema
+from mpo_lightning.data.schemas.base import Schema
 
 __all__ = [
     "BadRows",

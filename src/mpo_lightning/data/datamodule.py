@@ -15,11 +15,13 @@ from mpo_lightning.batch import GroupBatch
 from mpo_lightning.data.dataset import GroupDataset, Groups
 from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.prepare import prepare
+from mpo_lightning.data.prompt_dataset import PromptBatch, PromptDataset
+from mpo_lightning.data.prompts import PromptSource, has_prompt_only
 from mpo_lightning.data.reading import GroupReader
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.sampler import GroupSampler
-from mpo_lightning.data.schema import Schema
-from mpo_lightning.data.scores import Keep, Normalization, Scale, normalize_scores
+from mpo_lightning.data.schemas.base import Schema
+from mpo_lightning.data.score_scales import Keep, Normalization, Scale, normalize_scores
 from mpo_lightning.data.show import show_groups
 from mpo_lightning.data.sources import Rows, RowSource, open_rows, open_source, rename_columns
 from mpo_lightning.data.tokens import (
@@ -30,12 +32,9 @@ from mpo_lightning.data.tokens import (
     load_tokenizer,
     tokenizer_digest,
 )
-from mpo_lightning.folders import cache_folder
+from mpo_lightning.errors import ResumeError, compare
+from mpo_lightning.files import cache_folder, public_name
 from mpo_lightning.losses import MPO, SetLoss
-from mpo_lightning.record import public_name
-from mpo_lightning.resume import ResumeError, compare
-from mpo_lightning.rollouts.prompt_dataset import PromptBatch, PromptDataset
-from mpo_lightning.rollouts.prompts import PromptSource, has_prompt_only
 
 __all__ = ["PreferenceDataModule"]
 

@@ -99,7 +99,8 @@ def remove(root: Path) -> list[Kept]:
 def _key(reader: GroupReader, tokenize: GroupTokenizer) -> str:
     """Of all that decides what the groups become."""
     # Which of the files beside this one have a say is not worth being wrong about.
-    code = sorted(Path(__file__).parent.glob("*.py"))
+    here = Path(__file__).parent
+    code = sorted([*here.glob("*.py"), *here.glob("schemas/*.py")])
     content = {
         # Rows are named by their source, in messages and in predictions.
         "source": [reader.source.name, reader.source.digest],

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from mpo_lightning.data.groups import DataError, PreferenceGroup, check_row
-from mpo_lightning.data.schema import Converted, Schema, SkippedRow
-from mpo_lightning.data.schemas import Canonical, detect
+from mpo_lightning.data.schemas.base import Converted, Schema, SkippedRow
+from mpo_lightning.data.schemas.detect import Canonical, detect
 from mpo_lightning.data.sources import RawRow, RowSource, open_source, rename_columns
 
 __all__ = ["GroupReader", "Outcome", "read_outcomes"]

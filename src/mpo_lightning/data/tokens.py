@@ -20,7 +20,7 @@ import torch
 from mpo_lightning.batch import TokenGroup
 from mpo_lightning.data.groups import DataError, Message, PreferenceGroup
 from mpo_lightning.data.report import DataReport
-from mpo_lightning.data.scores import Keep, select_responses
+from mpo_lightning.data.score_scales import Keep, select_responses
 
 __all__ = [
     "Boundary",

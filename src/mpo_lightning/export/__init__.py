@@ -1,1 +1,1 @@
-"""A trained adapter becomes a folder that other libraries load, with a card that tells of it."""
+"""Export of a trained adapter: a folder that other libraries load, with a model card."""

@@ -8,10 +8,10 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from mpo_lightning.export.formulas import BIBTEX, FORMULAS, WHERE
-from mpo_lightning.export.source import TrainedAdapter
+from mpo_lightning.export.trained_adapter import TrainedAdapter
 from mpo_lightning.markdown import table
-from mpo_lightning.metrics import METRIC_NAMES
-from mpo_lightning.record import Record, package_versions
+from mpo_lightning.training.metrics import METRIC_NAMES
+from mpo_lightning.training.record import Record, package_versions
 
 __all__ = ["PICTURE", "CardFacts", "is_hub_id", "model_card"]
 

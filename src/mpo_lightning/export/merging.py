@@ -8,11 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mpo_lightning.export.source import ExportError, TrainedAdapter
-from mpo_lightning.loading import PolicyConfig, load_base
-from mpo_lightning.policy import PolicyError, digest_of_weights
-from mpo_lightning.rollouts.generation import put_adapter
-from mpo_lightning.rollouts.parts import RolloutError
+from mpo_lightning.errors import RolloutError
+from mpo_lightning.export.trained_adapter import ExportError, TrainedAdapter
+from mpo_lightning.generation.model import put_adapter
+from mpo_lightning.model.loading import PolicyConfig, load_base
+from mpo_lightning.model.policy import PolicyError, digest_of_weights
 
 __all__ = ["Change", "Dtype", "Merged", "Onto", "merge"]
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mpo_lightning.export.source import ExportError
+from mpo_lightning.export.trained_adapter import ExportError
 
 __all__ = ["DESCRIPTION", "check_out", "whole_folder"]
 

@@ -1,1 +1,1 @@
-"""Making data: responses sampled from a model, their scores, and merged models between rounds."""
+"""Making groups: responses sampled to prompts, and their scores."""

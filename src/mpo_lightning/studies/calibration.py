@@ -7,13 +7,13 @@ brought to one scale in each group, or no weights at all.
 from statistics import fmean
 
 from mpo_lightning.losses import DPO, MPO, AboveQuantile, InfoNCA
-from mpo_lightning.studies.agreement import Agreement
-from mpo_lightning.studies.conditions import Findings, Form
-from mpo_lightning.studies.grid import Method, Scenario, findings, train_grid
-from mpo_lightning.studies.judges import NoisyJudge
-from mpo_lightning.studies.methods import BETA
-from mpo_lightning.studies.reward import RewardModel
-from mpo_lightning.studies.runner import Runner
+from mpo_lightning.studies.lab.agreement import Agreement
+from mpo_lightning.studies.lab.conditions import Findings, Form
+from mpo_lightning.studies.lab.grid import Method, Scenario, findings, train_grid
+from mpo_lightning.studies.lab.runner import Runner
+from mpo_lightning.studies.lab.training import BETA
+from mpo_lightning.studies.world.judges import NoisyJudge
+from mpo_lightning.studies.world.learnt_judge import RewardModel
 
 __all__ = ["study"]
 

@@ -7,13 +7,13 @@ policy answer differently, so both are measured.
 from statistics import fmean
 
 from mpo_lightning.losses import DPO, MPO, InfoNCA
-from mpo_lightning.studies.conditions import Findings, Form, comparisons
-from mpo_lightning.studies.grid import Method, Scenario, findings, label, train_grid
-from mpo_lightning.studies.judges import NoisyJudge
-from mpo_lightning.studies.methods import BETA
-from mpo_lightning.studies.runner import Runner
-from mpo_lightning.studies.samples import SampleBias
-from mpo_lightning.studies.world import Sampling
+from mpo_lightning.studies.lab.conditions import Findings, Form, comparisons
+from mpo_lightning.studies.lab.grid import Method, Scenario, findings, label, train_grid
+from mpo_lightning.studies.lab.runner import Runner
+from mpo_lightning.studies.lab.sample_bias import SampleBias
+from mpo_lightning.studies.lab.training import BETA
+from mpo_lightning.studies.world.judges import NoisyJudge
+from mpo_lightning.studies.world.world import Sampling
 
 __all__ = ["study"]
 

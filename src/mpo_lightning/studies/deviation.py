@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 from mpo_lightning.losses import MPO
-from mpo_lightning.studies.conditions import (
+from mpo_lightning.studies.lab.conditions import (
     PRIMARY,
     Condition,
     Findings,
@@ -17,11 +17,10 @@ from mpo_lightning.studies.conditions import (
     perform,
     trajectory_rows,
 )
-from mpo_lightning.studies.figures import lines, panels
-from mpo_lightning.studies.judges import NoisyJudge
-from mpo_lightning.studies.methods import BETA, LEARNING_RATE
-from mpo_lightning.studies.runner import Runner
-from mpo_lightning.studies.training import TrainingRun
+from mpo_lightning.studies.lab.figures import lines, panels
+from mpo_lightning.studies.lab.runner import Runner
+from mpo_lightning.studies.lab.training import BETA, LEARNING_RATE, TrainingRun
+from mpo_lightning.studies.world.judges import NoisyJudge
 
 __all__ = ["study"]
 

@@ -1,11 +1,11 @@
 """Ordinal levels: does a loss that sees all of them gain over one that sees two sets?"""
 
 from mpo_lightning.losses import DPO, MPO, InfoNCA, MultiLevelMPO, PlackettLuce
-from mpo_lightning.studies.conditions import Findings, Form
-from mpo_lightning.studies.grid import Method, Scenario, findings, train_grid
-from mpo_lightning.studies.judges import NoisyJudge
-from mpo_lightning.studies.methods import BETA
-from mpo_lightning.studies.runner import Runner
+from mpo_lightning.studies.lab.conditions import Findings, Form
+from mpo_lightning.studies.lab.grid import Method, Scenario, findings, train_grid
+from mpo_lightning.studies.lab.runner import Runner
+from mpo_lightning.studies.lab.training import BETA
+from mpo_lightning.studies.world.judges import NoisyJudge
 
 __all__ = ["study"]
 

@@ -26,7 +26,7 @@ from mpo_lightning.losses import (
     SetLoss,
     TopBottom,
 )
-from mpo_lightning.studies.conditions import (
+from mpo_lightning.studies.lab.conditions import (
     DIVERGENCES,
     END,
     PRIMARY,
@@ -41,17 +41,14 @@ from mpo_lightning.studies.conditions import (
     perform,
     trajectory_rows,
 )
-from mpo_lightning.studies.figures import bars, panels
-from mpo_lightning.studies.measures import at_divergence
-from mpo_lightning.studies.runner import Runner
-from mpo_lightning.studies.statistics import Interval, mean_interval
-from mpo_lightning.studies.training import TrainingRun
+from mpo_lightning.studies.lab.figures import bars, panels
+from mpo_lightning.studies.lab.runner import Runner
+from mpo_lightning.studies.lab.statistics import Interval, mean_interval
+from mpo_lightning.studies.lab.training import BETA, LEARNING_RATE, TrainingRun
+from mpo_lightning.studies.world.measures import at_divergence
 
-__all__ = ["BETA", "LEARNING_RATE", "METHODS", "study"]
+__all__ = ["METHODS", "study"]
 
-BETA = 0.1
-# Of the studies that do not choose one: the middle of those among which this study chooses.
-LEARNING_RATE = 1e-3
 LEARNING_RATES = (5e-4, LEARNING_RATE, 2e-3)
 TUNING_SEEDS = (1000, 1001)
 BASELINE = "MPO"

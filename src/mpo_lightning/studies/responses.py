@@ -14,7 +14,7 @@ from functools import partial
 from statistics import fmean
 from typing import Any
 
-from mpo_lightning.studies.conditions import (
+from mpo_lightning.studies.lab.conditions import (
     DIVERGENCES,
     PRIMARY,
     Condition,
@@ -28,12 +28,12 @@ from mpo_lightning.studies.conditions import (
     perform,
     trajectory_rows,
 )
-from mpo_lightning.studies.figures import lines, panels
-from mpo_lightning.studies.methods import LEARNING_RATE, METHODS
-from mpo_lightning.studies.runner import Runner
-from mpo_lightning.studies.samples import SampleBias
-from mpo_lightning.studies.statistics import Interval, log_log_slope, mean_interval
-from mpo_lightning.studies.training import TrainingRun
+from mpo_lightning.studies.lab.figures import lines, panels
+from mpo_lightning.studies.lab.runner import Runner
+from mpo_lightning.studies.lab.sample_bias import SampleBias
+from mpo_lightning.studies.lab.statistics import Interval, log_log_slope, mean_interval
+from mpo_lightning.studies.lab.training import LEARNING_RATE, TrainingRun
+from mpo_lightning.studies.methods import METHODS
 
 __all__ = ["study"]
 

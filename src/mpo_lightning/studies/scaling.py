@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from mpo_lightning.losses import MPO
-from mpo_lightning.studies.conditions import (
+from mpo_lightning.studies.lab.conditions import (
     PRIMARY,
     Condition,
     Findings,
@@ -28,11 +28,10 @@ from mpo_lightning.studies.conditions import (
     perform,
     trajectory_rows,
 )
-from mpo_lightning.studies.figures import lines, panels
-from mpo_lightning.studies.methods import BETA, LEARNING_RATE
-from mpo_lightning.studies.runner import Runner
-from mpo_lightning.studies.statistics import Interval, log_log_slope, mean_interval
-from mpo_lightning.studies.training import TrainingRun, train
+from mpo_lightning.studies.lab.figures import lines, panels
+from mpo_lightning.studies.lab.runner import Runner
+from mpo_lightning.studies.lab.statistics import Interval, log_log_slope, mean_interval
+from mpo_lightning.studies.lab.training import BETA, LEARNING_RATE, TrainingRun, train
 
 __all__ = ["Cost", "study"]
 

@@ -20,13 +20,13 @@ from mpo_lightning.losses import (
     InfoNCA,
     Partition,
 )
-from mpo_lightning.studies.conditions import Findings, Form, interval_json
-from mpo_lightning.studies.figures import lines, panels
-from mpo_lightning.studies.grid import Method, Scenario, findings, train_grid
-from mpo_lightning.studies.judges import NoisyJudge
-from mpo_lightning.studies.methods import BETA
-from mpo_lightning.studies.runner import Runner
-from mpo_lightning.studies.statistics import mean_interval
+from mpo_lightning.studies.lab.conditions import Findings, Form, interval_json
+from mpo_lightning.studies.lab.figures import lines, panels
+from mpo_lightning.studies.lab.grid import Method, Scenario, findings, train_grid
+from mpo_lightning.studies.lab.runner import Runner
+from mpo_lightning.studies.lab.statistics import mean_interval
+from mpo_lightning.studies.lab.training import BETA
+from mpo_lightning.studies.world.judges import NoisyJudge
 
 __all__ = ["Reliability", "study"]
 

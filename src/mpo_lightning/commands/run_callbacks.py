@@ -1,0 +1,74 @@
+"""What the command line adds to a run so that it can be watched: bar, samples, health, loggers."""
+
+import re
+from typing import Any
+
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import CSVLogger
+
+from mpo_lightning.callbacks.health import TrainingHealth
+from mpo_lightning.callbacks.progress import RunProgressBar
+from mpo_lightning.callbacks.samples import Samples
+from mpo_lightning.errors import UserError
+from mpo_lightning.evaluation.report import EvaluationReport
+from mpo_lightning.training.loggers import keep_metrics, run_loggers
+
+__all__ = ["add_watching", "name_missing_library", "watched"]
+
+
+def add_watching(parser: LightningArgumentParser) -> None:
+    """Add ``progress``, ``samples`` (none unless asked for) and ``health`` to the arguments."""
+    parser.add_lightning_class_args(RunProgressBar, "progress")
+    parser.add_lightning_class_args(Samples, "samples")
+    parser.set_defaults({"samples.count": 0})
+    parser.add_lightning_class_args(TrainingHealth, "health")
+
+
+def watched(trainer: dict[str, Any], callbacks: list[Callback], *, fitting: bool) -> list[Callback]:
+    """The callbacks that go with a trainer's settings; its loggers are set where none are named.
+
+    Args:
+        trainer: settings of the trainer, changed in place.
+        callbacks: of the arguments above, and others of the command line.
+        fitting: whether the command is fit.
+    """
+    if trainer.get("logger") in (None, True):
+        trainer["logger"] = run_loggers(trainer.get("default_root_dir") or ".")
+    if fitting:
+        for logger in _as_list(trainer["logger"]):
+            if isinstance(logger, CSVLogger):
+                keep_metrics(logger)
+    else:
+        # What the others find is in a file of its own; metrics.csv is the training's.
+        trainer["logger"] = [
+            each for each in _as_list(trainer["logger"]) if not isinstance(each, CSVLogger)
+        ]
+    others = _as_list(trainer.get("callbacks"))
+    # A bar of the user's takes the place of ours, and none is wanted where they say so.
+    if trainer.get("enable_progress_bar") is False or any(
+        isinstance(callback, ProgressBar) for callback in others
+    ):
+        callbacks = [c for c in callbacks if not isinstance(c, RunProgressBar)]
+    return [*callbacks, EvaluationReport()]
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value] if value else []
+
+
+def name_missing_library(error: Exception) -> None:
+    """Say in a line what a logger of Lightning's lacks; the parser tells pages of types.
+
+    Raises:
+        UserError: if the error is that a library is not installed.
+    """
+    missing = re.search(r"Requirement '([\w.-]+)[^']*' not met", str(error))
+    if missing is None:
+        return
+    library = missing[1]
+    package = "'mpo-lightning[wandb]'" if library == "wandb" else library
+    raise UserError(
+        f"trainer.logger: it needs {library}, which is not installed: pip install {package}"
+    ) from error

@@ -1,0 +1,267 @@
+"""A check's report as text on one screen, and as a picture."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+from mpo_lightning.data.check.report import CheckReport, LengthBias, Lengths, Quantiles, Summary
+from mpo_lightning.data.check.streaming import Flagged
+from mpo_lightning.data.counting import failures
+from mpo_lightning.data.groups import DataError
+
+__all__ = ["draw_picture", "format_report", "format_warnings"]
+
+BAR = 30
+# Values of a column that are shown.
+SHOWN_VALUES = 8
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:,.{digits}g}" if abs(value) < 1e3 else f"{value:,.0f}"
+
+
+def _share(count: int, whole: int) -> str:
+    return f"{count:,} ({count / whole:.1%})" if whole else f"{count:,}"
+
+
+def _flagged(flagged: Flagged, whole: int) -> str:
+    first = f", first {flagged.rows[0]}" if flagged.rows else ""
+    return _share(flagged.count, whole) + first
+
+
+def _moments(summary: Summary) -> str:
+    return (
+        f"std {_number(summary.std)}, "
+        f"{_number(summary.low)} to {_number(summary.high)}, "
+        f"skewness {_number(summary.skewness)}, kurtosis {_number(summary.kurtosis)}"
+    )
+
+
+def _lengths(lengths: Lengths) -> str:
+    return (
+        f"mean {_number(lengths.mean)}, median {_number(lengths.median)}, "
+        f"5% to 95% {_number(lengths.p5)} to {_number(lengths.p95)}, "
+        f"{_number(lengths.low)} to {_number(lengths.high)}"
+    )
+
+
+def _quantiles(quantiles: Quantiles) -> str:
+    about = "" if quantiles.exact else " (of a sample)"
+    p10, median, p90 = map(_number, (quantiles.p10, quantiles.median, quantiles.p90))
+    return f"median {median}, 10% to 90% {p10} to {p90}{about}"
+
+
+def _bias(bias: LengthBias) -> str:
+    return (
+        f"within groups {_number(bias.within)}, prompts mixed {_number(bias.pooled)}; "
+        f"chosen {_number(bias.chosen)}, rejected {_number(bias.rejected)} long"
+    )
+
+
+def format_report(report: CheckReport) -> str:
+    """The report as text, without its warnings."""
+    return "\n".join([*_files(report), "", *_statistics(report), *_columns(report), *_lost(report)])
+
+
+def _files(report: CheckReport) -> Iterator[str]:
+    titles = (
+        "file",
+        "groups",
+        "bad",
+        "skipped",
+        "no contrast",
+        "usable",
+        "responses",
+        "mean score",
+    )
+    rows: list[tuple[str, ...]] = [titles]
+    for file in [*report.files, report.total] if len(report.files) > 1 else report.files:
+        read = file.read
+        equal = read.dropped["with all scores equal"]
+        skipped = read.dropped.total() - equal
+        numbers = (read.groups, read.failed, skipped, equal, read.kept)
+        rows.append(
+            (
+                read.data,
+                *(f"{number:,}" for number in numbers),
+                f"{file.responses:,}",
+                _number(file.scores.mean),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, *cells in rows:
+        columns = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+        yield "  ".join([name.ljust(widths[0]), *columns])
+
+
+def _statistics(report: CheckReport) -> Iterator[str]:
+    groups, responses = report.groups, report.total.responses
+    sizes = report.groups_of_size
+    yield "responses a group   " + _counts(sizes)
+    yield "chosen              " + _counts(_chosen(report)) + " (0: all scores equal)"
+    yield f"scores              mean {_number(report.total.scores.mean)}, " + _moments(
+        report.total.scores
+    )
+    yield "  within groups     " + _moments(report.deviations)
+    yield (
+        f"  of a group        std {_quantiles(report.group_std)}; mean skewness "
+        f"{_number(report.group_skewness)}, kurtosis {_number(report.group_kurtosis)}"
+    )
+    widest = max((count for *_, count in report.histogram), default=1)
+    for low, high, count in report.histogram:
+        label = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+        bar = "#" * round(BAR * count / widest)
+        yield f"  {label:>22}  {bar:<{BAR}} {_share(count, responses)}"
+    ties = report.ties
+    yield (
+        f"ties                {_share(ties.tied_pairs, ties.pairs)} of the pairs; "
+        f"{_share(ties.best, groups)} groups share their best score; "
+        f"{_share(ties.at_highest, responses)} responses have the highest"
+    )
+    outliers = report.outliers
+    yield (
+        f"outliers            {'at least ' * outliers.more}{outliers.count:,} beyond "
+        f"{_number(outliers.limit)} from their group's mean"
+    )
+    weights = report.weights
+    yield (
+        f"weights at start    alpha {weights.alpha:g} ({weights.alpha_unit}), power "
+        f"{weights.power:g}: largest {_quantiles(weights.largest)}; effective responses / n "
+        f"{_quantiles(weights.effective)}"
+    )
+    yield "prompt characters   " + _lengths(report.prompt_chars)
+    yield "response characters " + _lengths(report.response_chars)
+    yield "score and length    " + _bias(report.bias)
+    if report.tokens is not None:
+        tokens = report.tokens
+        yield "prompt tokens       " + _lengths(tokens.prompt)
+        yield "response tokens     " + _lengths(tokens.response)
+        yield "score and tokens    " + _bias(tokens.bias)
+        yield (
+            f"beyond {tokens.max_length:<12,} {_flagged(tokens.beyond, responses)} responses, "
+            f"{_share(tokens.groups_beyond, groups)} groups, "
+            f"{tokens.prompts_beyond.count:,} prompts"
+        )
+    duplicates = report.duplicates
+    yield (
+        f"repeated responses  {duplicates.exact.count:,} to the letter, "
+        f"{_flagged(duplicates.normalized, responses)} normalised"
+    )
+    yield f"near-empty          {_flagged(duplicates.near_empty, responses)}"
+    yield f"repeated prompts    {_flagged(duplicates.prompts, groups)}"
+
+
+def _chosen(report: CheckReport) -> dict[int, int]:
+    chosen: dict[int, int] = {}
+    for sizes in report.sets.values():
+        for size, count in sizes.items():
+            chosen[size] = chosen.get(size, 0) + count
+    return dict(sorted(chosen.items()))
+
+
+def _counts(counts: dict[int, int]) -> str:
+    whole = sum(counts.values())
+    common = sorted(counts, key=lambda size: -counts[size])[:SHOWN_VALUES]
+    parts = [f"{size}: {_share(counts[size], whole)}" for size in sorted(common)]
+    rest = f", {len(counts) - len(common)} other sizes" * (len(counts) > len(common))
+    return ", ".join(parts) + rest
+
+
+def _columns(report: CheckReport) -> Iterator[str]:
+    for column, responses in report.of_responses.items():
+        yield f"{column} (of responses)"
+        for value in responses[:SHOWN_VALUES]:
+            chosen = "-" if value.chosen is None else f"{value.chosen:.1%}"
+            best = "-" if value.best is None else f"{value.best:.1%}"
+            yield (
+                f"  {value.name[:40]:<40}  {value.responses:,} responses, mean "
+                f"{_number(value.mean)} ({_number(value.deviation)} to the group's), chosen "
+                f"{chosen}, best {best}"
+            )
+        yield from _more(len(responses))
+    for column, groups in report.of_groups.items():
+        yield f"{column} (of groups)"
+        for of in groups[:SHOWN_VALUES]:
+            yield (
+                f"  {of.name[:40]:<40}  {of.groups:,} groups, mean {_number(of.mean)}, std within "
+                f"groups {_number(of.std)}, no contrast {_share(of.equal, of.groups)}"
+            )
+        yield from _more(len(groups))
+
+
+def _more(count: int) -> Iterator[str]:
+    if count > SHOWN_VALUES:
+        yield f"  and {count - SHOWN_VALUES} more (all of them with --json)"
+
+
+def _lost(report: CheckReport) -> Iterator[str]:
+    read = report.total.read
+    for what, counts in (("dropped", read.dropped), ("noted", read.changed)):
+        for reason, count in counts.most_common():
+            yield f"{what}: {count:,} {reason} (first: {', '.join(read.examples[reason])})"
+    yield from failures(read)
+
+
+def format_warnings(report: CheckReport) -> list[str]:
+    """Each warning as text."""
+    return [
+        f"{warning.name}: {warning.found}."
+        + (f" First: {', '.join(warning.rows)}." if warning.rows else "")
+        + f"\n    Why: {warning.why}\n    What to do: {warning.remedy}"
+        for warning in report.warnings
+    ]
+
+
+def draw_picture(report: CheckReport, path: str | Path) -> None:
+    """Draw scores, set sizes, group sizes and weights to a file (``.png``, ``.svg``, ``.pdf``).
+
+    Raises:
+        DataError: if matplotlib is missing.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise DataError(
+            "The picture needs matplotlib: pip install 'mpo-lightning[plots]'"
+        ) from error
+
+    # A figure of its own on the Agg canvas: pyplot's global backend is not touched.
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    scores, chosen, sizes, spread = figure.subplots(2, 2).flat
+    lows, highs, counts = zip(*report.histogram, strict=True) if report.histogram else ((),) * 3
+    width = [high - low or 0.8 * _gap(lows) for low, high in zip(lows, highs, strict=True)]
+    alike = all(low == high for low, high in zip(lows, highs, strict=True))
+    scores.bar(lows, counts, width, align="center" if alike else "edge")
+    scores.set(title="Scores", xlabel="score", ylabel="responses")
+    of_size = report.groups_of_size
+    sizes.bar(list(of_size), list(of_size.values()))
+    sizes.set(title="Responses of a group", xlabel="n", ylabel="groups")
+    of_chosen = _chosen(report)
+    chosen.bar(list(of_chosen), list(of_chosen.values()))
+    chosen.set(title="Chosen set (0: all scores equal)", xlabel="|Y+|", ylabel="groups")
+    quantiles = {
+        "largest weight": report.weights.largest,
+        "effective / n": report.weights.effective,
+    }
+    for axis, numbers_of in ((sizes, of_size), (chosen, of_chosen)):
+        axis.set_xlim(min(numbers_of, default=0) - 1, max(numbers_of, default=0) + 1)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    for place, numbers in enumerate(quantiles.values()):
+        if numbers.p10 is not None and numbers.median is not None:
+            spread.plot([numbers.p10, numbers.p90], [place, place], linewidth=6, alpha=0.5)
+            spread.plot([numbers.median], [place], "k|", markersize=14)
+    spread.set_yticks(range(len(quantiles)), list(quantiles))
+    weights = report.weights
+    title = f"Weights: 10%, median, 90% of groups (alpha {weights.alpha:g}, {weights.alpha_unit})"
+    spread.set(title=title, xlim=(0, 1), ylim=(-0.5, len(quantiles) - 0.5))
+    figure.suptitle(", ".join(file.read.data for file in report.files[:4]))
+    try:
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: the picture cannot be written ({error}).") from error
+
+
+def _gap(values: tuple[float, ...]) -> float:
+    return min((b - a for a, b in pairwise(values)), default=1.0)

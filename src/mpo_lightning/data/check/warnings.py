@@ -1,0 +1,463 @@
+"""What a check warns of: when, why it matters, and what to do."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mpo_lightning.data.check.report import CheckReport, DataWarning, LengthBias, Tokens
+
+__all__ = ["KINDS", "Kind", "find_warnings"]
+
+# A statement about the values of a column needs as many responses, or groups, with the value.
+ENOUGH = 30
+
+Found = tuple[str, list[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A kind of warning.
+
+    Attributes:
+        name: of the kind.
+        threshold: a number beyond which there is a warning.
+        when: what the number is, in words.
+        why: why it matters.
+        remedy: what to do.
+        test: what was found, and the first rows, if the threshold is exceeded.
+    """
+
+    name: str
+    threshold: float
+    when: str
+    why: str
+    remedy: str
+    test: Callable[[CheckReport, float], Found | None]
+
+
+def find_warnings(report: CheckReport) -> list[DataWarning]:
+    """The warnings that a report gives reason for, in the order of `KINDS`."""
+    warnings = []
+    for kind in KINDS:
+        found = kind.test(report, kind.threshold)
+        if found is not None:
+            warnings.append(
+                DataWarning(
+                    name=kind.name,
+                    found=found[0],
+                    why=kind.why,
+                    remedy=kind.remedy,
+                    rows=found[1],
+                )
+            )
+    return warnings
+
+
+def _of(count: int, whole: int, what: str) -> str:
+    return f"{count:,} of {whole:,} {what} ({count / whole:.1%})"
+
+
+# ---------------------------------------------------------------------------------------- scores
+
+
+def _equal_scores(report: CheckReport, threshold: float) -> Found | None:
+    count = report.equal.count
+    if count <= threshold * report.groups:
+        return None
+    return f"{_of(count, report.groups, 'groups')} have equal scores only", report.equal.rows
+
+
+def _ties(report: CheckReport, threshold: float) -> Found | None:
+    ties = report.ties
+    if ties.tied_pairs <= threshold * ties.pairs:
+        return None
+    return (
+        f"{_of(ties.tied_pairs, ties.pairs, 'pairs of a group')} have equal scores; in "
+        f"{_of(ties.best, report.groups, 'groups')} several responses share the best score",
+        [],
+    )
+
+
+def _score_ceiling(report: CheckReport, threshold: float) -> Found | None:
+    ties, responses = report.ties, report.total.responses
+    varies = report.total.scores.low != report.total.scores.high
+    if not varies or ties.at_highest <= threshold * responses:
+        return None
+    share = _of(ties.at_highest, responses, "responses")
+    return f"{share} have the highest score, {ties.highest:g}", []
+
+
+def _skewed_scores(report: CheckReport, threshold: float) -> Found | None:
+    skewness = report.deviations.skewness
+    if skewness is None or abs(skewness) <= threshold:
+        return None
+    side = "a few responses far above" if skewness > 0 else "a few responses far below"
+    return f"skewness {skewness:.2f} of scores within groups: {side} their group's mean", []
+
+
+def _outliers(report: CheckReport, threshold: float) -> Found | None:
+    outliers, responses = report.outliers, report.deviations.count
+    if outliers.limit is None or outliers.count <= threshold * responses:
+        return None
+    at_least = "at least " if outliers.more else ""
+    return (
+        f"{at_least}{_of(outliers.count, responses, 'responses')} lie more than "
+        f"{outliers.limit:.3g} from their group's mean score (five times the root mean square; "
+        f"kurtosis {report.deviations.kurtosis or 0.0:.1f})",
+        outliers.rows,
+    )
+
+
+def _lopsided_sets(report: CheckReport, threshold: float) -> Found | None:
+    one_chosen = one_rejected = whole = 0
+    for n, sizes in report.sets.items():
+        for chosen, groups in sizes.items():
+            if n >= 4 and chosen:
+                whole += groups
+                one_chosen += groups * (chosen == 1)
+                one_rejected += groups * (chosen == n - 1)
+    if max(one_chosen, one_rejected) <= threshold * whole:
+        return None
+    what = "groups of four or more responses"
+    return (
+        f"{_of(one_chosen, whole, what)} have a single chosen response, "
+        f"{one_rejected:,} ({one_rejected / whole:.1%}) a single rejected one",
+        [],
+    )
+
+
+def _scale_varies(report: CheckReport, threshold: float) -> Found | None:
+    std = report.group_std
+    if std.p10 is None or std.p90 is None or std.p90 <= threshold * std.p10:
+        return None
+    return (
+        f"the scores of a tenth of the groups spread less than {std.p10:.3g} (standard deviation), "
+        f"those of another tenth more than {std.p90:.3g}",
+        [],
+    )
+
+
+def _weight_dominance(report: CheckReport, threshold: float) -> Found | None:
+    weights = report.weights
+    if weights.dominated.count <= threshold * weights.even_of:
+        return None
+    what = "groups of three or more responses"
+    return (
+        f"with alpha {weights.alpha:g} (unit: {weights.alpha_unit}), one response has more than "
+        f"0.9 of the weight in {_of(weights.dominated.count, weights.even_of, what)}",
+        weights.dominated.rows,
+    )
+
+
+def _weight_without_effect(report: CheckReport, threshold: float) -> Found | None:
+    weights = report.weights
+    # A power of zero weighs all alike by its definition.
+    if not weights.alpha or not weights.power or weights.even <= threshold * weights.even_of:
+        return None
+    what = "groups of three or more responses"
+    return (
+        f"with alpha {weights.alpha:g} (unit: {weights.alpha_unit}), all responses weigh nearly "
+        f"the same in {_of(weights.even, weights.even_of, what)}",
+        [],
+    )
+
+
+# --------------------------------------------------------------------------------------- lengths
+
+
+def _length_bias(report: CheckReport, threshold: float) -> Found | None:
+    def far(bias: LengthBias) -> bool:
+        return bias.within is not None and abs(bias.within) > threshold
+
+    kinds = [(report.bias, "characters")]
+    if report.tokens is not None:
+        kinds.append((report.tokens.bias, "tokens"))
+    found = [
+        f"correlation {bias.within:.2f} with the length in {unit} (chosen {bias.chosen:.0f}, "
+        f"rejected {bias.rejected:.0f} {unit} on average)"
+        for bias, unit in kinds
+        if far(bias)
+    ]
+    return ("scores within groups: " + "; ".join(found), []) if found else None
+
+
+def _beyond_max_length(report: CheckReport, threshold: float) -> Found | None:
+    tokens = report.tokens
+    if tokens is None or tokens.beyond.count <= threshold * tokens.response.count:
+        return None
+    return (
+        f"{_of(tokens.beyond.count, tokens.response.count, 'responses')} do not fit into "
+        f"{tokens.max_length} tokens with their prompt{_by_set(tokens)}; "
+        f"{_of(tokens.groups_beyond, report.groups, 'groups')} have such a response, "
+        f"{tokens.prompts_beyond.count:,} of them a prompt that leaves no room",
+        tokens.beyond.rows,
+    )
+
+
+def _by_set(tokens: Tokens) -> str:
+    if not tokens.chosen:
+        return ""
+    chosen, rejected = (
+        tokens.beyond_chosen / tokens.chosen,
+        tokens.beyond_rejected / tokens.rejected,
+    )
+    return f" ({chosen:.1%} of the chosen, {rejected:.1%} of the rejected)"
+
+
+# ----------------------------------------------------------------------------------------- texts
+
+
+def _near_empty_responses(report: CheckReport, threshold: float) -> Found | None:
+    short, responses = report.duplicates.near_empty, report.total.responses
+    if short.count <= threshold * responses:
+        return None
+    return f"{_of(short.count, responses, 'responses')} have at most 3 characters", short.rows
+
+
+def _duplicate_responses(report: CheckReport, threshold: float) -> Found | None:
+    duplicates, responses = report.duplicates, report.total.responses
+    if duplicates.normalized.count <= threshold * responses:
+        return None
+    return (
+        f"{_of(duplicates.normalized.count, responses, 'responses')} repeat another one of their "
+        f"group, {duplicates.exact.count:,} of them to the letter",
+        duplicates.normalized.rows,
+    )
+
+
+def _contradicting_duplicates(report: CheckReport, threshold: float) -> Found | None:
+    flagged = report.duplicates.contradicting
+    if flagged.count <= threshold * report.groups:
+        return None
+    return (
+        f"in {_of(flagged.count, report.groups, 'groups')} the same response is chosen and "
+        f"rejected ({report.duplicates.unequal.count:,} groups score the same response "
+        "differently)",
+        flagged.rows,
+    )
+
+
+def _repeated_prompts(report: CheckReport, threshold: float) -> Found | None:
+    flagged = report.duplicates.prompts
+    if flagged.count <= threshold * report.groups:
+        return None
+    return f"{_of(flagged.count, report.groups, 'groups')} repeat a prompt", flagged.rows
+
+
+def _shared_prompts(report: CheckReport, threshold: float) -> Found | None:
+    shared = [entry for entry in report.duplicates.shared if entry[2].count > threshold]
+    if not shared:
+        return None
+    found = ", ".join(f"{flagged.count:,} by {a} and {b}" for a, b, flagged in shared)
+    return f"prompts that files have in common: {found}", shared[0][2].rows
+
+
+# --------------------------------------------------------------------------------------- columns
+
+
+def _one_sided_column(report: CheckReport, threshold: float) -> Found | None:
+    found = []
+    for column, values in report.of_responses.items():
+        if len(values) < 2:
+            continue
+        for value in values:
+            if value.chosen is None or value.contrasted < ENOUGH:
+                continue
+            if value.chosen > threshold or value.chosen < 1 - threshold:
+                found.append(
+                    f"{column} {value.name!r}: {value.chosen:.1%} of {value.contrasted:,} "
+                    "responses are chosen"
+                )
+    return ("; ".join(found), []) if found else None
+
+
+def _source_without_contrast(report: CheckReport, threshold: float) -> Found | None:
+    found = [
+        f"{column} {value.name!r}: {_of(value.equal, value.groups, 'groups')} have equal scores"
+        for column, values in report.of_groups.items()
+        for value in values
+        if value.groups >= ENOUGH and value.equal > threshold * value.groups
+    ]
+    return ("; ".join(found), []) if found else None
+
+
+def _schema_notes(report: CheckReport, threshold: float) -> Found | None:
+    read = report.total.read
+    if read.changed.total() <= threshold:
+        return None
+    found = "; ".join(f"{count:,} {note}" for note, count in read.changed.most_common())
+    rows = [row for note in read.changed for row in read.examples[note]]
+    return f"responses noted while reading: {found}", rows[:3]
+
+
+KINDS = (
+    Kind(
+        name="schema-notes",
+        threshold=0,
+        when="notes of the schema",
+        why="Other columns of these rows contradict the score, or the row was changed to be "
+        "read. A top score that is an error is an outlier, which deviation weighting "
+        "amplifies.",
+        remedy="Look at the rows; the schema's settings say what can be done about them.",
+        test=_schema_notes,
+    ),
+    Kind(
+        name="equal-scores",
+        threshold=0.1,
+        when="share of groups whose scores are all equal",
+        why="Such a group has no chosen set and teaches nothing; it is dropped.",
+        remedy="Score these responses on a finer scale, or sample more varied ones.",
+        test=_equal_scores,
+    ),
+    Kind(
+        name="ties",
+        threshold=0.3,
+        when="share of pairs of a group with equal scores",
+        why="Which of them is chosen depends on the rest of the group, not on the two. "
+        "Pairwise losses skip them or pick one by its place.",
+        remedy="Use scores of a finer scale, such as the mean over several judgements or a reward "
+        "model's.",
+        test=_ties,
+    ),
+    Kind(
+        name="score-ceiling",
+        threshold=0.3,
+        when="share of responses that have the highest score of all",
+        why="The judge does not tell good responses apart, and those just below the top are "
+        "pushed away as rejected.",
+        remedy="Score on a wider scale, or by comparison within the group.",
+        test=_score_ceiling,
+    ),
+    Kind(
+        name="skewed-scores",
+        threshold=1.0,
+        when="skewness of deviations from the group's mean, either sign",
+        why="A few extreme scores move the group's mean, and with it the border between chosen "
+        "and rejected: ordinary responses end up on one side.",
+        remedy="Look at the extreme scores; ranks within the group, or a split at the median, do "
+        "not move with them.",
+        test=_skewed_scores,
+    ),
+    Kind(
+        name="outliers",
+        threshold=0.001,
+        when="share of responses beyond five root mean square deviations from their group's mean",
+        why="W-MPO adds alpha times this distance to a response's energy: if its score is wrong, "
+        "the error weighs most.",
+        remedy="Check their scores. Otherwise use --alpha_unit std, a smaller alpha, or cap the "
+        "scores.",
+        test=_outliers,
+    ),
+    Kind(
+        name="lopsided-sets",
+        threshold=0.5,
+        when="share of groups of four or more with one chosen, or one rejected, response",
+        why="MPO contrasts two sets. With a single response in one of them most of what a "
+        "group of many responses could teach is gone: it is one response against all "
+        "others.",
+        remedy="Look at the score histogram for a ceiling, a floor or outliers; a split at the "
+        "median gives even sets.",
+        test=_lopsided_sets,
+    ),
+    Kind(
+        name="scale-varies",
+        threshold=10.0,
+        when="90th over 10th percentile of the groups' standard deviations",
+        why="An alpha per unit of score is strong in one group and without effect in another.",
+        remedy="Use alpha_unit: std, which measures in the group's own standard deviations.",
+        test=_scale_varies,
+    ),
+    Kind(
+        name="weight-dominance",
+        threshold=0.1,
+        when="share of groups of three or more where one response has over 0.9 of the weight",
+        why="The loss sees one response and hardly the others: a large group works like a small "
+        "one.",
+        remedy="Lower alpha, or use alpha_unit: std.",
+        test=_weight_dominance,
+    ),
+    Kind(
+        name="weight-without-effect",
+        threshold=0.5,
+        when="share of groups of three or more whose effective number of responses is over 0.99 n",
+        why="With this alpha W-MPO is MPO.",
+        remedy="Raise alpha to the scale of the scores, or use alpha_unit: std.",
+        test=_weight_without_effect,
+    ),
+    Kind(
+        name="length-bias",
+        threshold=0.3,
+        when="mean correlation of score and length within groups, either sign",
+        why="Length alone then tells chosen from rejected, and it is the easiest thing to "
+        "learn. Summed log-probabilities make it easier still.",
+        remedy="Control the judge for length, balance the groups, or use a length-normalised loss.",
+        test=_length_bias,
+    ),
+    Kind(
+        name="beyond-max-length",
+        threshold=0.01,
+        when="share of responses that do not fit into max_length with their prompt",
+        why="They are dropped with their group, dropped alone, or cut, as data.over_long says; "
+        "where it concerns one set more than the other, what remains is biased.",
+        remedy="Raise max_length, or choose data.over_long knowing these numbers.",
+        test=_beyond_max_length,
+    ),
+    Kind(
+        name="near-empty-responses",
+        threshold=0.01,
+        when="share of responses of at most 3 characters",
+        why="Often failed generations. If one is chosen the model learns to say nothing.",
+        remedy="Remove them with their scores, unless the answers are meant to be that short.",
+        test=_near_empty_responses,
+    ),
+    Kind(
+        name="duplicate-responses",
+        threshold=0.01,
+        when="share of responses that repeat one of their group (case and white space ignored)",
+        why="A repeated response counts twice in its set, and n is smaller than it looks.",
+        remedy="Keep one of each, or sample at a higher temperature.",
+        test=_duplicate_responses,
+    ),
+    Kind(
+        name="contradicting-duplicates",
+        threshold=0,
+        when="groups in which the same response is chosen and rejected",
+        why="The loss pulls the same text up and down at once; the judge contradicts itself.",
+        remedy="Keep one of them with its mean score.",
+        test=_contradicting_duplicates,
+    ),
+    Kind(
+        name="repeated-prompts",
+        threshold=0.01,
+        when="share of groups whose prompt came before (normalised)",
+        why="A prompt split over several groups compares each response with some of the others "
+        "only, and a split by rows puts it on both sides.",
+        remedy="Join the groups of a prompt where their scores are comparable; use `data split` "
+        "to divide the data.",
+        test=_repeated_prompts,
+    ),
+    Kind(
+        name="shared-prompts",
+        threshold=0,
+        when="prompts that two of the files have in common",
+        why="If one of the files is for validation or test, its numbers are too good.",
+        remedy="Divide the data with `data split`, which keeps a prompt on one side.",
+        test=_shared_prompts,
+    ),
+    Kind(
+        name="one-sided-column",
+        threshold=0.95,
+        when="share of a value's responses that are chosen, or rejected, of "
+        f"{ENOUGH} responses or more",
+        why="What tells the sets apart may then be the writer's style, not quality.",
+        remedy="Add responses of that model that lose (or win), or leave it out.",
+        test=_one_sided_column,
+    ),
+    Kind(
+        name="source-without-contrast",
+        threshold=0.5,
+        when=f"share of a value's groups whose scores are all equal, of {ENOUGH} groups or more",
+        why="Most of this source is dropped, and the mixture is not what it seems.",
+        remedy="Score it in another way, or leave it out knowingly.",
+        test=_source_without_contrast,
+    ),
+)

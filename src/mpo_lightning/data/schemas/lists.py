@@ -1,0 +1,382 @@
+"""Shapes whose rows hold all responses of a prompt, with their scores or ranks."""
+
+import re
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import ClassVar, Literal
+
+from mpo_lightning.data.groups import check_number, is_list, show
+from mpo_lightning.data.schemas.base import (
+    Answer,
+    Converted,
+    OnBad,
+    PublicSchema,
+    Row,
+    ScoredSchema,
+    bad_field,
+    is_text_list,
+    listed,
+    one_of,
+    records,
+    require_choice,
+    value_of,
+)
+from mpo_lightning.data.schemas.conversations import (
+    answer_text,
+    has_leaked_turn,
+    prompt_of,
+    transcript,
+)
+
+__all__ = ["BestOf", "Generations", "Nectar", "Numbered", "OnPolicy", "Ranked"]
+
+Spread = Literal["negative_rank", "normal"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnPolicy(ScoredSchema):
+    """Responses and scores of a reward model, as in princeton-nlp/llama3-ultrafeedback-armorm.
+
+    The responses stand in ``all_generated_responses`` (in some copies ``all_generated_resopnses``,
+    or ``generated``), the scores in ``all_rm_scores`` (``rm_scores``, ``scores``, ``score``).
+    ``chosen`` and ``rejected``, the best and the worst of them, pass through.
+
+    Args:
+        empty: what to do with a response without text: "error" or "drop".
+        unscored: what to do with a response without a score: "error" or "drop".
+    """
+
+    columns: ClassVar[str] = "prompt, all_generated_responses, all_rm_scores"
+    responses_in: ClassVar[tuple[str, ...]] = (
+        "all_generated_responses",
+        "all_generated_resopnses",
+        "generated",
+    )
+    scores_in: ClassVar[tuple[str, ...]] = ("all_rm_scores", "rm_scores", "scores", "score")
+
+    @classmethod
+    def fits(cls, columns: frozenset[str], row: Row) -> bool:
+        """Whether there are a list of responses and a list of scores."""
+        return "prompt" in columns and all(
+            any(is_list(row.get(name)) for name in names)
+            for names in (cls.responses_in, cls.scores_in)
+        )
+
+    def convert(self, row: Row, source: str) -> Converted:
+        """The canonical row."""
+        responses_in = one_of(self.responses_in, row, source)
+        scores_in = one_of(self.scores_in, row, source)
+        responses = listed(row, responses_in, source)
+        scores = listed(row, scores_in, source, len(responses))
+        return self.canonical(
+            row,
+            source,
+            prompt=prompt_of(value_of(row, "prompt", source), "prompt", source),
+            answers=[
+                Answer(text, score, f"{responses_in}[{index}]", f"{scores_in}[{index}]")
+                for index, (text, score) in enumerate(zip(responses, scores, strict=True))
+            ],
+            read=("prompt", responses_in, scores_in),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generations(ScoredSchema):
+    """``generations`` and their ``ratings``, as distilabel and argilla write them.
+
+    The prompt is ``instruction``, or ``prompt``. Older versions write ratings as texts. A rating is
+    null where the judge's answer could not be read.
+
+    Args:
+        empty: what to do with a response without text: "error" or "drop".
+        unscored: what to do with a response without a rating: "drop" or "error".
+    """
+
+    unscored: OnBad = "drop"
+
+    columns: ClassVar[str] = "instruction or prompt, generations, ratings"
+
+    @classmethod
+    def fits(cls, columns: frozenset[str], row: Row) -> bool:
+        """Whether generations, ratings and a prompt are there."""
+        return columns >= {"generations", "ratings"} and bool(columns & {"instruction", "prompt"})
+
+    def convert(self, row: Row, source: str) -> Converted:
+        """The canonical row."""
+        # After distilabel's step that makes pairs a row has both, and they are the same.
+        prompt_in = "instruction" if row.get("instruction") is not None else "prompt"
+        generations = listed(row, "generations", source)
+        ratings = listed(row, "ratings", source, len(generations))
+        consumed = {"instruction", "prompt"} if _same_prompts(row) else {prompt_in}
+        return self.canonical(
+            row,
+            source,
+            prompt=prompt_of(value_of(row, prompt_in, source), prompt_in, source),
+            answers=[
+                Answer(text, _number_in(rating), f"generations[{index}]", f"ratings[{index}]")
+                for index, (text, rating) in enumerate(zip(generations, ratings, strict=True))
+            ],
+            read=(*consumed, "generations", "ratings"),
+        )
+
+
+def _same_prompts(row: Row) -> bool:
+    return row.get("prompt") in (None, row.get("instruction"))
+
+
+def _number_in(rating: object) -> object:
+    """A rating that was written as a text, as a number; anything else as it is."""
+    try:
+        return float(rating) if isinstance(rating, str) else rating
+    except ValueError:
+        return rating
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbered(ScoredSchema):
+    """A column for each response: ``A0``, ``A1``, ... or ``generate_0``, ``generate_1``, ...
+
+    The score of ``A0`` is ``score_A0`` or ``A0_score`` (ChenDRAG/ultrafeedback_reward), or the
+    scores are a list, ``rm_scores``. A response is not there where both it and its score are null.
+
+    Args:
+        empty: what to do with a response without text: "error" or "drop".
+        unscored: what to do with a response without a score: "error" or "drop".
+    """
+
+    columns: ClassVar[str] = (
+        "prompt, A0, A1, ... with score_A0, ... or A0_score, ..., or generate_0, ... with rm_scores"
+    )
+
+    @classmethod
+    def fits(cls, columns: frozenset[str], row: Row) -> bool:
+        """Whether a first response and its score are there."""
+        return "prompt" in columns and any(
+            name in columns and bool(columns & {f"score_{name}", f"{name}_score", "rm_scores"})
+            for name in ("A0", "generate_0")
+        )
+
+    def convert(self, row: Row, source: str) -> Converted:
+        """The canonical row."""
+        stem = "A" if "A0" in row else "generate_"
+        names = _numbered(stem, row, source)
+        read = ["prompt", *names]
+        if "rm_scores" in row and f"score_{names[0]}" not in row and f"{names[0]}_score" not in row:
+            read.append("rm_scores")
+            scores = listed(row, "rm_scores", source, len(names))
+            fields = [f"rm_scores[{index}]" for index in range(len(names))]
+        else:
+            fields = [one_of((f"score_{name}", f"{name}_score"), row, source) for name in names]
+            scores = [row[name] for name in fields]
+            read += fields
+        return self.canonical(
+            row,
+            source,
+            prompt=prompt_of(value_of(row, "prompt", source), "prompt", source),
+            answers=[
+                Answer(answer_text(row[name], name, source), score, name, field)
+                for name, score, field in zip(names, scores, fields, strict=True)
+                if row[name] is not None or score is not None
+            ],
+            read=read,
+        )
+
+
+def _numbered(stem: str, row: Row, source: str) -> list[str]:
+    """The columns stem0, stem1, ... in the order of their numbers."""
+    pattern = re.compile(re.escape(stem) + r"(0|[1-9]\d*)")
+    numbers = sorted(int(found[1]) for name in row if (found := pattern.fullmatch(str(name))))
+    if numbers != list(range(len(numbers))) or not numbers:
+        raise bad_field(
+            source,
+            f"{stem}0, {stem}1, ...",
+            f"the numbers {numbers}",
+            "numbers from 0 without a gap",
+            "Rename the columns (data.columns).",
+        )
+    return [f"{stem}{number}" for number in numbers]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ByRank(ScoredSchema):
+    """Shapes that rank the responses of a prompt.
+
+    Args:
+        scores: "negative_rank" gives minus the rank; "normal" the normal quantile of
+            (n + 1/2 - rank) / n, whose spread does not grow with the number n of responses.
+        empty: what to do with a response without text: "error" or "drop".
+        unscored: what to do with a response without a rank: "error" or "drop".
+    """
+
+    scores: Spread = "negative_rank"
+    best: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("scores", self.scores, Spread)
+
+    def _score_of(self, rank: object, count: int, field: str, source: str) -> float | None:
+        if rank is None:
+            return None
+        value = check_number(rank, field, source)
+        place = value - self.best + 1
+        if not 1 <= place <= count:
+            raise bad_field(
+                source,
+                field,
+                f"rank {value:g}",
+                f"a rank from {self.best} to {count + self.best - 1}, for {count} responses",
+                "Repair or remove the row.",
+            )
+        if self.scores == "negative_rank":
+            return -value
+        return NormalDist().inv_cdf((count + 0.5 - place) / count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nectar(_ByRank):
+    """berkeley-nest/Nectar: seven answers a prompt, ranked, 1 the best.
+
+    The prompt is a transcript, which becomes messages. ``models`` goes with the responses.
+
+    Args:
+        scores: "negative_rank" gives minus the rank; "normal" the normal quantile of
+            (n + 1/2 - rank) / n, whose spread does not grow with the number n of responses.
+        leaked_turns: what to do with an answer in which another "Human:" or "Assistant:" turn
+            begins a line. "keep" counts it, "drop" leaves it out, "error".
+        empty: what to do with a response without text: "error" or "drop".
+        unscored: what to do with a response without a rank: "error" or "drop".
+    """
+
+    leaked_turns: Literal["keep", "drop", "error"] = "keep"
+
+    columns: ClassVar[str] = "prompt, answers (of answer, rank)"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("leaked_turns", self.leaked_turns, Literal["keep", "drop", "error"])
+
+    @classmethod
+    def fits(cls, columns: frozenset[str], row: Row) -> bool:
+        """Whether prompt and answers are there."""
+        return columns >= {"prompt", "answers"}
+
+    def convert(self, row: Row, source: str) -> Converted:
+        """The canonical row."""
+        answers = records(value_of(row, "answers", source), "answers", source)
+        turns = transcript(value_of(row, "prompt", source), "prompt", source)
+        if turns[-1] != {"role": "assistant", "content": ""}:
+            raise bad_field(
+                source,
+                "prompt",
+                f"the end {show(str(row['prompt'])[-30:])}",
+                r"'\n\nAssistant:' at the end",
+                "Repair or remove the row.",
+            )
+        models = [answer.get("model") for answer in answers]
+        return self.canonical(
+            row,
+            source,
+            prompt=turns[:-1],
+            answers=[
+                self._answer(answer, f"answers[{index}]", len(answers), source)
+                for index, answer in enumerate(answers)
+            ],
+            read=("prompt", "answers"),
+            added={"models": models} if any(models) else None,
+        )
+
+    def _answer(self, answer: Row, where: str, count: int, source: str) -> Answer:
+        text = answer.get("answer")
+        score = self._score_of(answer.get("rank"), count, f"{where}.rank", source)
+        fields = (f"{where}.answer", f"{where}.rank")
+        if not has_leaked_turn(text):
+            return Answer(text, score, *fields)
+        if self.leaked_turns == "error":
+            raise bad_field(
+                source,
+                fields[0],
+                "another turn of the transcript in the answer",
+                "the answer alone",
+                "Leave such answers out, or keep them (schema's `leaked_turns`).",
+            )
+        note = "with another turn of the transcript in it"
+        if self.leaked_turns == "drop":
+            return Answer(text, score, *fields, left_out=f"{note}, left out")
+        return Answer(text, score, *fields, notes=(note,))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranked(_ByRank):
+    """``context`` and ranked ``completions``, as NeMo-RL reads them; rank 0 is the best.
+
+    Args:
+        scores: "negative_rank" gives minus the rank; "normal" the normal quantile of
+            (n - 1/2 - rank) / n, whose spread does not grow with the number n of responses.
+        empty: what to do with a response without text: "error" or "drop".
+        unscored: what to do with a response without a rank: "error" or "drop".
+    """
+
+    columns: ClassVar[str] = "context, completions (of rank, completion)"
+    best: ClassVar[int] = 0
+
+    @classmethod
+    def fits(cls, columns: frozenset[str], row: Row) -> bool:
+        """Whether context and completions are there."""
+        return columns >= {"context", "completions"}
+
+    def convert(self, row: Row, source: str) -> Converted:
+        """The canonical row."""
+        completions = records(value_of(row, "completions", source), "completions", source)
+        answers = []
+        for index, completion in enumerate(completions):
+            where = f"completions[{index}]"
+            answers.append(
+                Answer(
+                    answer_text(completion.get("completion"), f"{where}.completion", source),
+                    self._score_of(
+                        completion.get("rank"), len(completions), f"{where}.rank", source
+                    ),
+                    f"{where}.completion",
+                    f"{where}.rank",
+                )
+            )
+        return self.canonical(
+            row,
+            source,
+            prompt=prompt_of(value_of(row, "context", source), "context", source),
+            answers=answers,
+            read=("context", "completions"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestOf(PublicSchema):
+    """allenai/reward-bench-2: lists of ``chosen`` and ``rejected`` texts; they score 1 and 0.
+
+    Args:
+        empty: what to do with a response without text: "error" or "drop".
+    """
+
+    columns: ClassVar[str] = "prompt, chosen and rejected (lists of texts)"
+
+    @classmethod
+    def fits(cls, columns: frozenset[str], row: Row) -> bool:
+        """Whether chosen and rejected are lists of texts."""
+        return "prompt" in columns and all(
+            is_list(row.get(name)) and is_text_list(row[name]) for name in ("chosen", "rejected")
+        )
+
+    def convert(self, row: Row, source: str) -> Converted:
+        """The canonical row."""
+        return self.canonical(
+            row,
+            source,
+            prompt=prompt_of(value_of(row, "prompt", source), "prompt", source),
+            answers=[
+                Answer(text, score, f"{name}[{index}]", name)
+                for name, score in (("chosen", 1.0), ("rejected", 0.0))
+                for index, text in enumerate(listed(row, name, source))
+            ],
+            read=("prompt", "chosen", "rejected"),
+        )

@@ -1,0 +1,172 @@
+"""Shapes with one response a row; the rows of a prompt make a group."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from mpo_lightning.data.groups import is_list, show
+from mpo_lightning.data.schemas.base import (
+    Answer,
+    Converted,
+    PublicSchema,
+    Row,
+    ScoredSchema,
+    bad_field,
+    one_of,
+    value_of,
+    weighted_sum,
+)
+from mpo_lightning.data.schemas.conversations import (
+    answer_text,
+    is_messages,
+    marked_turns,
+    prompt_of,
+)
+
+__all__ = ["HelpSteer2", "ScoredResponses", "Unpaired"]
+
+ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+# NVIDIA's for the reward model of 70 billion parameters, in the order of the attributes.
+WEIGHTS_70B = (0.65, 0.8, 0.45, 0.55, -0.4)
+RESPONSE_COLUMNS = ("response", "completion")
+SCORE_COLUMNS = ("score", "reward", "rating")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HelpSteer2(ScoredSchema):
+    """nvidia/HelpSteer2: one response a row, with five attributes from 0 to 4.
+
+    Prompts of several turns become messages. The attributes pass through as well.
+
+    Args:
+        weights: the score is the sum of weight times attribute. The default is that of NVIDIA's
+            reward model of 70 billion parameters.
+        empty: what to do with a response without text: "error" or "drop".
+        unscored: what to do with a response of which an attribute is null: "error" or "drop".
+    """
+
+    weights: dict[str, float] = field(
+        default_factory=lambda: dict(zip(ATTRIBUTES, WEIGHTS_70B, strict=True))
+    )
+
+    columns: ClassVar[str] = f"prompt, response, {', '.join(ATTRIBUTES)}"
+    one_response_a_row: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_weights(self.weights)
+
+    @classmethod
+    def fits(cls, columns: frozenset[str], row: Row) -> bool:
+        """Whether prompt, response and attributes are there."""
+        return columns >= {"prompt", "response", *ATTRIBUTES}
+
+    def convert(self, row: Row, source: str) -> Converted:
+        """The canonical row, a group of one."""
+        score = weighted_sum(row, self.weights, source)
+        return self.canonical(
+            row,
+            source,
+            prompt=marked_turns(value_of(row, "prompt", source)),
+            answers=[Answer(row.get("response"), score, "response", "a weighted attribute")],
+            read=("prompt", "response"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredResponses(ScoredSchema):
+    """One scored response a row: ``prompt``, ``response`` (``completion``), ``score``.
+
+    The score stands in ``score``, ``reward`` or ``rating``, or is made of several columns.
+
+    Args:
+        weights: columns whose weighted sum is the score; none takes the score's column.
+        empty: what to do with a response without text: "error" or "drop".
+        unscored: what to do with a response without a score: "error" or "drop".
+    """
+
+    weights: dict[str, float] | None = None
+
+    columns: ClassVar[str] = (
+        "prompt, response or completion, score or reward or rating; one response a row"
+    )
+    one_response_a_row: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weights is not None:
+            _require_weights(self.weights)
+
+    @classmethod
+    def fits(cls, columns: frozenset[str], row: Row) -> bool:
+        """Whether there are a prompt, one response and one score."""
+        return (
+            "prompt" in columns
+            and _has(RESPONSE_COLUMNS, row)
+            and _has(SCORE_COLUMNS, row)
+            # The attributes say more than a score that was made of them.
+            and not HelpSteer2.fits(columns, row)
+        )
+
+    def convert(self, row: Row, source: str) -> Converted:
+        """The canonical row, a group of one."""
+        response = one_of(RESPONSE_COLUMNS, row, source)
+        read = ["prompt", response]
+        if self.weights is None:
+            score_field = one_of(SCORE_COLUMNS, row, source)
+            score = row[score_field]
+            read.append(score_field)
+        else:
+            score_field = "a weighted column"
+            score = weighted_sum(row, self.weights, source)
+        return self.canonical(
+            row,
+            source,
+            prompt=prompt_of(value_of(row, "prompt", source), "prompt", source),
+            answers=[
+                Answer(answer_text(row[response], response, source), score, response, score_field)
+            ],
+            read=read,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unpaired(PublicSchema):
+    """TRL's unpaired format: ``prompt``, ``completion`` and ``label``, which scores 1 or 0.
+
+    Args:
+        empty: what to do with a response without text: "error" or "drop".
+    """
+
+    columns: ClassVar[str] = "prompt, completion, label (true or false); one response a row"
+    one_response_a_row: ClassVar[bool] = True
+
+    @classmethod
+    def fits(cls, columns: frozenset[str], row: Row) -> bool:
+        """Whether prompt, completion and a label are there."""
+        return columns >= {"prompt", "completion", "label"} and isinstance(row["label"], bool)
+
+    def convert(self, row: Row, source: str) -> Converted:
+        """The canonical row, a group of one."""
+        label = value_of(row, "label", source)
+        if not isinstance(label, bool):
+            raise bad_field(source, "label", show(label), "true or false", "Repair the row.")
+        completion = answer_text(row.get("completion"), "completion", source)
+        return self.canonical(
+            row,
+            source,
+            prompt=prompt_of(value_of(row, "prompt", source), "prompt", source),
+            answers=[Answer(completion, float(label), "completion", "label")],
+            read=("prompt", "completion", "label"),
+        )
+
+
+def _has(names: tuple[str, ...], row: Row) -> bool:
+    """Whether one of the columns is there and holds one value: no list, of messages at most."""
+    values = [row[name] for name in names if name in row]
+    return any(not is_list(value) or is_messages(value) for value in values)
+
+
+def _require_weights(weights: Mapping[str, float]) -> None:
+    if not weights or not any(weights.values()):
+        raise ValueError(f"weights must name columns, not all with 0, got {weights}.")

@@ -1,0 +1,170 @@
+"""openbmb/UltraFeedback: four answers with an overall score and four rated aspects each."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from mpo_lightning.data.groups import check_number, show
+from mpo_lightning.data.schemas.base import (
+    Answer,
+    Converted,
+    Row,
+    ScoredSchema,
+    bad_field,
+    records,
+    require_choice,
+    value_of,
+)
+
+__all__ = ["UltraFeedback"]
+
+ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
+WrongTens = Literal["flag", "repair", "drop", "error"]
+Record = dict[str, object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UltraFeedback(ScoredSchema):
+    """openbmb/UltraFeedback as its authors publish it.
+
+    The prompt is ``instruction``. The ``custom_system_prompt`` of a completion is no part of it: it
+    differs between the completions of one prompt. ``models`` goes with the responses; the other
+    parts of ``completions`` do not pass through.
+
+    About 2000 answers of the first release have an ``overall_score`` of 10 that stands for 1
+    (OpenBMB/UltraFeedback#8). A 10 is taken as wrong where the aspects' mean is 4 of 5 or less.
+
+    Args:
+        score: "overall" takes overall_score (1 to 10), "aspects" the weighted mean of the four
+            aspects' ratings (1 to 5), "N/A" left out of it.
+        aspect_weights: weight of each aspect in that mean, none negative.
+        wrong_tens: what to do with a wrong 10. "flag" keeps it and counts it; "repair" takes 1
+            where the aspects' mean is 2 or less, as the authors' correction does, and above that
+            the mean, stretched from 1..5 to 1..10; "drop" leaves the response out; "error".
+        empty: what to do with a response without text: "error" or "drop".
+        unscored: what to do with a response without a score: "error" or "drop".
+    """
+
+    score: Literal["overall", "aspects"] = "overall"
+    aspect_weights: dict[str, float] = field(default_factory=lambda: dict.fromkeys(ASPECTS, 1.0))
+    wrong_tens: WrongTens = "flag"
+
+    columns: ClassVar[str] = "instruction, completions (of response, overall_score, annotations)"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("score", self.score, Literal["overall", "aspects"])
+        require_choice("wrong_tens", self.wrong_tens, WrongTens)
+        unknown = sorted(set(self.aspect_weights) - set(ASPECTS))
+        weights = self.aspect_weights.values()
+        if unknown or min(weights, default=0.0) < 0 or not sum(weights) > 0:
+            raise ValueError(
+                f"aspect_weights must give {', '.join(ASPECTS)} weights of 0 or more, not all 0, "
+                f"got {self.aspect_weights}."
+            )
+
+    @classmethod
+    def fits(cls, columns: frozenset[str], row: Row) -> bool:
+        """Whether instruction and completions are there."""
+        return columns >= {"instruction", "completions"}
+
+    def convert(self, row: Row, source: str) -> Converted:
+        """The canonical row."""
+        completions = records(value_of(row, "completions", source), "completions", source)
+        models = [completion.get("model") for completion in completions]
+        return self.canonical(
+            row,
+            source,
+            prompt=value_of(row, "instruction", source),
+            answers=[
+                self._answer(completion, f"completions[{index}]", source)
+                for index, completion in enumerate(completions)
+            ],
+            read=("instruction", "completions", *(["models"] if any(models) else [])),
+            added={"models": models} if any(models) else None,
+        )
+
+    def _answer(self, completion: Record, where: str, source: str) -> Answer:
+        text, text_field = completion.get("response"), f"{where}.response"
+        if self.score == "aspects":
+            ratings, notes = _ratings(completion, where, source, self.aspect_weights)
+            mean = _mean(ratings, self.aspect_weights)
+            return Answer(text, mean, text_field, f"{where}.annotations", notes=notes)
+        score, score_field = completion.get("overall_score"), f"{where}.overall_score"
+        if score != 10:
+            return Answer(text, score, text_field, score_field)
+        weights = dict.fromkeys(ASPECTS, 1.0)
+        mean = _mean(_ratings(completion, where, source, weights)[0], weights)
+        if mean is None:
+            note = "with a 10 that no rated aspect can confirm"
+            return Answer(text, score, text_field, score_field, notes=(note,))
+        if mean > 4:
+            return Answer(text, score, text_field, score_field)
+        return self._wrong_ten(text, mean, text_field, score_field, source)
+
+    def _wrong_ten(
+        self, text: object, mean: float, text_field: str, score_field: str, source: str
+    ) -> Answer:
+        if self.wrong_tens == "error":
+            raise bad_field(
+                source,
+                score_field,
+                f"10, and aspects of {mean:g} on average (of 5)",
+                "aspects above 4 where the score is 10",
+                "Repair or drop such scores (schema's `wrong_tens`), or take the aspects.",
+            )
+        if self.wrong_tens == "drop":
+            reason = "with a 10 that its aspects contradict, left out"
+            return Answer(text, 10, text_field, score_field, left_out=reason)
+        if self.wrong_tens == "repair":
+            repaired = 1.0 if mean <= 2 else 1 + (mean - 1) * 9 / 4
+            note = "with a 10 that its aspects contradict, scored by them"
+            return Answer(text, repaired, text_field, score_field, notes=(note,))
+        note = "with a 10 that its aspects contradict"
+        return Answer(text, 10, text_field, score_field, notes=(note,))
+
+
+def _ratings(
+    completion: Record, where: str, source: str, wanted: Mapping[str, float]
+) -> tuple[dict[str, float], tuple[str, ...]]:
+    """The ratings of the wanted aspects that are rated, and a note where one is not."""
+    annotations = completion.get("annotations")
+    if not isinstance(annotations, Mapping):
+        raise bad_field(
+            source,
+            f"{where}.annotations",
+            show(annotations),
+            "an object of rated aspects",
+            "Repair or remove the row.",
+        )
+    ratings: dict[str, float] = {}
+    for aspect in wanted:
+        name = f"{where}.annotations.{aspect}"
+        entry = annotations.get(aspect)
+        rating = entry.get("Rating") if isinstance(entry, Mapping) else None
+        # Where nothing was said of the aspect, its struct is null.
+        if rating is not None and rating != "N/A":
+            ratings[aspect] = _rating(rating, f"{name}.Rating", source)
+    missing = len(ratings) < len(wanted)
+    return ratings, ("with aspects that are not rated",) if missing else ()
+
+
+def _rating(rating: object, name: str, source: str) -> float:
+    if isinstance(rating, str):
+        try:
+            rating = float(rating)
+        except ValueError:
+            raise bad_field(
+                source, name, show(rating), "a number, or 'N/A'", "Repair or remove the row."
+            ) from None
+    value = check_number(rating, name, source)
+    if not 1 <= value <= 5:
+        raise bad_field(source, name, f"{value:g}", "1 to 5", "Repair or remove the row.")
+    return value
+
+
+def _mean(ratings: Mapping[str, float], weights: Mapping[str, float]) -> float | None:
+    total = sum(weights[aspect] for aspect in ratings)
+    if not total > 0:
+        return None
+    return sum(weights[aspect] * rating for aspect, rating in ratings.items()) / total

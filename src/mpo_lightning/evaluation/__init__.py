@@ -1,0 +1,1 @@
+"""Evaluation: the table of metrics, prediction files, answer formats, win rates."""

@@ -1,0 +1,194 @@
+"""Answers to prompts as rows of a file: the package's own, AlpacaEval's and Arena-Hard's."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mpo_lightning.data.groups import DataError, Message, check_prompt, is_list
+from mpo_lightning.data.prompt_dataset import PromptItem
+from mpo_lightning.data.prompts import OF_RESPONSES, Prompt
+from mpo_lightning.data.sources import RowSource
+from mpo_lightning.generation.generate import Sample
+
+__all__ = ["FORMATS", "AnswerFormat", "AnswersTo", "read_answers"]
+
+
+@dataclass(frozen=True)
+class AnswerFormat:
+    """A kind of file of answers.
+
+    Attributes:
+        suffix: of the file's name.
+        row: makes the row of a prompt and its response.
+    """
+
+    suffix: str
+    row: Callable[[PromptItem, Sample, Mapping[str, Any]], dict[str, Any]]
+
+
+def _plain(item: PromptItem, sample: Sample, how: Mapping[str, Any]) -> dict[str, Any]:
+    """As `sample` writes rows; the row's other columns pass through."""
+    others = {k: v for k, v in item.row.items() if k != "prompt" and k not in OF_RESPONSES}
+    return {
+        "prompt": item.request.prompt,
+        "responses": [sample.text],
+        "truncated": [sample.finish == "length"],
+        **others,
+        "sampled": dict(how),
+    }
+
+
+def _alpaca(item: PromptItem, sample: Sample, how: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry of AlpacaEval's ``model_outputs.json``."""
+    given = {name: item.row[name] for name in ("dataset", "datasplit") if name in item.row}
+    return {
+        **given,
+        "instruction": _text(item, "AlpacaEval"),
+        "output": sample.text,
+        "generator": how["model"],
+        "truncated": sample.finish == "length",
+    }
+
+
+def _arena(item: PromptItem, sample: Sample, how: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of Arena-Hard's ``model_answer/MODEL.jsonl``, as its version 2 has it."""
+    uid = item.row.get("uid")
+    if not isinstance(uid, str) or not uid:
+        raise DataError.of_field(
+            item.request.source,
+            "uid",
+            found=repr(uid),
+            expected="the question's id, a text",
+            remedy="Take Arena-Hard's question.jsonl, or another predictions.format.",
+        )
+    return {
+        "uid": uid,
+        # By it alone, so that the same command writes the same file.
+        "ans_id": item.request.key.hex(),
+        "model": how["model"],
+        "messages": [
+            {"role": "user", "content": _text(item, "Arena-Hard")},
+            {"role": "assistant", "content": {"answer": sample.text}},
+        ],
+        "truncated": sample.finish == "length",
+    }
+
+
+def _text(item: PromptItem, benchmark: str) -> str:
+    """The prompt where it is one text; benchmarks of single questions know no conversations."""
+    prompt = item.request.prompt
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1 and prompt[0]["role"] == "user":
+        return prompt[0]["content"]
+    raise DataError.of_field(
+        item.request.source,
+        "prompt",
+        found=f"a conversation of {len(prompt)} messages",
+        expected=f"a text, which {benchmark} asks for",
+        remedy="Set predictions.format: jsonl.",
+    )
+
+
+FORMATS = {
+    "jsonl": AnswerFormat(".jsonl", _plain),
+    "alpaca-eval": AnswerFormat(".json", _alpaca),
+    "arena-hard": AnswerFormat(".jsonl", _arena),
+}
+
+
+# --------------------------------------------------------------------------------------- reading
+
+
+@dataclass(frozen=True)
+class AnswersTo:
+    """The responses that a file has to a prompt.
+
+    Attributes:
+        prompt: a text, or the conversation before the answer; a single message of the user's is a
+            text.
+        responses: the responses; one may be empty.
+        truncated: how many of them were cut at the limit.
+        source: "file:row".
+        row: the row.
+    """
+
+    prompt: Prompt
+    responses: list[str]
+    truncated: int
+    source: str
+    row: Mapping[str, Any]
+
+
+def read_answers(source: RowSource) -> Iterator[AnswersTo]:
+    """The answers of a file in any of the formats, or with ``prompt`` and ``completion`` (TRL's).
+
+    Raises:
+        DataError: naming the row, the field, what was found, what was expected and what to do.
+    """
+    for name, row in source.rows(0, len(source)):
+        if isinstance(row, DataError):
+            raise row
+        if not isinstance(row, Mapping):
+            raise DataError.of_field(
+                name,
+                "row",
+                found=type(row).__name__,
+                expected="an object with a prompt and its response",
+                remedy="Write one object a row.",
+            )
+        yield _read(row, name)
+
+
+def _read(row: Mapping[str, Any], source: str) -> AnswersTo:
+    if "responses" in row:
+        prompt, field, found = row.get("prompt"), "responses", row["responses"]
+    elif "output" in row:
+        prompt, field, found = row.get("instruction"), "output", [row["output"]]
+    elif "messages" in row:
+        prompt, field, found = _of_messages(row["messages"], source)
+    elif "completion" in row:
+        prompt, field, found = row.get("prompt"), "completion", [_completion(row["completion"])]
+    else:
+        raise DataError.of_field(
+            source,
+            "row",
+            found=f"the columns {sorted(map(str, row))}",
+            expected="prompt with responses or completion, instruction with output, or messages",
+            remedy="Name a file that predict or sample wrote, AlpacaEval's or Arena-Hard's.",
+        )
+    if not is_list(found) or not found or not all(isinstance(text, str) for text in found):
+        raise DataError.of_field(
+            source,
+            field,
+            found=repr(found)[:60],
+            expected="the response, a text",
+            remedy="Repair or remove the row.",
+        )
+    checked = check_prompt(prompt, source)
+    if not isinstance(checked, str) and len(checked) == 1 and checked[0]["role"] == "user":
+        checked = checked[0]["content"]
+    cut = row.get("truncated", False)
+    truncated = sum(map(bool, cut)) if is_list(cut) else int(bool(cut))
+    return AnswersTo(checked, [str(text) for text in found], truncated, source, row)
+
+
+def _of_messages(messages: Any, source: str) -> tuple[list[Message], str, list[Any]]:
+    if not is_list(messages) or len(messages) < 2 or not isinstance(messages[-1], Mapping):
+        raise DataError.of_field(
+            source,
+            "messages",
+            found=repr(messages)[:60],
+            expected="a question and its answer",
+            remedy="Repair or remove the row.",
+        )
+    content: Any = messages[-1].get("content")
+    text = content.get("answer") if isinstance(content, Mapping) else content
+    before: Any = list(messages[:-1])
+    return before, f"messages[{len(messages) - 1}].content", [text]
+
+
+def _completion(value: Any) -> Any:
+    """A text, or a conversation's one answer."""
+    single = is_list(value) and len(value) == 1 and isinstance(value[0], Mapping)
+    return value[0].get("content") if single else value

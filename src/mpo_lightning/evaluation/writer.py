@@ -1,0 +1,242 @@
+"""What ``predict`` writes: measures of given responses, or answers to prompts."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from mpo_lightning.data.groups import collect_errors
+from mpo_lightning.data.prompt_dataset import PromptDataset, PromptItem
+from mpo_lightning.data.prompts import OF_RESPONSES
+from mpo_lightning.errors import UserError
+from mpo_lightning.evaluation.formats import FORMATS
+from mpo_lightning.files import json_line, write_whole
+from mpo_lightning.generation.generate import Answered, Sample
+from mpo_lightning.rollouts.part_folder import Tally
+from mpo_lightning.training.predictions import SCHEMA
+
+__all__ = ["PredictionError", "PredictionWriter"]
+
+Format = Literal["auto", "parquet", "jsonl", "alpaca-eval", "arena-hard"]
+# Where no path is given.
+NAMES = {
+    "parquet": "predictions.parquet",
+    "jsonl": "answers.jsonl",
+    "alpaca-eval": "model_outputs.json",
+    "arena-hard": "{model}.jsonl",
+}
+
+
+class PredictionError(UserError, ValueError):
+    """Predictions that cannot be written as asked; the message says what to do."""
+
+
+class PredictionWriter(Callback):
+    """Writes predictions as they come, one part per process, and joins the parts at the end.
+
+    Args:
+        path: the file; one that exists is never overwritten. If none, it is named by the format,
+            in the working directory.
+        format: what is written. "parquet" holds log-probabilities, reward and rank of each response
+            of scored groups; the others hold answers to prompts: "jsonl" the package's own rows,
+            "alpaca-eval" its ``model_outputs.json``, "arena-hard" its ``model_answer`` (version 2).
+            "auto" takes what the data are for: parquet for groups; alpaca-eval for rows with
+            ``instruction``, arena-hard for rows with ``uid`` and ``prompt``, else jsonl.
+        model: name of the model in the answers; base and checkpoint if none.
+    """
+
+    def __init__(
+        self, path: str | None = None, format: Format = "auto", model: str | None = None
+    ) -> None:
+        self.path = None if path is None else Path(path)
+        self.format: Format = format
+        self.model = model
+        self._output: _Measures | _AnswerFile | None = None
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open this process's part.
+
+        Raises:
+            PredictionError: if the file is there already, or the format does not go with the data.
+            DataError: if the format lacks something in the rows.
+        """
+        prompts = getattr(getattr(trainer, "datamodule", None), "prompts", None)
+        kind = self._kind(prompts)
+        model = self.model or _model_name(trainer, pl_module)
+        path = self.path or Path(NAMES[kind].format(model=model))
+        suffix = ".parquet" if kind == "parquet" else FORMATS[kind].suffix
+        if path.suffix != suffix:
+            raise PredictionError(
+                f"predictions.path: {path}: {kind} is written to a {suffix} file. Rename it, or "
+                "set predictions.format."
+            )
+        if path.exists():
+            raise PredictionError(
+                f"{path} exists already. Move it, or set predictions.path to another file."
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if prompts is None:
+            self._output = _Measures(path, trainer.global_rank)
+            return
+        module: Any = pl_module
+        how = {"model": model, **asdict(module.generation)}
+        self._output = _AnswerFile(path, kind, how, prompts, trainer.global_rank)
+
+    def _kind(self, prompts: PromptDataset | None) -> str:
+        if prompts is None:
+            if self.format not in {"auto", "parquet"}:
+                raise PredictionError(
+                    f"predictions.format is {self.format}, which holds answers to prompts, but the "
+                    "data are scored groups. Set data.predict_as: prompts to answer their prompts."
+                )
+            return "parquet"
+        if self.format == "parquet":
+            raise PredictionError(
+                "predictions.format is parquet, which holds measures of given responses, but the "
+                "data are prompts alone, which are answered. Set it to auto or jsonl."
+            )
+        if self.format != "auto":
+            return self.format
+        columns = set(prompts.items[0].row)
+        if "prompt" not in columns:
+            return "alpaca-eval"
+        return "arena-hard" if "uid" in columns else "jsonl"
+
+    def on_predict_batch_end(  # noqa: PLR0917 (the signature is Lightning's)
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write the rows of a batch."""
+        assert self._output is not None
+        self._output.add(outputs)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Join the parts in the order of the files' rows."""
+        assert self._output is not None
+        self._output.close()
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            print(self._output.join(trainer.world_size))
+        trainer.strategy.barrier()
+
+
+def _model_name(trainer: Trainer, module: Any) -> str:
+    """Of the base, and of the checkpoint that its adapter comes from."""
+    base = Path(module.policy_config.base).name
+    return f"{base}+{Path(trainer.ckpt_path).stem}" if trainer.ckpt_path else base
+
+
+def _part(path: Path, rank: int) -> Path:
+    return path.with_name(f".{path.name}.part{rank}")
+
+
+def _remove(parts: Sequence[Path]) -> None:
+    for part in parts:
+        part.unlink()
+
+
+class _Measures:
+    """Measures of responses, one row a response."""
+
+    def __init__(self, path: Path, rank: int) -> None:
+        self.path = path
+        self._writer = pq.ParquetWriter(_part(path, rank), SCHEMA)
+
+    def add(self, rows: list[dict[str, object]]) -> None:
+        self._writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def join(self, processes: int) -> str:
+        parts = [_part(self.path, rank) for rank in range(processes)]
+        table = pa.concat_tables([pq.read_table(part) for part in parts])
+        order = [(name, "ascending") for name in ("file", "row", "response")]
+        joined = self.path.with_name(f".{self.path.name}.joined")
+        pq.write_table(table.sort_by(order), joined)
+        joined.rename(self.path)
+        _remove(parts)
+        return f"Wrote {table.num_rows} responses to {self.path}"
+
+
+class _AnswerFile:
+    """Answers to prompts, one row a prompt, in the prompts' order.
+
+    Raises:
+        DataError: if the rows lack what the format needs, before anything is answered.
+    """
+
+    def __init__(
+        self, path: Path, kind: str, how: dict[str, Any], prompts: PromptDataset, rank: int
+    ) -> None:
+        self.path = path
+        self.how = how
+        self.items = prompts.items
+        self._row = FORMATS[kind].row
+        self._as_array = FORMATS[kind].suffix == ".json"
+        collect_errors(self.items, lambda item: self._row(item, Sample("", "stop"), how))
+        self._file = _part(path, rank).open("w", encoding="utf-8")
+
+    def add(self, outputs: list[Answered]) -> None:
+        for item, answers in ((output.item, output.answers) for output in outputs):
+            samples = answers.samples
+            sample = samples[0] if samples else None
+            entry = {
+                "number": item.number,
+                "refused": answers.refused,
+                "row": None if sample is None else self._row(item, sample, self.how),
+                "truncated": sample is not None and sample.finish == "length",
+                "empty": sample is not None and not sample.text.strip(),
+                "special_tokens": sample is not None and sample.special_tokens > 0,
+            }
+            # Parquet and datasets rows may hold dates and the like, which JSON has no form for.
+            self._file.write(json.dumps(entry, default=str) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+    def join(self, processes: int) -> str:
+        parts = [_part(self.path, rank) for rank in range(processes)]
+        entries = [json.loads(line) for part in parts for line in part.open(encoding="utf-8")]
+        entries.sort(key=lambda entry: int(entry["number"]))
+        tally = Tally()
+        answered = [e for e in entries if self._count(e, self.items[e["number"]], tally)]
+        rows = [entry["row"] for entry in answered]
+        lines = [json_line(row) for row in rows]
+        if self._as_array:
+            lines = [b"[\n", b",".join(lines), b"]\n"]
+        write_whole(self.path, b"".join(lines))
+        _remove(parts)
+        return f"Wrote answers of {self.how['model']} to {self.path}: {tally}"
+
+    def _count(self, entry: dict[str, Any], item: PromptItem, tally: Tally) -> bool:
+        """Count what became of a prompt; whether it has an answer."""
+        source = item.request.source
+        tally.read += 1
+        if entry["refused"] is not None:
+            tally.drop(entry["refused"], source)
+            return False
+        tally.written += 1
+        tally.responses += 1
+        tally.note("prompts came before", source, int(item.repeated))
+        tally.note("responses truncated at max_new_tokens", source, int(entry["truncated"]))
+        tally.note("responses empty", source, int(entry["empty"]))
+        tally.note(
+            "responses with special tokens in their midst, left out of the text",
+            source,
+            int(entry["special_tokens"]),
+        )
+        for column in OF_RESPONSES:
+            tally.note(f"columns {column} not read", source, int(column in item.row))
+        return True

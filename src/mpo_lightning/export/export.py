@@ -1,0 +1,303 @@
+"""A checkpoint's adapter, alone or merged, as a folder for transformers, PEFT, vLLM and the hub."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from hashlib import blake2b
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mpo_lightning.data.groups import DataError
+from mpo_lightning.data.tokens import GroupTokenizer, load_tokenizer
+from mpo_lightning.export.card import PICTURE, CardFacts, is_hub_id, model_card
+from mpo_lightning.export.curves import draw, read_metrics
+from mpo_lightning.export.merging import Dtype, Merged, Onto, merge
+from mpo_lightning.export.trained_adapter import (
+    CONFIG,
+    WEIGHTS,
+    ExportError,
+    TrainedAdapter,
+    find_adapter,
+)
+from mpo_lightning.export.writing import check_out, whole_folder
+from mpo_lightning.files import RECORD, digest_of_file
+from mpo_lightning.generation.model import files_digest
+
+__all__ = ["export"]
+
+
+def export(
+    checkpoint: str,
+    *,
+    out: str,
+    run: str = ".",
+    merged: bool = False,
+    base: str | None = None,
+    base_name: str | None = None,
+    revision: str | None = None,
+    onto: Onto = "full-precision",
+    dtype: Dtype | None = None,
+    max_shard_size: str | None = None,
+    force: bool = False,
+    trust_remote_code: bool = False,
+) -> Path:
+    """Write a checkpoint's adapter, or the model that it makes of its base, with a model card.
+
+    The folder is there whole or not at all. If it holds this very export already, nothing is done.
+
+    Args:
+        checkpoint: a ``.ckpt`` file, an adapter folder, or "last" for the run's last checkpoint.
+        out: folder to write.
+        run: the run's folder (trainer.default_root_dir), in which "last" is looked for.
+        merged: write the whole model, merged in float32, and not the adapter alone.
+        base: folder or hub id of the model that the adapter was trained on, unquantised; the one
+            that it names if none.
+        base_name: hub id by which adapter and card name the base; needed for publishing where the
+            base was a local folder.
+        revision: branch, tag or commit of the base on the hub; that of the run if none.
+        onto: which weights of the base a merged model is made of: the base's own
+            ("full-precision"), or what quantisation in training left of them ("dequantized").
+        dtype: dtype in which a merged model is written; that of the base if none or "auto". In 16
+            bits a part of the adapter's update is rounded away; how much is said.
+        max_shard_size: size at which the file of a merged model is split, such as 5GB (the
+            default).
+        force: overwrite another export.
+        trust_remote_code: let a hub model run its own code.
+
+    Raises:
+        ExportError: if there is no such checkpoint, its adapter cannot be merged as asked, or
+            ``out`` cannot be written.
+    """
+    if not merged:
+        _refuse_for_adapter(dtype=dtype, max_shard_size=max_shard_size, onto=onto)
+    adapter = find_adapter(checkpoint, run)
+    named = _Base.of(adapter, base, base_name, revision)
+    description = {
+        "adapter": _digest(adapter),
+        "base": named.name if merged else named.for_adapter,
+        "base_files": files_digest(named.path) if merged else None,
+        "revision": named.revision,
+        "merged": merged,
+        "onto": onto,
+        "dtype": dtype or "auto",
+        "max_shard_size": max_shard_size or "5GB",
+    }
+    folder = Path(out)
+    if check_out(folder, description, force=force):
+        print(f"{folder} holds this export already")
+        return folder
+    tokenizer = _tokenizer(adapter, named, trust_remote_code)
+    ends = _end_tokens(tokenizer, adapter)
+    notes: list[str] = []
+    model: Any = None
+    if merged:
+        result = merge(
+            adapter,
+            named.path,
+            onto=onto,
+            dtype=dtype or "auto",
+            revision=named.revision,
+            trust_remote_code=trust_remote_code,
+        )
+        model, notes = result.model, _notes(adapter, result, onto)
+        generation = model.generation_config
+    else:
+        generation = _generation_config(named, trust_remote_code)
+    said = [*notes, *_end_with(generation, ends, named)]
+    with whole_folder(folder, description) as partial:
+        if model is not None:
+            model.save_pretrained(partial, max_shard_size=max_shard_size or "5GB")
+        else:
+            _write_adapter(adapter, named, partial)
+            if generation is not None:
+                generation.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        facts = CardFacts(
+            name=folder.resolve().name,
+            base=named.name,
+            base_is_public=named.public,
+            revision=named.revision,
+            merged=merged,
+            notes=notes,
+            picture=_picture(adapter, partial, said),
+        )
+        if adapter.record is not None:
+            record = {**adapter.record, "metrics_csv": None}
+            (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        model_card(adapter, facts).save(partial / "README.md")
+    if not named.public:
+        said.append(
+            f"Its base, {named.path}, is a folder of this machine: before you publish the export, "
+            "give its hub id as --base_name."
+        )
+    what = "Merged model" if merged else "Adapter"
+    print("\n".join([f"{what} in {folder}", *(f"  {line}" for line in said)]))
+    return folder
+
+
+def _refuse_for_adapter(*, dtype: Any, max_shard_size: Any, onto: Onto) -> None:
+    """Refuse settings that only a merged model has.
+
+    Raises:
+        ExportError: naming the first that is given.
+    """
+    for name, given in (
+        ("dtype", dtype is not None),
+        ("max_shard_size", max_shard_size is not None),
+        ("onto", onto != "full-precision"),
+    ):
+        if given:
+            raise ExportError(
+                f"{name}: an adapter is written as it was trained. Leave it out, or write the "
+                "whole model (--merged)."
+            )
+
+
+@dataclass(frozen=True)
+class _Base:
+    """The base: where it is loaded from, and how it is named."""
+
+    path: str
+    name: str
+    public: bool
+    revision: str | None
+
+    @classmethod
+    def of(
+        cls, adapter: TrainedAdapter, base: str | None, name: str | None, revision: str | None
+    ) -> "_Base":
+        path = base or adapter.config.get("base_model_name_or_path")
+        if path is None:
+            raise ExportError("base: the adapter does not name its base: give it as --base.")
+        if name is not None and not is_hub_id(name):
+            raise ExportError(f"base_name: {name} is no hub id, such as org/model.")
+        if revision is None and base is None and adapter.record is not None:
+            revision = adapter.record["base"]["revision"]
+        public = name is not None or (not Path(path).exists() and is_hub_id(path))
+        return cls(path, name or (path if public else Path(path).resolve().name), public, revision)
+
+    @property
+    def for_adapter(self) -> str:
+        """What an adapter's configuration names: where it is found."""
+        return self.name if self.public else str(Path(self.path).resolve())
+
+
+def _digest(adapter: TrainedAdapter) -> str:
+    content = blake2b(digest_size=16)
+    for name in (CONFIG, WEIGHTS):
+        content.update(digest_of_file(adapter.folder / name).encode())
+    return content.hexdigest()
+
+
+def _tokenizer(adapter: TrainedAdapter, base: _Base, trust_remote_code: bool) -> Any:
+    """The tokenizer that the run has left with the adapter; the base's if it left none."""
+    own = (adapter.folder / "tokenizer_config.json").is_file()
+    path = str(adapter.folder) if own else base.path
+    try:
+        return load_tokenizer(path, trust_remote_code=trust_remote_code)
+    except DataError as error:
+        raise ExportError(str(error).removeprefix("data.")) from error
+
+
+def _end_tokens(tokenizer: Any, adapter: TrainedAdapter) -> list[int]:
+    """The tokens with which responses ended in training."""
+    data = None if adapter.record is None else adapter.record["data"]
+    rules = GroupTokenizer(
+        tokenizer,
+        max_length=2**31,
+        over_long="error",
+        prompt_format="auto" if data is None else data["settings"]["prompt_format"],
+        boundary="strict",
+    )
+    return sorted({rules.end_of_turn, tokenizer.eos_token_id})
+
+
+def _generation_config(base: _Base, trust_remote_code: bool) -> Any:
+    """The base's; what its configuration says if it has none; None if neither can be read."""
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(base.path, revision=base.revision)
+    except (OSError, ValueError):
+        # It may have none of its own.
+        pass
+    try:
+        settings = AutoConfig.from_pretrained(
+            base.path, revision=base.revision, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError):
+        return None
+    return GenerationConfig.from_model_config(settings)
+
+
+def _end_with(generation: Any, ends: list[int], base: _Base) -> list[str]:
+    """Have generation stop where responses ended in training; said where that is new."""
+    if generation is None:
+        return [f"No generation_config.json: the base {base.path} cannot be read from here."]
+    known = generation.eos_token_id
+    known = [] if known is None else known if isinstance(known, list) else [known]
+    new = [token for token in ends if token not in known]
+    if not new:
+        return []
+    generation.eos_token_id = [*known, *new]
+    return [
+        f"generation_config.json: token {', '.join(map(str, new))} ends a response as well, as it "
+        "did in training."
+    ]
+
+
+def _notes(adapter: TrainedAdapter, merged: Merged, onto: Onto) -> list[str]:
+    """How the merged model differs from the policy."""
+    dtype = str(merged.dtype).removeprefix("torch.")
+    notes = []
+    if merged.rounded_away > 0:
+        notes.append(
+            f"{merged.rounded_away:.1%} of the adapter's update is rounded away in {dtype}: on a "
+            f"few fixed tokens, against base and adapter in float32, {merged.from_exact}."
+        )
+    bits = {"nf4": "4 bits", "int8": "8 bits"}.get(adapter.quantization)
+    if bits is None:
+        return notes
+    if onto == "full-precision":
+        notes.append(
+            f"This is not quite the model that was trained: the adapter was trained on the base in "
+            f"{bits} ({adapter.quantization}) and is merged into its full-precision weights."
+        )
+    else:
+        notes.append(
+            f"Made of dequantised weights: the base in {bits} ({adapter.quantization}), as it was "
+            f"in training, written out in {dtype}."
+        )
+    if merged.from_trained is None:
+        notes.append("By how much they differ was not measured: bitsandbytes is not installed.")
+    else:
+        notes.append(f"Against the model that was trained, {merged.from_trained}.")
+    if merged.base_is_known is False:
+        notes.append(
+            f"The base in {bits} is not bit for bit that of training: another base, or another "
+            "device or version that quantises it."
+        )
+    return notes
+
+
+def _write_adapter(adapter: TrainedAdapter, base: _Base, folder: Path) -> None:
+    shutil.copyfile(adapter.folder / WEIGHTS, folder / WEIGHTS)
+    own = {"base_model_name_or_path": base.for_adapter, "revision": base.revision}
+    config = {**adapter.config, **own}
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _picture(adapter: TrainedAdapter, folder: Path, said: list[str]) -> bool:
+    """Whether a picture of the run's metrics could be drawn; why not is said."""
+    if adapter.record is None or adapter.metrics_csv is None:
+        said.append("No picture of the training: the run's metrics.csv is not to be found.")
+        return False
+    if find_spec("matplotlib") is None:
+        said.append("No picture of the training: matplotlib is not installed.")
+        return False
+    rows = read_metrics(adapter.metrics_csv, steps=adapter.record["steps"])
+    if not draw(rows, folder / PICTURE):
+        said.append(f"No picture of the training: {adapter.metrics_csv} holds no values of it.")
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Text generation: from a model in this process, or from an OpenAI-compatible server."""

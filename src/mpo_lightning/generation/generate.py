@@ -1,0 +1,412 @@
+"""Responses from a model in this process: prompts in, texts out.
+
+A prompt is computed once, whatever the number of its responses: its keys and values are repeated
+for them. Every response has random numbers of its own, which depend on the seed, on the prompt and
+on its place among the prompt's responses, not on what else is in the batch.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mpo_lightning.data.groups import collect_errors
+from mpo_lightning.data.prompt_dataset import PromptItem
+from mpo_lightning.data.prompts import Request
+from mpo_lightning.data.tokens import GroupTokenizer
+from mpo_lightning.errors import RolloutError
+
+__all__ = ["Answered", "Answers", "Generation", "ModelSampler", "Sample", "Sampling"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How responses are drawn.
+
+    Args:
+        n: responses to each prompt.
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_p: least set of tokens with this mass, 1 for all (arXiv 1904.09751).
+        top_k: so many likeliest tokens, 0 for all.
+        max_new_tokens: limit on a response, its end of turn included.
+        seed: of the random numbers.
+    """
+
+    n: int = 8
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 512
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise RolloutError(f"n must be at least 1, got {self.n}.")
+        if not 0 <= self.temperature < float("inf"):
+            raise RolloutError(f"temperature must be at least 0, got {self.temperature}.")
+        if not 0 < self.top_p <= 1:
+            raise RolloutError(f"top_p must be in (0, 1], got {self.top_p}.")
+        if self.top_k < 0:
+            raise RolloutError(f"top_k must be at least 0, got {self.top_k}.")
+        if self.max_new_tokens < 1:
+            raise RolloutError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}.")
+        if self.temperature == 0 and self.n > 1:
+            raise RolloutError(
+                f"temperature is 0, so all {self.n} responses would be the same. Set n to 1, or "
+                "raise the temperature."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """How predict answers prompts: one response to each.
+
+    Args:
+        max_new_tokens: limit on a response, its end of turn included; one that reaches it is marked
+            ``truncated``.
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_p: least set of tokens with this mass, 1 for all (arXiv 1904.09751).
+        top_k: so many likeliest tokens, 0 for all.
+        seed: of the random numbers.
+    """
+
+    max_new_tokens: int = 1024
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.sampling()
+
+    def sampling(self) -> Sampling:
+        """As a sampler takes it."""
+        return Sampling(n=1, **asdict(self))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One response.
+
+    Attributes:
+        text: what the assistant said; no template, no end of turn.
+        finish: "stop" if it ended its turn, "length" if it was cut at the limit, or what else a
+            server gave as its reason.
+        special_tokens: special tokens that the model wrote in the midst and the text lacks.
+        ids: its tokens, end of turn included; none from a server.
+    """
+
+    text: str
+    finish: str
+    special_tokens: int = 0
+    ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What came of one request.
+
+    Attributes:
+        samples: the responses.
+        refused: why there are none.
+    """
+
+    samples: tuple[Sample, ...] = ()
+    refused: str | None = None
+
+
+# ------------------------------------------------------------------------------------ sampling
+
+
+class ModelSampler:
+    """Answers requests with a model in memory.
+
+    Args:
+        model: a causal language model of transformers, adapters in place.
+        tokenizer: makes tokens of prompts, by the rules of training.
+        sampling: how to draw.
+        responses_per_batch: responses that are generated at a time.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: GroupTokenizer,
+        sampling: Sampling,
+        *,
+        responses_per_batch: int = 64,
+    ) -> None:
+        if responses_per_batch < 1:
+            raise RolloutError(f"responses_per_batch must be >= 1, got {responses_per_batch}.")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.sampling = sampling
+        self.responses_per_batch = responses_per_batch
+        stops = model.generation_config.eos_token_id
+        stops = stops if isinstance(stops, list) else [stops]
+        stops += [tokenizer.end_of_turn, tokenizer.tokenizer.eos_token_id]
+        self.stops = sorted({stop for stop in stops if stop is not None})
+        # What decoding leaves out: a tokenizer may not list all of them.
+        added = tokenizer.tokenizer.added_tokens_decoder.items()
+        self.special = {*tokenizer.tokenizer.all_special_ids, *(i for i, t in added if t.special)}
+        # None where a model has no limit.
+        self.context: int | None = getattr(model.config, "max_position_embeddings", None)
+
+    def __call__(
+        self, requests: Sequence[Request], done: Callable[[int], None] = lambda count: None
+    ) -> list[Answers]:
+        """Answer the requests.
+
+        Args:
+            requests: prompts with their keys.
+            done: told how many more requests have their answers.
+
+        Raises:
+            DataError: for prompts that cannot be tokenised, all of them together.
+            RolloutError: if the model gives something else than numbers.
+        """
+        prompts = collect_errors(
+            requests, lambda item: self.tokenizer.prompt_ids(item.prompt, item.source)
+        )
+        return self.answer(prompts, [request.key for request in requests], done)
+
+    def answer(
+        self,
+        prompts: Sequence[list[int]],
+        keys: Sequence[bytes],
+        done: Callable[[int], None] = lambda count: None,
+    ) -> list[Answers]:
+        """Answer prompts that are tokens already.
+
+        Args:
+            prompts: token ids of each prompt.
+            keys: 16 bytes for each prompt, which decide with the seed its random numbers.
+            done: told how many more prompts have their answers.
+
+        Raises:
+            RolloutError: if the model gives something else than numbers.
+        """
+        answers: list[Answers] = [Answers()] * len(prompts)
+        fitting = []
+        for index, prompt in enumerate(prompts):
+            if self.context is None or len(prompt) + self.sampling.max_new_tokens <= self.context:
+                fitting.append(index)
+            else:
+                answers[index] = Answers(refused="with a prompt that leaves no room to answer")
+        done(len(prompts) - len(fitting))
+        # Similar lengths together, so that little is padding.
+        fitting.sort(key=lambda index: len(prompts[index]))
+        size = max(1, self.responses_per_batch // self.sampling.n)
+        for at in range(0, len(fitting), size):
+            batch = fitting[at : at + size]
+            found = self._batch([prompts[i] for i in batch], [keys[i] for i in batch])
+            for index, samples in zip(batch, found, strict=True):
+                answers[index] = Answers(tuple(samples))
+            done(len(batch))
+        return answers
+
+    @torch.inference_mode()
+    def _batch(self, prompts: list[list[int]], keys: list[bytes]) -> list[list[Sample]]:
+        """Responses to a few prompts."""
+        device, width = self.model.device, max(map(len, prompts))
+        pad = self.stops[0]
+        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
+        known = torch.tensor(
+            [[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device
+        )
+        results: list[list[Sample]] = [[] for _ in prompts]
+        with _generates_plainly(self.model):
+            cache = self._computed_prompts(ids, known)
+            most = max(1, self.responses_per_batch // len(prompts))
+            for first in range(0, self.sampling.n, most):
+                slots = range(first, min(first + most, self.sampling.n))
+                last = slots.stop == self.sampling.n
+                rows = self._responses(ids, known, keys, slots, cache, keep_cache=not last)
+                for number, row in enumerate(rows):
+                    results[number // len(slots)].append(self._sample(row))
+        return results
+
+    def _computed_prompts(self, ids: Tensor, known: Tensor) -> Any:
+        """Keys and values of all but the prompts' last tokens; none if they cannot be repeated."""
+        from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+        if ids.shape[1] < 2:
+            return None
+        # The token that this generates is not in the cache.
+        cache = self.model.generate(
+            input_ids=ids[:, :-1],
+            attention_mask=known[:, :-1],
+            generation_config=self._settings(1, return_dict_in_generate=True),
+        ).past_key_values
+        repeatable = {DynamicLayer, DynamicSlidingWindowLayer}
+        if type(cache) is DynamicCache and {type(layer) for layer in cache.layers} <= repeatable:
+            return cache
+        # States of recurrent layers, for one: each response computes its prompt.
+        return None
+
+    def _responses(
+        self,
+        ids: Tensor,
+        known: Tensor,
+        keys: list[bytes],
+        slots: range,
+        cache: Any,
+        *,
+        keep_cache: bool,
+    ) -> list[list[int]]:
+        """Tokens of some of each prompt's responses, prompt after prompt."""
+        from transformers import LogitsProcessorList
+
+        count = len(slots)
+        draw = _Draw(self.sampling, keys, slots, ids.shape[1]).to(ids.device)
+        more: dict[str, Any] = {}
+        if cache is not None:
+            more["past_key_values"] = copy.deepcopy(cache) if keep_cache else cache
+            more["past_key_values"].batch_repeat_interleave(count)
+        rows: Tensor = self.model.generate(
+            input_ids=ids.repeat_interleave(count, 0),
+            attention_mask=known.repeat_interleave(count, 0),
+            generation_config=self._settings(self.sampling.max_new_tokens),
+            logits_processor=LogitsProcessorList([*draw.warpers, draw]),
+            **more,
+        )[:, ids.shape[1] :]
+        draw.check()
+        return rows.tolist()
+
+    def _settings(self, max_new_tokens: int, **more: Any) -> Any:
+        from transformers import GenerationConfig
+
+        return GenerationConfig(
+            # The token is drawn by a logits processor, see _Draw.
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=self.stops,
+            pad_token_id=self.stops[0],
+            use_cache=True,
+            **more,
+        )
+
+    def _sample(self, row: list[int]) -> Sample:
+        end = next((place for place, token in enumerate(row) if token in self.stops), None)
+        words = row if end is None else row[:end]
+        tokenizer = self.tokenizer.tokenizer
+        text: str = tokenizer.decode(words, skip_special_tokens=True)
+        return Sample(
+            # The limit may cut a character of several tokens in the middle.
+            text=text.rstrip("\N{REPLACEMENT CHARACTER}") if end is None else text,
+            finish="length" if end is None else "stop",
+            special_tokens=sum(token in self.special for token in words),
+            ids=tuple(row if end is None else row[: end + 1]),
+        )
+
+
+@contextmanager
+def _generates_plainly(model: Any) -> Iterator[None]:
+    """Leave out the generation settings that a model brings along, such as penalties."""
+    from transformers import GenerationConfig
+
+    brought, training = model.generation_config, model.training
+    model.generation_config = GenerationConfig()
+    model.eval()
+    try:
+        yield
+    finally:
+        model.generation_config = brought
+        model.train(training)
+
+
+class _Draw:
+    """A logits processor that draws each row's token with that row's own random number.
+
+    It leaves one token possible, which the greedy choice then takes.
+    """
+
+    def __init__(self, sampling: Sampling, keys: list[bytes], slots: range, width: int) -> None:
+        from transformers import (
+            TemperatureLogitsWarper,
+            TopKLogitsWarper,
+            TopPLogitsWarper,
+        )
+
+        self.greedy = sampling.temperature == 0
+        self.width = width
+        self.warpers: list[Any] = []
+        if not self.greedy and sampling.temperature != 1:
+            self.warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
+        if not self.greedy and sampling.top_k:
+            self.warpers.append(TopKLogitsWarper(sampling.top_k))
+        if not self.greedy and sampling.top_p < 1:
+            self.warpers.append(TopPLogitsWarper(sampling.top_p))
+        rows = [
+            _uniforms(sampling.seed, key, slot, sampling.max_new_tokens)
+            for key in keys
+            for slot in slots
+        ]
+        self.uniforms = torch.from_numpy(np.stack(rows))
+        self.broken = torch.zeros((), dtype=torch.bool)
+
+    def to(self, device: torch.device) -> "_Draw":
+        """Move the random numbers."""
+        self.uniforms, self.broken = self.uniforms.to(device), self.broken.to(device)
+        return self
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores that leave one token possible."""
+        step = input_ids.shape[1] - self.width
+        if self.greedy:
+            self.broken |= scores.isnan().any()
+            return scores
+        # Where the row's number falls among the tokens' shares of the mass; a token without mass
+        # has no share. In double precision, for shares of vocabularies of any size.
+        ends = scores.double().softmax(-1).cumsum(-1)
+        mass = ends[:, -1:]
+        # Written so that NaN, too, is broken.
+        self.broken |= ~(mass > 0).all()
+        step = min(step, self.uniforms.shape[1] - 1)
+        place = torch.searchsorted(ends, self.uniforms[:, step, None] * mass, right=True)
+        place = place.clamp(max=scores.shape[1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter(1, place, 0.0)
+
+    def check(self) -> None:
+        """Refuse what came of logits that are no numbers.
+
+        Raises:
+            RolloutError: if there were any.
+        """
+        if bool(self.broken):
+            raise RolloutError(
+                "The model gives logits that are not numbers. Load it in another dtype "
+                "(model.dtype: bfloat16 or float32)."
+            )
+
+
+def _uniforms(seed: int, key: bytes, slot: int, count: int) -> np.ndarray[Any, np.dtype[Any]]:
+    """A response's random numbers in [0, 1)."""
+    content = seed.to_bytes(16, "little", signed=True) + key + slot.to_bytes(8, "little")
+    digest = blake2b(content, digest_size=16).digest()
+    generator = np.random.Philox(key=int.from_bytes(digest, "little"))
+    return np.random.Generator(generator).random(count)
+
+
+# ------------------------------------------------------------------------------------- loading
+
+
+class Answered:
+    """What came of one prompt.
+
+    A plain class: Lightning takes the dataclasses apart that a step returns.
+
+    Attributes:
+        item: the prompt.
+        answers: its one response, or why there is none.
+    """
+
+    def __init__(self, item: PromptItem, answers: Answers) -> None:
+        self.item = item
+        self.answers = answers

@@ -1,0 +1,231 @@
+"""A base model with an adapter, loaded to generate."""
+
+import os
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from mpo_lightning.data.groups import DataError
+from mpo_lightning.data.tokens import GroupTokenizer, PromptFormat, load_tokenizer
+from mpo_lightning.errors import RolloutError
+from mpo_lightning.files import RECORD, digest_of_file
+from mpo_lightning.generation.generate import ModelSampler, Sampling
+from mpo_lightning.model.loading import PolicyConfig, Quantization, load_base
+from mpo_lightning.model.policy import PolicyError
+
+__all__ = [
+    "ModelConfig",
+    "choose_device",
+    "files_digest",
+    "load_group_tokenizer",
+    "load_model",
+    "load_sampler",
+    "model_identity",
+    "policy_config",
+    "put_adapter",
+    "resolve_base",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The model that answers, and how it is loaded.
+
+    Args:
+        base: folder or hub id of a causal language model, in safetensors; the adapter's own base
+            if none.
+        adapter: folder of a LoRA adapter on it, such as ``last-adapter``.
+        tokenizer: folder or hub id of the tokenizer; the base's if none.
+        dtype: dtype of the base weights; "auto" is the one they are stored in.
+        quantization: as in training: "none", "nf4" or "int8".
+        device: "auto" is this process's GPU where there is one, and else the CPU.
+        prompt_format: as in training: "chat", "text", or "auto", chat where there is a template.
+        revision: branch, tag or commit of a hub model.
+        trust_remote_code: let a hub model run its own code.
+    """
+
+    base: str | None = None
+    adapter: str | None = None
+    tokenizer: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantization: Quantization = "none"
+    device: str = "auto"
+    prompt_format: PromptFormat = "auto"
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of this name; "auto" is the GPU of this process's number, if there is one."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def resolve_base(config: ModelConfig) -> str:
+    """The base that is meant: the one named, or the adapter's own.
+
+    Raises:
+        RolloutError: if neither is named, or the adapter is none.
+    """
+    base = config.base or (config.adapter and _base_of_adapter(config.adapter))
+    if base is None:
+        raise RolloutError("model.base: name a model's folder or hub id.")
+    return base
+
+
+def _same_place(one: str, other: str) -> bool:
+    return one == other or Path(one).resolve() == Path(other).resolve()
+
+
+def _base_of_adapter(adapter: str) -> str | None:
+    from peft import LoraConfig
+
+    if not (Path(adapter) / "adapter_config.json").is_file():
+        raise RolloutError(
+            f"model.adapter: {adapter} holds no adapter_config.json, so it is no adapter's folder."
+        )
+    named: str | None = LoraConfig.from_pretrained(adapter).base_model_name_or_path
+    return named
+
+
+def policy_config(config: ModelConfig) -> PolicyConfig:
+    """The settings of the base, as training has them."""
+    return PolicyConfig(
+        base=resolve_base(config),
+        dtype=config.dtype,
+        quantization=config.quantization,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
+def load_model(config: ModelConfig) -> Any:
+    """The model that answers, in evaluation mode on its device, adapters in place.
+
+    Raises:
+        PolicyError: if the base cannot be loaded.
+        RolloutError: if the adapter does not fit it.
+    """
+    device = choose_device(config.device)
+    settings = policy_config(config)
+    try:
+        model = load_base(settings, device)
+    except PolicyError as error:
+        raise PolicyError(str(error).replace("model.policy.", "model.")) from error
+    if config.adapter is not None:
+        named = _base_of_adapter(config.adapter)
+        if named is not None and not _same_place(named, settings.base):
+            print(
+                f"The adapter {config.adapter} names {named} as its base; it is put on "
+                f"{settings.base}."
+            )
+        model = put_adapter(model, config.adapter).get_base_model()
+    # bitsandbytes has put quantised weights in their place.
+    if config.quantization == "none":
+        model = model.to(device)
+    return model.eval()
+
+
+def put_adapter(model: Any, adapter: str) -> Any:
+    """The model with an adapter on it, every weight of which is there.
+
+    Raises:
+        RolloutError: if the adapter's weights do not fit the model.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    def refuse(why: str) -> RolloutError:
+        return RolloutError(
+            f"model.adapter: {adapter} does not fit {type(model).__name__} of "
+            f"{model.name_or_path}: {why}"
+        )
+
+    try:
+        adapted = PeftModel.from_pretrained(model, adapter)
+        with safe_open(str(Path(adapter) / "adapter_model.safetensors"), "pt") as weights:
+            stored = set(weights.keys())
+    except (ValueError, RuntimeError, OSError) as error:
+        raise refuse(str(error)[:300]) from error
+    # PEFT goes on without weights that it has no place for, and with fresh ones where some lack.
+    wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    if stored != wanted:
+        differing = sorted(stored ^ wanted)
+        raise refuse(f"{len(differing)} weights are in one of the two only, such as {differing[0]}")
+    return adapted
+
+
+def load_group_tokenizer(config: ModelConfig) -> GroupTokenizer:
+    """The tokenizer, with the rules of training.
+
+    Raises:
+        DataError: if there is none to be had, or it lacks the template that is asked for.
+    """
+    path = config.tokenizer or resolve_base(config)
+    try:
+        return GroupTokenizer(
+            load_tokenizer(path, trust_remote_code=config.trust_remote_code),
+            # Limits on responses are the sampler's.
+            max_length=2**31,
+            over_long="error",
+            prompt_format=config.prompt_format,
+            boundary="strict",
+        )
+    except DataError as error:
+        raise DataError(str(error).replace("data.", "model.", 1)) from error
+
+
+def load_sampler(
+    config: ModelConfig, sampling: Sampling, *, responses_per_batch: int = 64
+) -> ModelSampler:
+    """A sampler by its settings.
+
+    Raises:
+        PolicyError: if the model cannot be loaded.
+        DataError: if the tokenizer cannot.
+        RolloutError: if the adapter does not fit.
+    """
+    return ModelSampler(
+        load_model(config),
+        load_group_tokenizer(config),
+        sampling,
+        responses_per_batch=responses_per_batch,
+    )
+
+
+def model_identity(config: ModelConfig) -> dict[str, Any]:
+    """Everything that a model's answers depend on: names, and digests of what lies in folders."""
+    base = resolve_base(config)
+    return {
+        "base": base,
+        "base_files": files_digest(base),
+        "adapter": config.adapter,
+        "adapter_files": None if config.adapter is None else files_digest(config.adapter),
+        "tokenizer": config.tokenizer,
+        "dtype": config.dtype,
+        "quantization": config.quantization,
+        "prompt_format": config.prompt_format,
+        "revision": config.revision,
+    }
+
+
+def files_digest(folder: str) -> str | None:
+    """Of a model's folder: weights, configuration and tokenizer; none for a hub id."""
+    path = Path(folder)
+    if not path.is_dir():
+        return None
+    files = sorted(
+        p
+        for p in path.iterdir()
+        if p.suffix in {".safetensors", ".json", ".jinja"} and p.name != RECORD
+    )
+    content = blake2b(digest_size=16)
+    for file in files:
+        content.update(f"{file.name} {digest_of_file(file)}\n".encode())
+    return content.hexdigest()

@@ -1,0 +1,165 @@
+"""Responses from a server with an OpenAI-compatible interface, such as vLLM's."""
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+from mpo_lightning.data.prompts import Request
+from mpo_lightning.errors import RolloutError
+from mpo_lightning.generation.generate import Answers, Sample, Sampling
+
+__all__ = ["ServerConfig", "ServerSampler"]
+
+# How servers say that a prompt and its answer do not fit the model's context.
+TOO_LONG = ("context_length_exceeded", "maximum context length", "max_model_len")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """A server that answers chats; a key that it asks for is in the variable OPENAI_API_KEY.
+
+    Args:
+        url: its address, up to and with ``/v1``.
+        model: the model's name there; the only one served if none.
+        concurrency: requests on their way at a time.
+        retries: how often a request is sent again after a failed connection, a time-out, or a
+            server that is busy or broken; the waits between grow.
+        timeout: seconds until a request counts as failed.
+    """
+
+    url: str | None = None
+    model: str | None = None
+    concurrency: int = 32
+    retries: int = 5
+    timeout: float = 600.0
+
+
+class ServerSampler:
+    """Answers requests through a server, which renders its model's chat template itself.
+
+    Args:
+        config: the server.
+        sampling: how to draw. Each request has a seed of its own, which depends on the seed here
+            and on the prompt; whether a server keeps to it is up to the server.
+
+    Attributes:
+        model: name of the model that answers.
+
+    Raises:
+        RolloutError: if the client is not installed, the server cannot be reached or has no such
+            model.
+    """
+
+    def __init__(self, config: ServerConfig, sampling: Sampling) -> None:
+        try:
+            import openai
+        except ImportError as error:
+            raise RolloutError(
+                "server.url needs the openai client: pip install openai (or mpo-lightning[server])."
+            ) from error
+        if config.url is None:
+            raise RolloutError("server.url: name the server's address, up to and with /v1.")
+        if config.concurrency < 1 or config.retries < 0:
+            raise RolloutError(
+                "server.concurrency must be at least 1 and server.retries at least 0."
+            )
+        self.config = config
+        self.sampling = sampling
+        self._errors = openai
+        # Servers of one's own ask for none, but the client does.
+        key = os.environ.get("OPENAI_API_KEY", "none")
+        self._client = openai.OpenAI(
+            base_url=config.url, api_key=key, max_retries=config.retries, timeout=config.timeout
+        )
+        self.model = self._served_model()
+
+    def _served_model(self) -> str:
+        try:
+            served = [model.id for model in self._client.models.list()]
+        except self._errors.OpenAIError as error:
+            raise self._failed(error, "the list of its models") from error
+        wanted = self.config.model
+        if wanted is None and len(served) == 1:
+            return served[0]
+        if wanted not in served:
+            asked = "server.model" if wanted is None else f"server.model {wanted}"
+            raise RolloutError(
+                f"{asked}: {self.config.url} serves {', '.join(served) or 'nothing'}; name one."
+            )
+        return wanted
+
+    def __call__(
+        self, requests: Sequence[Request], done: Callable[[int], None] = lambda count: None
+    ) -> list[Answers]:
+        """Answer the requests; the first that fails for good ends it.
+
+        Args:
+            requests: prompts with their keys.
+            done: told how many more requests have their answers.
+
+        Raises:
+            RolloutError: naming the server, the row and the failure.
+        """
+        failed = threading.Event()
+
+        def answer(request: Request) -> Answers:
+            if failed.is_set():
+                return Answers()
+            try:
+                answers = self._answer(request)
+            except BaseException:
+                failed.set()
+                raise
+            done(1)
+            return answers
+
+        with ThreadPoolExecutor(self.config.concurrency) as pool:
+            return list(pool.map(answer, requests))
+
+    def _answer(self, request: Request) -> Answers:
+        sampling, prompt = self.sampling, request.prompt
+        messages: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        content = sampling.seed.to_bytes(16, "little", signed=True) + request.key
+        # Not all servers take more than 31 bits.
+        seed = int.from_bytes(blake2b(content, digest_size=4).digest(), "little") >> 1
+        # The only setting that is no part of the public interface.
+        more = {"top_k": sampling.top_k} if sampling.top_k else {}
+        try:
+            reply = self._client.chat.completions.create(
+                model=self.model,
+                messages=messages,
+                n=sampling.n,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                max_tokens=sampling.max_new_tokens,
+                seed=seed,
+                extra_body=more,
+            )
+        except self._errors.BadRequestError as error:
+            if any(sign in str(error) for sign in TOO_LONG):
+                return Answers(refused="with a prompt that leaves no room to answer")
+            raise self._failed(error, request.source) from error
+        except self._errors.OpenAIError as error:
+            raise self._failed(error, request.source) from error
+        if len(reply.choices or ()) != sampling.n:
+            raise RolloutError(
+                f"{self.config.url}: {request.source}: gave {len(reply.choices or ())} responses, "
+                f"asked for {sampling.n}. The server must support n."
+            )
+        # An answer without text, such as a call of a tool, is an empty one.
+        choices = sorted(reply.choices, key=lambda choice: choice.index)
+        return Answers(
+            tuple(Sample(choice.message.content or "", choice.finish_reason) for choice in choices)
+        )
+
+    def _failed(self, error: Exception, what: str) -> RolloutError:
+        cause = f" ({error.__cause__})" if error.__cause__ else ""
+        return RolloutError(
+            f"{self.config.url}: {what}: {type(error).__name__}: {error}{cause}, after "
+            f"{self.config.retries} retries where those could help. What is written stays; start "
+            "the same command again to go on."
+        )

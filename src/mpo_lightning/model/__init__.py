@@ -1,0 +1,1 @@
+"""The policy: base model, adapter, log-probabilities of responses, reference."""

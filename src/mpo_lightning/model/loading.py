@@ -1,0 +1,496 @@
+"""Making the policy: the base model, quantised if wanted, fresh adapters on it, sharded if wanted.
+
+The reference is the base itself, so nothing but LoRA weights may be trained, and a run starts from
+fresh adapters: a base that is an adapter folder is refused.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
+
+from mpo_lightning.model.logps import (
+    DENSE_MASK_MODELS,
+    SHARED_PROMPT_MODELS,
+    Layout,
+    can_share_prompts,
+)
+from mpo_lightning.model.policy import Policy, PolicyError, decoder_layers
+
+__all__ = [
+    "LoRA",
+    "PolicyConfig",
+    "Quantization",
+    "build_policy",
+    "compute_alike_in_training_and_evaluation",
+    "load_base",
+    "quantised_arguments",
+]
+
+Quantization = Literal["none", "nf4", "int8"]
+
+
+@dataclass(kw_only=True)
+class LoRA:
+    """Settings of the adapter, with PEFT's names and meaning. arXiv 2106.09685.
+
+    Args:
+        r: rank.
+        lora_alpha: scale; the update is ``lora_alpha / r`` times ``B A``.
+        lora_dropout: dropout on the adapters' input while training; the reference has none.
+        target_modules: names of the linear layers to adapt, or "all-linear" (all but the head).
+        exclude_modules: names to leave out.
+        use_rslora: scale by ``lora_alpha / sqrt(r)`` instead.
+        use_dora: weight-decomposed LoRA (arXiv 2402.09353).
+    """
+
+    r: int = 16
+    lora_alpha: float = 32
+    lora_dropout: float = 0.0
+    target_modules: str | list[str] = "all-linear"
+    exclude_modules: list[str] | None = None
+    use_rslora: bool = False
+    use_dora: bool = False
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise ValueError(f"LoRA: r must be at least 1, got {self.r}.")
+        if self.lora_alpha <= 0:
+            raise ValueError(f"LoRA: lora_alpha must be > 0, got {self.lora_alpha}.")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"LoRA: lora_dropout must be in [0, 1), got {self.lora_dropout}.")
+
+
+@dataclass(kw_only=True)
+class PolicyConfig:
+    """Which model is trained, and how it is loaded.
+
+    Args:
+        base: folder or hub id of any causal language model, in safetensors.
+        lora: the adapter.
+        dtype: dtype of the base weights; "auto" is the one they are stored in. Adapters of 16-bit
+            models are kept in float32.
+        quantization: keep the base's linear layers in fewer bits (bitsandbytes): "nf4" is 4-bit
+            NormalFloat with double quantisation (arXiv 2305.14314), "int8" is LLM.int8()
+            (arXiv 2208.07339). All other weights keep ``dtype``, in which quantised layers compute.
+        gradient_checkpointing: compute activations again in the backward pass to save memory.
+        compile: compile the decoder layers (`torch.compile`); the first steps take long. Not
+            together with gradient_checkpointing, nor with a sharded policy.
+        attn_implementation: transformers' attention implementation, with model.layout: separate;
+            its default if none. A shared prompt has an attention of its own.
+        revision: branch, tag or commit of a hub model.
+        trust_remote_code: let a hub model run its own code.
+        random_init: random weights from the base's configuration, for tests and benchmarks.
+    """
+
+    base: str
+    lora: LoRA = field(default_factory=LoRA)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantization: Quantization = "none"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    attn_implementation: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    random_init: bool = False
+
+    def __post_init__(self) -> None:
+        if self.compile and self.gradient_checkpointing:
+            raise ValueError(
+                "model.policy: compile and gradient_checkpointing exclude each other: a "
+                "checkpointed layer would be computed as if it were not compiled. Choose one."
+            )
+        if self.quantization != "none" and self.random_init:
+            raise ValueError(
+                "model.policy: quantization and random_init exclude each other: weights are "
+                "quantised as they are read from a file."
+            )
+
+
+def build_policy(
+    config: PolicyConfig,
+    layout: Layout,
+    responses_per_pass: int | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    mesh: Any = None,
+    flat_storage: bool = False,
+) -> Policy:
+    """Load the base and put fresh adapters on it.
+
+    Args:
+        config: the base and the adapter.
+        layout: how batches are computed; "auto" is the cheaper for each batch where the
+            architecture can share a prompt.
+        responses_per_pass: responses that go through the model at a time; all of a batch if none.
+        device: where the policy will compute.
+        mesh: the processes between which the policy is sharded (FSDP2), a one-dimensional device
+            mesh. Only the first of them reads a base that is not quantised, and hands the others
+            their shards.
+        flat_storage: whether the parameters will be flattened together (FSDP1): quantised weights
+            are kept in the dtype of the others then.
+
+    Raises:
+        PolicyError: if the base is not a model, cannot be quantised, the adapter fits nothing, or
+            the layout is not possible for this architecture.
+    """
+    load = _Loader(config, layout, responses_per_pass, torch.device(device), flat_storage)
+    if mesh is None or mesh.size() == 1 or config.quantization != "none":
+        policy = load()
+        if mesh is not None:
+            policy.shard(mesh)
+        return policy
+    return _in_shards(load, mesh)
+
+
+@dataclass(frozen=True)
+class _Loader:
+    """Makes the whole policy of these settings."""
+
+    config: PolicyConfig
+    layout: Layout
+    responses_per_pass: int | None
+    device: torch.device
+    flat_storage: bool
+
+    def __call__(self, *, empty: bool = False) -> Policy:
+        """The policy; ``empty`` leaves its weights out (meta tensors)."""
+        from mpo_lightning.model.fast_linear import use_fast_products
+        from mpo_lightning.model.gated_mlp import keep_less_of_gated_mlps
+
+        config = self.config
+        base = self._empty_base() if empty else self._base()
+        chosen = _choose_layout(base.config, self.layout, config.attn_implementation)
+        if config.gradient_checkpointing:
+            base.gradient_checkpointing_enable({"use_reentrant": False})
+        with torch.device("meta") if empty else nullcontext():
+            model = _add_lora(base, config.lora)
+        use_fast_products(model)
+        keep_less_of_gated_mlps(model)
+        if config.compile:
+            for layer in decoder_layers(base):
+                # Whatever the lengths of a batch, it is compiled once.
+                layer.compile(dynamic=True)
+        # transformers loads models in eval mode, and Lightning keeps the mode that it finds.
+        model.train()
+        return Policy(model, layout=chosen, responses_per_pass=self.responses_per_pass)
+
+    def _base(self) -> Any:
+        return load_base(self.config, self.device, flat_storage=self.flat_storage)
+
+    def _empty_base(self) -> Any:
+        settings, kwargs = _settings_of_base(self.config)
+        with torch.device("meta"):
+            return _from_settings(self.config, settings, kwargs)
+
+
+def _in_shards(load: _Loader, mesh: Any) -> Policy:
+    """The policy sharded over processes of which only the first ever holds all of it."""
+    from torch.distributed import broadcast, broadcast_object_list
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    first = int(mesh.mesh.flatten()[0])
+    group = mesh.get_group()
+    whole = load() if torch.distributed.get_rank() == first else None
+    policy = load(empty=True)
+    shared: list[Any] = [None]
+    if whole is not None:
+        weights = whole.state_dict()
+        whole.remember()
+        shared = [
+            {
+                "dtypes": {name: value.dtype for name, value in weights.items()},
+                "remembered": whole.remembered(),
+                "random": torch.get_rng_state(),
+            }
+        ]
+    else:
+        weights = {}
+    broadcast_object_list(shared, src=first, group=group)
+    of_first: dict[str, Any] = shared[0]
+    for name, parameter in policy.named_parameters():
+        # A few weights may be kept in another dtype than the others.
+        parameter.data = parameter.data.to(of_first["dtypes"][name])
+    policy.shard(mesh)
+    policy.to_empty(device=load.device)
+    policy.causal_lm.tie_weights()
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(policy, weights, options=options)
+    # Those that are no part of the weights, such as rotary frequencies.
+    buffers = dict(whole.named_buffers()) if whole is not None else {}
+    for name, buffer in policy.named_buffers():
+        if whole is not None:
+            buffer.copy_(buffers[name])
+        broadcast(buffer, src=first, group=group)
+    # Fresh adapters were drawn on one process only: go on alike on all.
+    torch.set_rng_state(of_first["random"])
+    policy.remember(of_first["remembered"])
+    return policy
+
+
+def _choose_layout(settings: Any, layout: Layout, attn_implementation: str | None) -> Layout:
+    model_type = settings.model_type
+    if layout == "separate":
+        return "separate"
+    if not can_share_prompts(settings):
+        if layout == "shared":
+            able = ", ".join(sorted(SHARED_PROMPT_MODELS | DENSE_MASK_MODELS))
+            raise PolicyError(
+                f"model.layout is shared, but {model_type} is not among the architectures that can "
+                f"share a prompt ({able}). Set it to auto."
+            )
+        rank_zero_info(f"Layout: separate rows, since {model_type} models cannot share a prompt.")
+        return "separate"
+    if attn_implementation is not None and model_type in SHARED_PROMPT_MODELS:
+        raise PolicyError(
+            f"model.policy.attn_implementation is {attn_implementation}, but a shared prompt has "
+            "an attention of its own. Set model.layout: separate, or leave attn_implementation out."
+        )
+    if layout == "shared":
+        return "shared"
+    rank_zero_info("Layout: a group's prompt is shared where that computes fewer tokens.")
+    return "auto"
+
+
+def _settings_of_base(config: PolicyConfig) -> tuple[Any, dict[str, Any]]:
+    """The base's configuration, and how it is to be loaded.
+
+    Raises:
+        PolicyError: if the base is an adapter or no model's folder.
+    """
+    from transformers import AutoConfig
+
+    folder = Path(config.base)
+    if (folder / "adapter_config.json").is_file():
+        raise PolicyError(
+            f"model.policy.base: {folder} is an adapter, not a model. The reference of a trained "
+            "adapter is not its base: merge it (mpo-lightning export --merged) and name the merged "
+            "folder."
+        )
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise PolicyError(
+            f"model.policy.base: {folder} holds no config.json, so it is not a model's folder."
+        )
+    hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    settings = _loaded(config, lambda: AutoConfig.from_pretrained(_name_of_base(config), **hub))
+    _switch_off_dropout(settings)
+    return settings, {
+        "dtype": config.dtype,
+        "attn_implementation": config.attn_implementation,
+        **hub,
+    }
+
+
+def _name_of_base(config: PolicyConfig) -> str:
+    """What an exported adapter names as its base must not depend on the working directory."""
+    folder = Path(config.base)
+    return str(folder.resolve()) if folder.is_dir() else config.base
+
+
+def _loaded(config: PolicyConfig, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except (OSError, ValueError, ImportError) as error:
+        raise PolicyError(
+            f"model.policy.base: {config.base} cannot be loaded as a causal language model: {error}"
+        ) from error
+
+
+def _dtype(config: PolicyConfig, settings: Any) -> torch.dtype:
+    """Dtype of the weights that are not quantised."""
+    dtype: torch.dtype = (
+        settings.dtype or torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype)
+    )
+    return dtype
+
+
+def _from_settings(config: PolicyConfig, settings: Any, kwargs: dict[str, Any]) -> Any:
+    """A base that reads no file, with random weights, or none at all on the meta device."""
+    from transformers import AutoModelForCausalLM
+
+    how = {name: value for name, value in kwargs.items() if name != "revision"}
+    return AutoModelForCausalLM.from_config(settings, **how | {"dtype": _dtype(config, settings)})
+
+
+def load_base(config: PolicyConfig, device: torch.device, *, flat_storage: bool = False) -> Any:
+    """The base alone, with these weights and in this precision, without adapters.
+
+    Args:
+        config: the base; its settings of the adapter have no say here.
+        device: where a quantised base will compute; others are left on the CPU.
+        flat_storage: see `build_policy`.
+
+    Raises:
+        PolicyError: if the base is not a model, lacks weights or cannot be quantised.
+    """
+    from transformers import AutoModelForCausalLM
+
+    settings, kwargs = _settings_of_base(config)
+    if config.random_init:
+        return _loaded(config, lambda: _from_settings(config, settings, kwargs))
+    if config.quantization != "none":
+        quantised = quantised_arguments(config, settings, device, flat_storage=flat_storage)
+        if config.quantization == "nf4":
+            storage = quantised["quantization_config"].bnb_4bit_quant_storage
+            _refuse_unpackable(config, settings, kwargs, storage)
+        kwargs |= quantised
+    model, loaded = _loaded(
+        config,
+        lambda: AutoModelForCausalLM.from_pretrained(
+            _name_of_base(config),
+            config=settings,
+            use_safetensors=True,
+            output_loading_info=True,
+            **kwargs,
+        ),
+    )
+    absent = sorted([*loaded["missing_keys"], *(str(key) for key in loaded["mismatched_keys"])])
+    if absent:
+        raise PolicyError(
+            f"model.policy.base: {config.base} lacks {len(absent)} weights of "
+            f"{type(model).__name__} (first: {absent[:3]}); they would be random."
+        )
+    compute_alike_in_training_and_evaluation(model)
+    return model
+
+
+def quantised_arguments(
+    config: PolicyConfig, settings: Any, device: torch.device, *, flat_storage: bool = False
+) -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` for a base in fewer bits.
+
+    Raises:
+        PolicyError: if bitsandbytes is missing, or the base is quantised otherwise already.
+    """
+    from transformers import BitsAndBytesConfig
+
+    if find_spec("bitsandbytes") is None:
+        raise PolicyError(
+            f"model.policy.quantization is {config.quantization}, which needs bitsandbytes: "
+            "pip install bitsandbytes (or mpo-lightning[quantization])."
+        )
+    if getattr(settings, "quantization_config", None) is not None:
+        raise PolicyError(
+            f"model.policy.base: {config.base} is quantised already. Leave "
+            "model.policy.quantization at none to use it as it is, or name the unquantised model."
+        )
+    dtype = _dtype(config, settings)
+    where = {"": str(device)}
+    if config.quantization == "int8":
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True), "device_map": where}
+    four_bit = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        # bitsandbytes would compute in float32, whatever the model's dtype.
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=dtype if flat_storage else torch.uint8,
+    )
+    return {"quantization_config": four_bit, "device_map": where}
+
+
+def _refuse_unpackable(
+    config: PolicyConfig, settings: Any, kwargs: dict[str, Any], storage: torch.dtype
+) -> None:
+    """Refuse layers whose weights do not fill whole elements of the storage.
+
+    Raises:
+        PolicyError: naming the first such layer.
+    """
+    with torch.device("meta"):
+        empty = _from_settings(config, settings, kwargs)
+    head, packed = empty.get_output_embeddings(), 2 * storage.itemsize
+    for name, module in empty.named_modules():
+        # The head is not quantised.
+        linear = isinstance(module, nn.Linear) and module is not head
+        if linear and module.weight.numel() % packed:
+            raise PolicyError(
+                f"model.policy.quantization is nf4, but {name} of {config.base} holds "
+                f"{module.out_features} x {module.in_features} weights, which cannot be packed by "
+                f"{packed} into {storage}. Use int8 or none."
+            )
+
+
+def compute_alike_in_training_and_evaluation(base: Any) -> None:
+    """Have bitsandbytes' layers compute one thing in either mode, on CPU (seen with 0.50.2).
+
+    In the first evaluation pass its 4-bit layers repack their weights on processors with
+    AVX512_BF16, with other numbers, and every gradient after that is wrong. Its 8-bit layers
+    multiply integers in evaluation only, so that a fresh policy would differ from its reference.
+    """
+    for module in base.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+        if type(module).__name__ == "Linear8bitLt":
+            # It has no dropout: the mode has no other meaning there.
+            module.train()
+            module.train = partial(_stay, module)
+
+
+def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
+    return module
+
+
+def _switch_off_dropout(settings: Any) -> None:
+    """Set the base's own dropout to zero: the reference has none, and log-ratios start at 0."""
+    names = [
+        name
+        for name, value in settings.to_dict().items()
+        if isinstance(value, float) and value > 0 and "drop" in name
+    ]
+    for name in names:
+        setattr(settings, name, 0.0)
+    if names:
+        rank_zero_info(f"The base model's own dropout is off: {', '.join(names)}.")
+
+
+def _add_lora(base: Any, lora: LoRA) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=lora.target_modules,
+        exclude_modules=lora.exclude_modules,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        bias="none",
+    )
+    linear = sorted(
+        {n.rpartition(".")[2] for n, m in base.named_modules() if isinstance(m, nn.Linear)}
+    )
+    try:
+        model = get_peft_model(base, settings)
+    except ValueError as error:
+        raise PolicyError(
+            f"model.policy.lora.target_modules {lora.target_modules} cannot be adapted: {error} "
+            f"Linear layers of this model: {', '.join(linear)}."
+        ) from error
+    if isinstance(lora.target_modules, list):
+        adapted = model.targeted_module_names
+        unmatched = [
+            target
+            for target in lora.target_modules
+            if not any(name == target or name.endswith(f".{target}") for name in adapted)
+        ]
+        if unmatched:
+            raise PolicyError(
+                f"model.policy.lora.target_modules: {unmatched} match no layer. "
+                f"Linear layers of this model: {', '.join(linear)}."
+            )
+    other = [n for n, p in model.named_parameters() if p.requires_grad and "lora_" not in n]
+    if other:
+        raise PolicyError(
+            f"{other[:3]} would be trained beside the adapters, and switching the adapters off "
+            "would not restore them."
+        )
+    return model

@@ -1,0 +1,365 @@
+"""Log-probabilities of responses: one function for policy, reference and evaluation.
+
+Both layouts compute the same numbers. *Shared* puts a batch in one row with every prompt once;
+*separate* makes one row per response. Only positions that predict response tokens reach the head,
+in chunks, with log-softmax in fp32 whatever the model's dtype.
+"""
+
+import ctypes
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
+
+from mpo_lightning.batch import GroupBatch
+from mpo_lightning.model.attention import SHARED_PROMPT_ATTENTION, PromptSharing
+
+__all__ = [
+    "DENSE_MASK_MODELS",
+    "SHARED_PROMPT_MODELS",
+    "Layout",
+    "can_share_prompts",
+    "cheaper_layout",
+    "response_logps",
+    "separate_rows",
+    "shared_row",
+    "token_logps",
+]
+
+Layout = Literal["auto", "shared", "separate"]
+
+# Model types whose attention is computed by the registered function alone and that take positions
+# as given; tests hold each of them to separate rows. Others use separate rows.
+SHARED_PROMPT_MODELS = frozenset(
+    {
+        *{"arcee", "cohere", "cohere2", "ernie4_5", "exaone4", "gemma", "gemma2", "gemma3_text"},
+        *{"glm", "glm4", "glm4_moe", "gpt2", "gpt_bigcode", "gpt_neox", "gpt_oss", "granite"},
+        *{"granitemoe", "helium", "hunyuan_v1_dense", "llama", "mistral", "mixtral", "nemotron"},
+        *{"olmo", "olmo2", "olmo3", "olmoe", "opt", "persimmon", "phi", "phi3", "qwen2"},
+        *{"qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "stablelm", "starcoder2"},
+    }
+)
+# Those that compute their attention by themselves, but take a mask of the whole row.
+DENSE_MASK_MODELS = frozenset({"falcon"})
+
+
+def can_share_prompts(config: Any) -> bool:
+    """Whether a model of this configuration can compute a prompt once for its responses."""
+    if config.model_type in DENSE_MASK_MODELS:
+        # Positions as a bias on the attention (ALiBi) count the row's tokens.
+        return not getattr(config, "alibi", False)
+    return config.model_type in SHARED_PROMPT_MODELS
+
+
+def cheaper_layout(batch: GroupBatch) -> Literal["shared", "separate"]:
+    """The layout that computes fewer tokens, padding included; shared where they are close."""
+    responses = sum(len(lengths) for lengths in batch.response_lengths)
+    longest = max(
+        prompt + max(lengths)
+        for prompt, lengths in zip(batch.prompt_lengths, batch.response_lengths, strict=True)
+    )
+    return "shared" if len(batch.tokens) < responses * longest else "separate"
+
+
+class ModelRows(NamedTuple):
+    """What a model computes for a batch in one of the layouts.
+
+    Attributes:
+        inputs: keyword arguments of the backbone.
+        predictors: for each scored token the flat index of the position that predicts it, (S,).
+        targets: the scored tokens, (S,), responses one after the other.
+    """
+
+    inputs: dict[str, Any]
+    predictors: Tensor
+    targets: Tensor
+
+
+def shared_row(batch: GroupBatch, *, dense: torch.dtype | None = None) -> ModelRows:
+    """The batch as one row, every prompt once: T tokens and no padding.
+
+    Args:
+        batch: whole groups.
+        dense: give the model a mask of the whole row, in this dtype.
+    """
+    sharing = PromptSharing(batch.prompt_lengths, batch.response_lengths)
+    predictors, scored = [], []
+    for start, prompt, lengths in sharing.groups():
+        at = start + prompt
+        for length in lengths:
+            # The prompt's last position predicts every response's first token.
+            predictors.append(torch.tensor([start + prompt - 1]))
+            predictors.append(torch.arange(at, at + length - 1))
+            scored.append(torch.arange(at, at + length))
+            at += length
+    device = batch.tokens.device
+    inputs = {
+        "input_ids": batch.tokens[None],
+        "position_ids": sharing.positions(device)[None],
+        "attention_mask": (
+            sharing.as_attention_mask(device)
+            if dense is None
+            else sharing.dense_mask(device, dense)
+        ),
+    }
+    return ModelRows(
+        inputs, torch.cat(predictors).to(device), batch.tokens[torch.cat(scored).to(device)]
+    )
+
+
+def separate_rows(batch: GroupBatch) -> ModelRows:
+    """The batch as one row per response, prompt and response, padded at the end."""
+    sizes = [
+        size
+        for prompt, lengths in zip(batch.prompt_lengths, batch.response_lengths, strict=True)
+        for size in (prompt, *lengths)
+    ]
+    parts = iter(torch.split(batch.tokens, sizes))
+    rows, predictors, targets = [], [], []
+    spans: list[tuple[int, int]] = []
+    for lengths in batch.response_lengths:
+        prompt = next(parts)
+        for response in (next(parts) for _ in lengths):
+            rows.append(torch.cat([prompt, response]))
+            spans.append((len(prompt), len(response)))
+            targets.append(response)
+    # Padding is masked and never scored: its id is of no account.
+    input_ids = pad_sequence(rows, batch_first=True)
+    width, device = input_ids.shape[1], input_ids.device
+    totals = torch.tensor([sum(span) for span in spans])
+    attention_mask = (torch.arange(width)[None] < totals[:, None]).long().to(device)
+    for row, (prompt_length, length) in enumerate(spans):
+        first = row * width + prompt_length - 1
+        predictors.append(torch.arange(first, first + length))
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+    return ModelRows(inputs, torch.cat(predictors).to(device), torch.cat(targets))
+
+
+def token_logps(
+    hidden: Tensor,
+    targets: Tensor,
+    head: Callable[[Tensor], Tensor],
+    *,
+    frozen: bool,
+    chunk_size: int = 256,
+) -> Tensor:
+    """Log-probability of each target token: ``log_softmax(head(hidden).float())[target]``, fp32.
+
+    Logits of at most ``chunk_size`` tokens exist at a time.
+
+    Args:
+        hidden: hidden states at the predicting positions, (S, D).
+        targets: the tokens, long (S,).
+        head: maps (s, D) to logits (s, V), each row by itself.
+        frozen: nothing in the head is trained. Then the gradient with respect to the hidden states
+            is taken chunk by chunk in the forward pass and nothing is computed again; otherwise the
+            backward pass computes the logits a second time.
+        chunk_size: tokens at a time.
+
+    Returns:
+        (S,) in nats; float64 where the logits are.
+    """
+    if frozen and torch.is_grad_enabled() and hidden.requires_grad:
+        logps: Tensor = _FrozenHead.apply(hidden, targets, head, chunk_size)  # type: ignore[no-untyped-call]
+        return logps
+    chunks = zip(torch.split(hidden, chunk_size), torch.split(targets, chunk_size), strict=True)
+    if torch.is_grad_enabled():
+        return torch.cat(
+            [checkpoint(_of_chunk, h, t, head, use_reentrant=False) for h, t in chunks]
+        )
+    return torch.cat([_of_chunk(h, t, head) for h, t in chunks])
+
+
+def _of_chunk(hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
+    logits = head(hidden)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return -nn.functional.cross_entropy(logits, targets, reduction="none")
+
+
+def _unchanged(saved: Tensor) -> Tensor:
+    return saved
+
+
+class _FrozenHead(torch.autograd.Function):
+    """Token log-probs through a head without trained parameters.
+
+    A token's log-probability depends on its own hidden state alone, so its gradient is known up to
+    the factor that arrives from above: one backward pass through the head, made while the chunk's
+    logits exist.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], chunk_size: int
+    ) -> Tensor:
+        logps: list[Tensor] = []
+        directions: list[Tensor] = []
+        chunks = zip(torch.split(hidden, chunk_size), torch.split(targets, chunk_size), strict=True)
+        for states, tokens in chunks:
+            # Hooks of a checkpoint around this call would compute the whole model again for it.
+            with torch.enable_grad(), saved_tensors_hooks(_unchanged, _unchanged):
+                leaf = states.detach().requires_grad_()
+                logits = head(leaf)
+            wide = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+            probabilities = wide.log_softmax(-1)
+            logps.append(probabilities.gather(1, tokens[:, None])[:, 0])
+            # d log p(target) / d logits is the target's one-hot less the probabilities.
+            slope = probabilities.exp_().neg_()
+            slope.scatter_add_(1, tokens[:, None], slope.new_ones(len(tokens), 1))
+            directions += torch.autograd.grad(logits, leaf, slope.to(logits.dtype))
+        ctx.save_for_backward(torch.cat(directions))
+        return torch.cat(logps)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (directions,) = ctx.saved_tensors
+        return (gradients[0][:, None] * directions).to(directions.dtype), None, None, None
+
+
+def output_head(model: Any) -> Callable[[Tensor], Tensor]:
+    """Hidden states to logits as the model computes them.
+
+    The head is called as a module, so that an adapter on it counts, and what some architectures do
+    to the logits afterwards is done: scaling (Granite, Cohere) and soft-capping (Gemma).
+    """
+    head = model.get_output_embeddings()
+    config = model.config.get_text_config()
+    factor = getattr(config, "logit_scale", None) or 1.0
+    divisor = getattr(config, "logits_scaling", None) or 1.0
+    softcap = getattr(config, "final_logit_softcapping", None)
+
+    def logits(hidden: Tensor) -> Tensor:
+        values: Tensor = head(hidden) * (factor / divisor) if factor != divisor else head(hidden)
+        return softcap * torch.tanh(values / softcap) if softcap else values
+
+    return logits
+
+
+def response_logps(
+    model: Any,
+    batch: GroupBatch,
+    *,
+    layout: Layout,
+    chunk_size: int = 256,
+    responses_per_pass: int | None = None,
+    passes: int = 0,
+    before_last_backward: Callable[[], None] | None = None,
+) -> Tensor:
+    """Log-probability of each response given its prompt, summed over its tokens, (B, N) fp32.
+
+    Equals gathering and summing ``model(input_ids).logits.float().log_softmax(-1)`` over each
+    response alone behind its prompt, end-of-turn token included. Padding slots are zero.
+
+    With ``responses_per_pass`` memory does not grow with the number of responses: the backward pass
+    computes one slice of them again at a time, its random numbers included, so that values and
+    gradients are those of the slices computed at once.
+
+    Args:
+        model: a transformers causal language model (with PEFT layers in it, if any).
+        batch: whole groups.
+        layout: "shared" computes each prompt once, "separate" once per response, "auto" whichever
+            computes fewer tokens.
+        chunk_size: tokens at a time that reach the head.
+        responses_per_pass: responses that go through the model at a time; all if none.
+        passes: how often the model is called at least. Processes that share a sharded model call it
+            equally often; what they compute too often counts nothing.
+        before_last_backward: called when the backward pass comes to the last slice that it walks.
+
+    Raises:
+        NotImplementedError: if the model's attention does not follow the shared layout.
+    """
+    parts = batch.slices(responses_per_pass) if responses_per_pass else [batch]
+    parts += [parts[0]] * (passes - len(parts))
+
+    limit = math.inf
+    if len(parts) > 1 and batch.tokens.device.type == "cpu" and sys.platform == "linux":
+        _return_freed_memory()
+        limit = 1.3 * _resident_pages()
+
+    def compute(part: GroupBatch) -> Tensor:
+        if limit < math.inf and _resident_pages() > limit:
+            _return_freed_memory()
+        chosen = cheaper_layout(part) if layout == "auto" else layout
+        return _scored_token_logps(model, part, chosen, chunk_size)
+
+    def contexts(number: int) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        # The backward pass walks the slices from the last to the first.
+        if number > 0 or before_last_backward is None:
+            return nullcontext(), nullcontext()
+        return nullcontext(), _calling(before_last_backward)
+
+    if len(parts) > 1 and torch.is_grad_enabled():
+        per_part = [
+            checkpoint(compute, part, use_reentrant=False, context_fn=partial(contexts, number))
+            for number, part in enumerate(parts)
+        ]
+    else:
+        per_part = [compute(part) for part in parts]
+    per_token = torch.cat(per_part)
+    count = sum(sum(lengths) for lengths in batch.response_lengths)
+    if len(per_token) > count:
+        # The surplus stays in the graph, so that its backward pass is made as well.
+        surplus = per_token[count:].sum() * 0
+        per_token = per_token[:count] + surplus
+    sums = torch.segment_reduce(per_token, "sum", lengths=batch.lengths.flatten(), initial=0)
+    return sums.view(len(batch), batch.slots)
+
+
+def _resident_pages() -> int:
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+
+
+def _return_freed_memory() -> None:
+    """Give freed memory back to the system.
+
+    Seen with glibc 2.36: freed memory is kept, but the next slice does not fit into it, and the
+    process grows with every slice.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+@contextmanager
+def _calling(function: Callable[[], None]) -> Iterator[None]:
+    function()
+    yield
+
+
+def _scored_token_logps(model: Any, batch: GroupBatch, layout: Layout, chunk_size: int) -> Tensor:
+    """Log-probabilities of the tokens of all responses, one response after the other, (S,)."""
+    dense = model.config.model_type in DENSE_MASK_MODELS
+    if layout == "separate":
+        rows = separate_rows(batch)
+    elif dense:
+        rows = shared_row(batch, dense=model.dtype)
+    else:
+        rows = shared_row(batch)
+        # It stays set: a checkpointed layer reads it again in the backward pass.
+        model.config._attn_implementation = SHARED_PROMPT_ATTENTION
+    hidden = model.base_model(**rows.inputs, use_cache=False).last_hidden_state
+    if layout == "shared" and not dense:
+        layers = model.config.num_hidden_layers
+        calls = rows.inputs["attention_mask"].shared_prompt.calls
+        if calls != layers:
+            raise NotImplementedError(
+                f"{type(model).__name__}: {calls} of {layers} attention layers follow the shared "
+                "layout. Set model.layout: separate."
+            )
+    head = model.get_output_embeddings()
+    return token_logps(
+        hidden.flatten(0, 1)[rows.predictors],
+        rows.targets,
+        output_head(model),
+        frozen=not any(parameter.requires_grad for parameter in head.parameters()),
+        chunk_size=chunk_size,
+    )

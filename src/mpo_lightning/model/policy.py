@@ -1,0 +1,347 @@
+"""The policy: a base model with LoRA on it, and the reference that it contains.
+
+The reference is the same weights with the adapters off, never a second copy.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpo_lightning.batch import GroupBatch, TokenGroup
+from mpo_lightning.errors import UserError
+from mpo_lightning.model.attention import SHARED_PROMPT_ATTENTION
+from mpo_lightning.model.logps import Layout, response_logps
+
+__all__ = ["Policy", "PolicyError", "decoder_layers", "digest_of_weights"]
+
+# Responses of one group that the first-batch check compares.
+CHECKED_RESPONSES = 8
+
+
+class PolicyError(UserError, ValueError):
+    """A base model or adapter that cannot be trained as asked; the message says what to do."""
+
+
+class Policy(nn.Module):
+    """Log-probabilities of responses under the policy and under its reference.
+
+    Args:
+        model: a PEFT model with fresh LoRA adapters.
+        layout: how batches are computed: "shared", "separate", or for each the cheaper ("auto").
+        responses_per_pass: responses that go through the model at a time; all of a batch if none.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        layout: Layout,
+        responses_per_pass: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.layout: Layout = layout
+        self.responses_per_pass = responses_per_pass
+        # The processes between which the parameters are sharded, and whether the next backward
+        # pass reduces gradients over them.
+        self._mesh: Any = None
+        self._synchronize = True
+        self._identity: dict[str, str] | None = None
+        # Of the whole policy, where it is sharded.
+        self._probe: Tensor | None = None
+
+    @property
+    def causal_lm(self) -> Any:
+        """The transformers model, adapters in place."""
+        return self.model.get_base_model()
+
+    def forward(
+        self, batch: GroupBatch, *, layout: Layout | None = None, by_full_logits: bool = False
+    ) -> Tensor:
+        """Log-probability of each response under the policy, nats, fp32 (B, N).
+
+        Everything that computes goes through here, since sharded parameters are gathered when this
+        module is called, and only then.
+
+        Args:
+            batch: whole groups.
+            layout: another layout than the policy's.
+            by_full_logits: compute the last response of a one-group batch alone, from the model's
+                own ``model(input_ids).logits``; that slot only is filled.
+        """
+        if by_full_logits:
+            return self._by_full_logits(batch)
+        return response_logps(
+            self.causal_lm,
+            batch,
+            layout=layout or self.layout,
+            responses_per_pass=self.responses_per_pass,
+            **self._in_step_with_other_processes(batch),
+        )
+
+    def _in_step_with_other_processes(self, batch: GroupBatch) -> dict[str, Any]:
+        """What slices need where parameters are sharded: passes, and one reduction of gradients."""
+        if self._mesh is None:
+            return {}
+        # fully_shard has made it one.
+        sharded: Any = self
+        if self.responses_per_pass is None:
+            if torch.is_grad_enabled():
+                sharded.set_requires_gradient_sync(self._synchronize)
+            return {}
+        # Parameters are gathered by all processes at once, so all go through the model as often.
+        responses = sum(len(lengths) for lengths in batch.response_lengths)
+        passes = torch.tensor(
+            math.ceil(responses / self.responses_per_pass), device=batch.tokens.device
+        )
+        group = self._mesh.get_group()
+        torch.distributed.all_reduce(passes, torch.distributed.ReduceOp.MAX, group=group)
+        if torch.is_grad_enabled():
+            # Not by a pass without gradients that comes between a forward and its backward pass.
+            sharded.set_requires_gradient_sync(self._synchronize and int(passes) == 1)
+        return {
+            "passes": int(passes),
+            "before_last_backward": partial(sharded.set_requires_gradient_sync, self._synchronize),
+        }
+
+    @torch.no_grad()
+    def reference(self, batch: GroupBatch) -> Tensor:
+        """The same under the reference: adapters off, no dropout, no gradients."""
+        with self.model.disable_adapter(), eval_mode(self.model):
+            logps: Tensor = self(batch)
+        return logps
+
+    def identity(self) -> dict[str, str]:
+        """What the reference's values depend on besides the tokens, as digests and names.
+
+        Of the base's weights as they are in memory, quantised or not, and of its configuration:
+        neither where they came from nor what is trained on them. Computed once, and before the
+        weights are sharded.
+        """
+        if self._identity is None:
+            self._identity = self._find_identity()
+        return self._identity
+
+    def remember(self, known: tuple[dict[str, str], Tensor] | None = None) -> None:
+        """Note, before the weights are sharded, what is to be the same afterwards.
+
+        Args:
+            known: what another process noted, which has all the weights; see `remembered`.
+        """
+        self._identity, self._probe = known or (self.identity(), self._probed())
+
+    def remembered(self) -> tuple[dict[str, str], Tensor]:
+        """Identity of the base, and the reference's values on a few tokens."""
+        assert self._identity is not None
+        assert self._probe is not None
+        return self._identity, self._probe
+
+    def _probed(self) -> Tensor:
+        return self.reference(probe_batch(self.causal_lm).to(self.causal_lm.device))[0].cpu()
+
+    def _find_identity(self) -> dict[str, str]:
+        settings = {
+            name: value
+            for name, value in self.causal_lm.config.to_dict().items()
+            if not name.startswith("_") and name not in {"transformers_version", "use_cache"}
+        }
+        attention = self.causal_lm.config._attn_implementation
+        return {
+            "model": type(self.causal_lm).__name__,
+            "weights": digest_of_weights(self.causal_lm),
+            "config": hashlib.sha256(
+                json.dumps(settings, sort_keys=True, default=str).encode()
+            ).hexdigest(),
+            "dtype": str(self.causal_lm.dtype).removeprefix("torch."),
+            "attention": attention if self.layout == "separate" else SHARED_PROMPT_ATTENTION,
+        }
+
+    def describe(self) -> str:
+        """Bytes of the weights by dtype, and how much of them is trained."""
+        sizes: dict[str, int] = {}
+        trained = sum(p.nbytes for p in self.parameters() if p.requires_grad)
+        for parameter in self.parameters():
+            kind = str(parameter.dtype).removeprefix("torch.")
+            packed = getattr(parameter, "quant_state", None) is not None
+            # Sharded, they are plain bytes.
+            if packed or parameter.dtype == torch.uint8:
+                kind = "4-bit"
+            elif type(parameter).__name__ == "Int8Params":
+                kind = "8-bit"
+            sizes[kind] = sizes.get(kind, 0) + parameter.nbytes
+        parts = [f"{size / 2**20:,.1f} MiB {kind}" for kind, size in sorted(sizes.items())]
+        return f"{', '.join(parts)}; {trained / 2**20:,.1f} MiB of it trained"
+
+    def is_fresh(self) -> bool:
+        """Whether the adapter still computes nothing: every B of its products is zero."""
+        ups = [p for name, p in self.model.named_parameters() if "lora_B" in name]
+        return not any(bool(up.any()) for up in ups)
+
+    @torch.no_grad()
+    def check(self, batch: GroupBatch) -> None:
+        """Compare one small group of a batch against the model's own full logits.
+
+        Catches an architecture whose attention, positions or logits the package would get wrong.
+
+        Raises:
+            PolicyError: naming the model, the difference and the setting to use.
+        """
+        vocabulary = self.causal_lm.get_input_embeddings().weight.shape[0]
+        if int(batch.tokens.max()) >= vocabulary:
+            raise PolicyError(
+                f"A batch holds token {int(batch.tokens.max())}, but the model has only "
+                f"{vocabulary}: data.tokenizer belongs to another model."
+            )
+        group = small_group(batch)
+        with eval_mode(self.model):
+            separate = self(group, layout="separate")[0]
+            shared = separate if self.layout == "separate" else self(group, layout="shared")[0]
+            full = self(group, by_full_logits=True)[0]
+        self._compare(group, separate[-1:], full[-1:], "in separate rows", "the model's own logits")
+        self._compare(group, shared, separate, "in the shared layout", "separate rows")
+
+    def check_shards(self) -> None:
+        """Compare the reference's values on a few tokens with those before it was sharded.
+
+        Raises:
+            PolicyError: naming the model, the difference and what to do.
+        """
+        if self._probe is None:
+            return
+        batch = probe_batch(self.causal_lm)
+        found = self.reference(batch.to(self.causal_lm.device))[0].cpu()
+        self._compare(batch, found, self._probe, "once sharded", "the whole model")
+
+    def check_reference(self, batch: GroupBatch, look_up: Callable[[GroupBatch], Tensor]) -> None:
+        """Compare cached reference log-probabilities of a small group with computed ones.
+
+        Raises:
+            PolicyError: naming the model, the difference and what to do.
+        """
+        group = small_group(batch)
+        computed = self.reference(group)[0]
+        self._compare(group, look_up(group)[0], computed, "in the reference cache", "the model")
+
+    def rounding(self, lengths: Tensor) -> Tensor:
+        """By how many nats kernels may differ on responses of so many tokens.
+
+        Seen are about 1e-6 nats a token in fp32 and 1e-2 in 16 bits.
+        """
+        device = lengths.device.type
+        low_precision = self.causal_lm.dtype.itemsize < 4 or torch.is_autocast_enabled(device)
+        return (0.1 if low_precision else 1e-4) * lengths
+
+    def _compare(
+        self, group: GroupBatch, found: Tensor, expected: Tensor, where: str, by: str
+    ) -> None:
+        lengths = group.lengths[0, -len(found) :]
+        gaps = (found - expected).abs()
+        # Written so that NaN, too, is a difference.
+        if bool((gaps <= self.rounding(lengths)).all()):
+            return
+        worst = int((gaps / lengths).nan_to_num(torch.inf).argmax())
+        remedy = {
+            "in the shared layout": " Set model.layout: separate.",
+            "in the reference cache": " Set model.reference: adapters-off, or clear the cache.",
+            "once sharded": " Train it on one device or with DDP.",
+        }.get(where, "")
+        raise PolicyError(
+            f"{type(self.causal_lm).__name__} ({self.causal_lm.config.model_type}): a response of "
+            f"{group.sources[0]} has log-probability {float(found[worst]):.4f} {where}, but "
+            f"{float(expected[worst]):.4f} by {by}: a difference of {float(gaps[worst]):.4f} nats "
+            f"over {int(lengths[worst])} tokens.{remedy}"
+        )
+
+    def _by_full_logits(self, group: GroupBatch) -> Tensor:
+        prompt, length = group.prompt_lengths[0], group.response_lengths[0][-1]
+        ids = torch.cat([group.tokens[:prompt], group.tokens[-length:]])
+        logits = self.causal_lm(ids[None], use_cache=False).logits[0, prompt - 1 : -1]
+        logps = logits.float().log_softmax(-1).gather(1, ids[prompt:, None])
+        result = torch.zeros(group.valid.shape, device=ids.device)
+        result[0, -1] = logps.sum()
+        return result
+
+    def shard(self, mesh: Any) -> None:
+        """Shard the parameters over a mesh (FSDP2): each decoder layer, and what is around them.
+
+        Args:
+            mesh: the one-dimensional device mesh of the processes that share data.
+        """
+        from torch.distributed.fsdp import fully_shard
+
+        if not any(parameter.is_meta for parameter in self.parameters()):
+            self.remember()
+        self._mesh = mesh
+        for layer in decoder_layers(self.causal_lm):
+            fully_shard(layer, mesh=mesh)
+        fully_shard(self, mesh=mesh)
+
+    def synchronize_gradients(self, enabled: bool) -> None:
+        """Whether the next backward pass of a sharded policy reduces gradients over processes."""
+        self._synchronize = enabled
+
+    def save_adapter(self, path: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write the adapter as a folder that ``PeftModel.from_pretrained`` loads.
+
+        Args:
+            path: the folder.
+            state_dict: adapter weights by their names in ``self.model``, where they must not be
+                taken from this process's own parameters.
+        """
+        self.model.save_pretrained(path, state_dict=state_dict, save_embedding_layers=False)
+
+
+def digest_of_weights(model: Any) -> str:
+    """Of a causal language model's weights as they are in memory, those of adapters left out."""
+
+    def digest(item: tuple[str, Tensor]) -> bytes:
+        name, value = item
+        described = f"{name.replace('.base_layer', '')} {value.dtype} {tuple(value.shape)}"
+        of_weight = hashlib.sha256(described.encode())
+        of_weight.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+        return of_weight.digest()
+
+    frozen = sorted((n, v) for n, v in model.state_dict().items() if "lora_" not in n)
+    with ThreadPoolExecutor() as pool:
+        return hashlib.sha256(b"".join(pool.map(digest, frozen))).hexdigest()
+
+
+def decoder_layers(model: Any) -> list[nn.Module]:
+    """The layers that transformers says must stay whole."""
+    names = set(model._no_split_modules or ())
+    return [module for module in model.modules() if type(module).__name__ in names]
+
+
+def probe_batch(model: Any) -> GroupBatch:
+    """A prompt and two responses of fixed tokens that the model knows."""
+    tokens = torch.arange(1, 25) * 7919 % model.get_input_embeddings().weight.shape[0]
+    prompt, *responses = tokens.split(8)
+    group = TokenGroup(prompt, tuple(responses), (0.0, 1.0), "probe:1")
+    return GroupBatch.from_groups([group])
+
+
+def small_group(batch: GroupBatch) -> GroupBatch:
+    """The smallest group of a batch, or its first responses."""
+    sizes = [p + sum(r) for p, r in zip(batch.prompt_lengths, batch.response_lengths, strict=True)]
+    return batch.select(sizes.index(min(sizes))).slices(CHECKED_RESPONSES)[0]
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside, each module's own mode afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,192 @@
+"""From prompts to rows with responses: a folder of parts."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import cache
+from typing import Any, Protocol
+
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+from mpo_lightning.data.prompts import OF_RESPONSES, PromptSource, Request
+from mpo_lightning.errors import RolloutError
+from mpo_lightning.generation.generate import Answers, Sampling
+from mpo_lightning.generation.model import ModelConfig, load_sampler, model_identity
+from mpo_lightning.generation.server import ServerConfig, ServerSampler
+from mpo_lightning.rollouts.part_folder import PartFolder, Tally, Workers
+
+__all__ = ["sample"]
+
+
+class Sampler(Protocol):
+    """Answers requests."""
+
+    def __call__(self, requests: Sequence[Request], done: Callable[[int], None]) -> list[Answers]:
+        """Answer the requests; ``done`` is told of progress."""
+
+
+def sample(
+    *,
+    prompts: str,
+    out: str,
+    model: ModelConfig = ModelConfig(),  # noqa: B008 (frozen)
+    server: ServerConfig = ServerConfig(),  # noqa: B008 (frozen)
+    n: int = 8,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    max_new_tokens: int = 512,
+    seed: int = 0,
+    system_prompt: str | None = None,
+    responses_per_batch: int = 64,
+    rows_per_part: int = 256,
+    progress: bool = True,
+) -> PartFolder:
+    """Sample n responses to each prompt, from a model here or from a server.
+
+    Started again, it goes on where it was cut. Started by torchrun, the processes share the work.
+
+    Args:
+        prompts: .jsonl, .json or .parquet file, folder of such files, saved data set or hub id,
+            with a column ``prompt`` (or ``instruction``): a text or a list of messages. Other
+            columns pass through.
+        out: folder of the output.
+        model: the model that answers.
+        server: the server that answers instead.
+        n: responses to each prompt.
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_p: least set of tokens with this mass, 1 for all.
+        top_k: so many likeliest tokens, 0 for all.
+        max_new_tokens: limit on a response; one that reaches it is marked ``truncated``.
+        seed: of the random numbers.
+        system_prompt: put in front of every conversation that has none; it becomes part of
+            ``prompt`` in the output.
+        responses_per_batch: responses that are generated at a time (not by a server).
+        rows_per_part: prompts in each file of the output; a killed run loses one such part.
+        progress: show a progress bar.
+
+    Raises:
+        DataError: if the prompts cannot be used.
+        PolicyError: if the model cannot be loaded.
+        RolloutError: if something else of this is not possible.
+    """
+    sampling = Sampling(
+        n=n,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    )
+    by_server = server.url is not None
+    if by_server == (model.base is not None or model.adapter is not None):
+        raise RolloutError("Name either a model (model.base, model.adapter) or a server.url.")
+    source = PromptSource(prompts, system_prompt)
+    settings: dict[str, Any] = {
+        "prompts": source.source.digest,
+        "system_prompt": system_prompt,
+        **asdict(sampling),
+    }
+    load: Callable[[], Sampler]
+    if by_server:
+        server_sampler = ServerSampler(server, sampling)
+        # Not its address, which may change.
+        settings["model"] = {"served": server_sampler.model}
+        name, load = server_sampler.model, lambda: server_sampler
+    else:
+        settings["model"] = model_identity(model)
+        settings["responses_per_batch"] = responses_per_batch
+        name = " + ".join(part for part in (settings["model"]["base"], model.adapter) if part)
+        load = cache(lambda: load_sampler(model, sampling, responses_per_batch=responses_per_batch))
+    folder = PartFolder(out, "sample", settings, rows=len(source), rows_per_part=rows_per_part)
+    workers = Workers.from_environment()
+    missing = folder.missing(workers)
+    spans = [folder.span(part) for part in missing]
+    with tqdm(
+        total=sum(stop - start for start, stop in spans),
+        desc="Sampling",
+        unit="prompt",
+        disable=not progress or workers.rank > 0,
+    ) as bar:
+        for part, (start, stop) in zip(missing, spans, strict=True):
+            rows = source.rows(start, stop)
+            answers = load()([request for request, _, _ in rows], bar.update)
+            tally = Tally(read=len(rows))
+            written = [
+                new
+                for (request, row, again), answer in zip(rows, answers, strict=True)
+                if (
+                    new := _row(
+                        request,
+                        row,
+                        answer,
+                        again=again,
+                        sampling=sampling,
+                        model=name,
+                        tally=tally,
+                    )
+                )
+                is not None
+            ]
+            folder.write(part, written, tally)
+    print(folder.summary(workers))
+    return folder
+
+
+def _row(
+    request: Request,
+    row: Mapping[str, object],
+    answers: Answers,
+    *,
+    again: bool,
+    sampling: Sampling,
+    model: str,
+    tally: Tally,
+) -> dict[str, Any] | None:
+    """The output row, with what became of the responses counted; none if there is too little."""
+    source = request.source
+    if answers.refused is not None:
+        tally.drop(answers.refused, source)
+        return None
+    tally.note("prompts came before and are answered anew", source, int(again))
+    kept = []
+    for drawn in answers.samples:
+        if drawn.finish not in {"stop", "length"}:
+            tally.note(f"responses dropped: ended for {drawn.finish}", source)
+        elif not drawn.text.strip():
+            tally.note("responses dropped: empty", source)
+        else:
+            kept.append(drawn)
+    # A group to learn from has two; one that is asked for alone is not.
+    if len(kept) < min(2, sampling.n):
+        tally.drop("with too few responses left", source)
+        return None
+    for drawn in kept:
+        tally.note("responses truncated", source, int(drawn.finish == "length"))
+        tally.note(
+            "responses with special tokens in their midst, left out of the text",
+            source,
+            int(drawn.special_tokens > 0),
+        )
+    tally.note(
+        "responses repeat another of their group",
+        source,
+        len(kept) - len({drawn.text for drawn in kept}),
+    )
+    for column in OF_RESPONSES:
+        tally.note(f"columns {column} of other responses left out", source, int(column in row))
+    tally.written += 1
+    tally.responses += len(kept)
+    others = {k: v for k, v in row.items() if k != "prompt" and k not in OF_RESPONSES}
+    return {
+        "prompt": request.prompt,
+        "responses": [drawn.text for drawn in kept],
+        "truncated": [drawn.finish == "length" for drawn in kept],
+        **others,
+        "sampled": {
+            "model": model,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "seed": sampling.seed,
+        },
+    }

@@ -1,0 +1,415 @@
+"""Scores of responses: from a reward model, or from a function of one's own."""
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from numbers import Real
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mpo_lightning.data.groups import DataError, Message
+from mpo_lightning.data.prompts import Prompt
+from mpo_lightning.errors import RolloutError, UserError
+from mpo_lightning.files import digest_of_file
+from mpo_lightning.generation.model import choose_device, files_digest
+from mpo_lightning.model.loading import (
+    PolicyConfig,
+    Quantization,
+    compute_alike_in_training_and_evaluation,
+    quantised_arguments,
+)
+
+__all__ = ["FunctionScorer", "RewardModel", "RewardModelConfig", "Scorable", "load_reward_model"]
+
+# A response that does not fit the scorer has none.
+Scores = list[float | None]
+# Names of the heads of sequence classifiers, which are never quantised.
+HEADS = ["score", "classifier"]
+
+
+@dataclass(frozen=True)
+class Scorable:
+    """A prompt with the responses that are to be scored.
+
+    Attributes:
+        prompt: a text, or the conversation before the answer.
+        responses: the answers.
+        source: "file:row", for messages.
+    """
+
+    prompt: Prompt
+    responses: list[str]
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardModelConfig:
+    """A reward model, and how it is loaded.
+
+    Args:
+        path: folder or hub id of a sequence classifier, in safetensors.
+        weights: where it has several labels, the share of each in the score, by the label's name.
+        dtype: dtype of the weights; "auto" is the one they are stored in.
+        quantization: keep the linear layers in fewer bits: "none", "nf4" or "int8".
+        input_format: "chat" renders prompt and response with the reward model's own chat template,
+            "pair" gives it the two as a pair of texts; "auto" is chat where there is a template.
+        max_length: limit on prompt + response, in tokens; the model's own if none. A longer
+            response has no score: it is left out and counted.
+        responses_per_batch: responses that go through the model at a time.
+        device: "auto" is this process's GPU where there is one, and else the CPU.
+        revision: branch, tag or commit of a hub model.
+        trust_remote_code: let a hub model run its own code.
+    """
+
+    path: str | None = None
+    weights: dict[str, float] = field(default_factory=dict)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantization: Quantization = "none"
+    input_format: Literal["auto", "chat", "pair"] = "auto"
+    max_length: int | None = None
+    responses_per_batch: int = 16
+    device: str = "auto"
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
+# --------------------------------------------------------------------------------- reward model
+
+
+class RewardModel:
+    """Scores responses with a sequence classifier, its own tokenizer and its own chat template.
+
+    Args:
+        model: a sequence classifier of transformers.
+        tokenizer: its tokenizer.
+        config: how it is used.
+
+    Raises:
+        RolloutError: if it is not clear which number is the score, or how it reads a response.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, config: RewardModelConfig) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.config = config
+        if config.responses_per_batch < 1:
+            raise RolloutError("reward_model.responses_per_batch must be at least 1.")
+        self.weights = self._label_weights()
+        has_template = tokenizer.chat_template is not None
+        if config.input_format == "chat" and not has_template:
+            raise RolloutError(
+                "reward_model.input_format is chat, but its tokenizer has no chat template. Set "
+                "its chat_template, or use pair."
+            )
+        self.chat = config.input_format == "chat" or (
+            config.input_format == "auto" and has_template
+        )
+        self.max_length = config.max_length or _own_limit(model)
+        self._checked = False
+
+    def _label_weights(self) -> Tensor:
+        labels = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
+        given = self.config.weights
+        if len(labels) == 1 and not given:
+            return torch.ones(1)
+        if not given or set(given) - set(labels):
+            unknown = sorted(set(given) - set(labels))
+            found = f"unknown are {unknown}" if unknown else "none is named"
+            raise RolloutError(
+                f"reward_model.weights: the model has the labels {', '.join(labels)}; {found}. "
+                'Say how they make the score, as in {"helpfulness": 0.7, "brevity": 0.3}.'
+            )
+        return torch.tensor([float(given.get(label, 0.0)) for label in labels])
+
+    def __call__(
+        self, items: Sequence[Scorable], done: Callable[[int], None] = lambda count: None
+    ) -> list[Scores]:
+        """Scores of every response of every item; none for one beyond the limit.
+
+        Args:
+            items: prompts with their responses.
+            done: told how many more items have their scores.
+
+        Raises:
+            DataError: if the chat template refuses an item.
+            RolloutError: if the model gives no number, or another one alone than in a batch.
+        """
+        encoded = [
+            (number, slot, row)
+            for number, item in enumerate(items)
+            for slot, row in enumerate(self._encode(item))
+        ]
+        scores: list[Scores] = [[None] * len(item.responses) for item in items]
+        waiting = [len(item.responses) for item in items]
+        # Similar lengths together, so that little is padding.
+        encoded.sort(key=lambda entry: len(entry[2]["input_ids"]))
+        size = self.config.responses_per_batch
+        for at in range(0, len(encoded), size):
+            batch = encoded[at : at + size]
+            fitting = [entry for entry in batch if self._fits(entry[2])]
+            if fitting:
+                values = self._scores([row for _, _, row in fitting])
+                for (number, slot, _), value in zip(fitting, values, strict=True):
+                    if not math.isfinite(value):
+                        raise RolloutError(
+                            f"{items[number].source}: responses[{slot}]: the reward model gives "
+                            f"{value}. Load it in another dtype (reward_model.dtype)."
+                        )
+                    scores[number][slot] = value
+            for number, _, _ in batch:
+                waiting[number] -= 1
+                done(int(waiting[number] == 0))
+        return scores
+
+    def _fits(self, row: dict[str, list[int]]) -> bool:
+        return self.max_length is None or len(row["input_ids"]) <= self.max_length
+
+    def _encode(self, item: Scorable) -> list[dict[str, list[int]]]:
+        """Tokens of each response behind its prompt."""
+        if not self.chat:
+            if not isinstance(item.prompt, str) and len(item.prompt) > 1:
+                raise DataError.of_field(
+                    item.source,
+                    "prompt",
+                    found=f"{len(item.prompt)} messages",
+                    expected="a text or a single message",
+                    remedy="The reward model reads pairs of texts: it has no chat template.",
+                )
+            prompt = item.prompt if isinstance(item.prompt, str) else item.prompt[0]["content"]
+            encoded = self.tokenizer([prompt] * len(item.responses), item.responses, verbose=False)
+        else:
+            # The template writes the special tokens.
+            encoded = self.tokenizer(self._rendered(item), add_special_tokens=False, verbose=False)
+        names = [n for n in ("input_ids", "attention_mask", "token_type_ids") if n in encoded]
+        return [
+            {name: list(encoded[name][slot]) for name in names}
+            for slot in range(len(item.responses))
+        ]
+
+    def _rendered(self, item: Scorable) -> list[str]:
+        from jinja2 import TemplateError
+
+        messages: list[Message] = (
+            [{"role": "user", "content": item.prompt}]
+            if isinstance(item.prompt, str)
+            else item.prompt
+        )
+        try:
+            return [
+                self.tokenizer.apply_chat_template(
+                    [*messages, {"role": "assistant", "content": response}], tokenize=False
+                )
+                for response in item.responses
+            ]
+        except TemplateError as error:
+            raise DataError.of_field(
+                item.source,
+                "prompt",
+                found=f"the reward model's chat template refuses it ({error})",
+                expected="a conversation that the template accepts",
+                remedy="Change the roles or their order, or the template.",
+            ) from error
+
+    def _scores(self, rows: list[dict[str, list[int]]]) -> list[float]:
+        values = self._forward(rows)
+        # Rows are in order of length: the first is padded most.
+        if not self._checked and len(rows[0]["input_ids"]) < len(rows[-1]["input_ids"]):
+            self._compare(values[0], self._forward(rows[:1])[0])
+            self._checked = True
+        return values
+
+    def _compare(self, in_batch: float, alone: float) -> None:
+        """Padding must not change a score: it would where another token is read than the last."""
+        sixteen_bits = self.model.dtype.itemsize < 4 or self.config.quantization != "none"
+        tolerance = (0.05 if sixteen_bits else 1e-3) * (1 + abs(alone))
+        if not abs(in_batch - alone) <= tolerance:
+            raise RolloutError(
+                f"{type(self.model).__name__}: a response's score is {alone:.4f} alone and "
+                f"{in_batch:.4f} beside longer ones: it cannot be used in batches. Set "
+                "reward_model.responses_per_batch: 1."
+            )
+
+    @torch.inference_mode()
+    def _forward(self, rows: list[dict[str, list[int]]]) -> list[float]:
+        width = max(len(row["input_ids"]) for row in rows)
+        pad = self._padding(rows)
+        settings, device = self.model.config.get_text_config(), self.model.device
+        fill = {"input_ids": pad, "attention_mask": 0, "token_type_ids": 0}
+        batch = {
+            name: torch.tensor(
+                [row[name] + [fill[name]] * (width - len(row[name])) for row in rows], device=device
+            )
+            for name in rows[0]
+        }
+        before = settings.pad_token_id
+        # By this the model finds each row's last token.
+        settings.pad_token_id = pad
+        try:
+            logits = self.model(**batch).logits
+        finally:
+            settings.pad_token_id = before
+        scores: list[float] = (logits.double().cpu() @ self.weights.double()).tolist()
+        return scores
+
+    def _padding(self, rows: list[dict[str, list[int]]]) -> int:
+        """The model's own padding token, or one that no row holds, so that none is mistaken."""
+        own = self.model.config.get_text_config().pad_token_id
+        if own is not None:
+            return int(own)
+        used = {token for row in rows for token in row["input_ids"]}
+        size = self.model.get_input_embeddings().weight.shape[0]
+        return next(token for token in range(size) if token not in used)
+
+
+def _own_limit(model: Any) -> int | None:
+    """Length that a model was made for, tokens; none where it has no limit."""
+    config = model.config.get_text_config()
+    limit: int | None = getattr(config, "max_position_embeddings", None)
+    if limit is not None and config.model_type in {"roberta", "xlm-roberta", "camembert"}:
+        # Their positions begin behind that of the padding token.
+        limit -= int(config.pad_token_id) + 1
+    return limit
+
+
+def load_reward_model(config: RewardModelConfig) -> RewardModel:
+    """A reward model by its settings.
+
+    Raises:
+        RolloutError: if it is no sequence classifier, or lacks weights.
+        PolicyError: if it cannot be quantised.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    assert config.path is not None
+    hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    device, arguments = choose_device(config.device), {"dtype": config.dtype, **hub}
+    try:
+        settings = AutoConfig.from_pretrained(config.path, **hub)
+        if config.quantization != "none":
+            as_policy = PolicyConfig(
+                base=config.path, dtype=config.dtype, quantization=config.quantization
+            )
+            quantised = quantised_arguments(as_policy, settings, device)
+            quantised["quantization_config"].llm_int8_skip_modules = HEADS
+            arguments |= quantised
+        model, loaded = AutoModelForSequenceClassification.from_pretrained(
+            config.path, use_safetensors=True, output_loading_info=True, **arguments
+        )
+        tokenizer = AutoTokenizer.from_pretrained(config.path, **hub)
+    except UserError:
+        raise
+    except (OSError, ImportError, KeyError, ValueError) as error:
+        raise RolloutError(
+            f"reward_model.path: {config.path} cannot be loaded as a sequence classifier: {error}"
+        ) from error
+    absent = sorted([*loaded["missing_keys"], *map(str, loaded["mismatched_keys"])])
+    if absent:
+        raise RolloutError(
+            f"reward_model.path: {config.path} lacks {', '.join(absent[:3])}, so its scores would "
+            "be random: it is no reward model."
+        )
+    compute_alike_in_training_and_evaluation(model)
+    if config.quantization == "none":
+        model = model.to(device)
+    return RewardModel(model, tokenizer, config)
+
+
+# ------------------------------------------------------------------------------------- function
+
+
+class FunctionScorer:
+    """Scores responses with ``f(prompt, responses)``, one number for each response.
+
+    ``prompt`` is as in the row, a text or a list of messages.
+
+    Args:
+        path: where the function is, ``module:function``.
+
+    Raises:
+        RolloutError: if there is no such function.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        module, _, name = path.partition(":")
+        if not module or not name:
+            raise RolloutError(f"function: {path}: name it as module:function.")
+        try:
+            found: Any = import_module(module)
+        except ModuleNotFoundError as error:
+            # One that the module itself imports in vain is the user's to see as it is.
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise
+            raise RolloutError(
+                f"function: {path}: there is no module {error.name}. It is looked for where Python "
+                f"looks and in the working directory ({Path.cwd()})."
+            ) from error
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        if not callable(found):
+            raise RolloutError(f"function: {path}: {module} has no function {name}.")
+        self.function: Callable[[Prompt, list[str]], Sequence[Any]] = found
+
+    def identity(self) -> dict[str, str | None]:
+        """Where the function is, and a digest of the file that it is written in."""
+        try:
+            file = inspect.getsourcefile(self.function)
+        except TypeError:
+            # An object that is called; its class has a file.
+            file = inspect.getsourcefile(type(self.function))
+        return {
+            "function": self.path,
+            "function_file": None if file is None else digest_of_file(Path(file)),
+        }
+
+    def __call__(
+        self, items: Sequence[Scorable], done: Callable[[int], None] = lambda count: None
+    ) -> list[Scores]:
+        """Scores of every response of every item.
+
+        Raises:
+            RolloutError: if it gives another number of scores, or something that is no number.
+        """
+        results = []
+        for item in items:
+            try:
+                given = list(self.function(item.prompt, list(item.responses)))
+            except Exception as error:
+                error.add_note(f"{self.path} was given {item.source}.")
+                raise
+            if len(given) != len(item.responses):
+                raise RolloutError(
+                    f"{item.source}: {self.path} gave {len(given)} scores for "
+                    f"{len(item.responses)} responses. It must give one for each, in their order."
+                )
+            results.append([self._number(v, item, slot) for slot, v in enumerate(given)])
+            done(1)
+        return results
+
+    def _number(self, value: Any, item: Scorable, slot: int) -> float | None:
+        if isinstance(value, Tensor) and value.numel() == 1:
+            value = value.item()
+        # A truth value is a number to Python, but NumPy's is none.
+        if not isinstance(value, Real) or not math.isfinite(value):
+            raise RolloutError(
+                f"{item.source}: responses[{slot}]: {self.path} gave {value!r}; a finite number "
+                "was expected."
+            )
+        return float(value)
+
+
+def reward_model_identity(config: RewardModelConfig) -> dict[str, Any]:
+    """Everything that a reward model's scores depend on."""
+    assert config.path is not None
+    names = ("path", "weights", "dtype", "quantization", "input_format", "max_length")
+    return {
+        **{name: getattr(config, name) for name in names},
+        "responses_per_batch": config.responses_per_batch,
+        "files": files_digest(config.path),
+        "revision": config.revision,
+    }

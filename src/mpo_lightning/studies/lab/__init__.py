@@ -1,0 +1,1 @@
+"""Apparatus of the studies: runs, training, grids of conditions, statistics, figures."""

@@ -1,0 +1,67 @@
+"""What the studies' figures have in common."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mpo_lightning.studies.lab.statistics import Interval
+
+__all__ = ["bars", "lines", "panels", "rows_of_points"]
+
+
+def panels(count: int, *, width: float = 5.0, height: float = 4.0) -> tuple[Any, list[Any]]:
+    """A figure with panels side by side."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * count, height), layout="constrained")
+    axes = figure.subplots(1, count, squeeze=False)[0]
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, list(axes)
+
+
+def bars(axis: Any, labels: Sequence[str], values: Sequence[Interval], title: str) -> None:
+    """Means as points with their intervals, one row a label, the first on top."""
+    for row, value in enumerate(values):
+        if value.count == 0:
+            continue
+        axis.plot(value.mean, row, "o", color="C0")
+        if value.count > 1:
+            axis.plot([value.low, value.high], [row, row], color="C0")
+    axis.set_yticks(range(len(labels)), labels)
+    axis.set_ylim(len(labels) - 0.5, -0.5)
+    axis.set_title(title)
+
+
+def lines(axis: Any, x: Sequence[float], values: Sequence[Interval], label: str) -> None:
+    """Means over x with their intervals as a band."""
+    (line,) = axis.plot(x, [value.mean for value in values], "o-", label=label, markersize=4)
+    if all(value.count > 1 for value in values):
+        low, high = [value.low for value in values], [value.high for value in values]
+        axis.fill_between(x, low, high, color=line.get_color(), alpha=0.15)
+
+
+def rows_of_points(
+    axis: Any, rows: Sequence[str], values: Mapping[str, Sequence[Interval]], title: str
+) -> None:
+    """One row a scenario, one colour a method, means with their intervals."""
+    count = len(values)
+    for number, (name, of_rows) in enumerate(values.items()):
+        shift = (number - (count - 1) / 2) * 0.7 / count
+        color = f"C{number % 10}"
+        marker = "os^Dv"[number // 10]
+        shown = [(row + shift, value) for row, value in enumerate(of_rows) if value.count]
+        axis.plot(
+            [value.mean for _, value in shown],
+            [row for row, _ in shown],
+            marker,
+            color=color,
+            label=name,
+            markersize=4,
+        )
+        for row, value in shown:
+            if value.count > 1:
+                axis.plot([value.low, value.high], [row, row], color=color, linewidth=1)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set_title(title)

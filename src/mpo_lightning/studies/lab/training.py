@@ -1,0 +1,185 @@
+"""One training run in World E, through the module, the data module and the Trainer that users have.
+
+Its policy is measured exactly on the way.
+"""
+
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from torch import Tensor
+
+from mpo_lightning.data.datamodule import PreferenceDataModule
+from mpo_lightning.losses import AboveMean, SetLoss
+from mpo_lightning.model.loading import LoRA, PolicyConfig
+from mpo_lightning.quiet import quiet
+from mpo_lightning.studies.world.enumeration import enumerate_logps, with_rest
+from mpo_lightning.studies.world.judges import Judge, NoisyJudge
+from mpo_lightning.studies.world.measures import Yardstick, group_measures
+from mpo_lightning.studies.world.world import Sampling, Teaching, World, build
+from mpo_lightning.training.module import MPOModule
+
+__all__ = ["BETA", "LEARNING_RATE", "Result", "TrainingRun", "train"]
+
+# Groups whose responses' log-probabilities are followed.
+FOLLOWED = 64
+STEPS_PER_EPOCH = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRun:
+    """All that decides a run; equal ones are one run.
+
+    Args:
+        seed: of the world, the groups, the adapter and the order.
+        loss: what is minimised.
+        lr: learning rate of AdamW, constant.
+        prompts: groups.
+        responses: responses of each.
+        sampling: how they are drawn.
+        judge: who scores them.
+        epochs: each of 8 optimizer steps, whatever the number of groups.
+        responses_per_pass: responses that go through the model at a time; all of a batch if none.
+        measured_every: optimizer steps between measurements.
+        teaching: how the world's model is taught.
+    """
+
+    seed: int
+    loss: SetLoss
+    lr: float
+    prompts: int = 128
+    responses: int = 10
+    sampling: Sampling = field(default_factory=Sampling)
+    judge: Judge = field(default_factory=NoisyJudge)
+    epochs: int = 5
+    responses_per_pass: int | None = None
+    measured_every: int = 2
+    teaching: Teaching = field(default_factory=Teaching)
+
+    def __call__(self, worlds: Path) -> dict[str, Any]:
+        """Make the run; the fields of its result by name."""
+        return asdict(train(self, worlds))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run gave.
+
+    Attributes:
+        trajectory: measures by optimizer step, the first before training.
+        groups: groups that were trained on.
+        dropped: groups with nothing to contrast, left out.
+        seconds: of `Trainer.fit`, without what measuring took.
+    """
+
+    trajectory: list[dict[str, float]]
+    groups: int
+    dropped: int
+    seconds: float
+
+
+class _Measuring(Callback):
+    """Measures the policy before training and every few optimizer steps."""
+
+    def __init__(self, run: TrainingRun, world: World, drawn: Tensor, scores: Tensor) -> None:
+        prompts = world.trained(run.prompts)[:FOLLOWED]
+        held_out = world.held_out
+        self.every = run.measured_every
+        self.beta = run.loss.beta
+        self.seconds = 0.0
+        self.trajectory: list[dict[str, float]] = []
+        self.drawn = drawn[:FOLLOWED]
+        valid = torch.ones_like(self.drawn, dtype=torch.bool)
+        # Of every loss, also of one that knows no sets or others: they are compared.
+        self.chosen, _ = AboveMean()(scores[:FOLLOWED], valid)
+        self.reference = world.logps[prompts]
+        self.ids = world.prompt_ids(torch.cat([held_out, prompts]))
+        self.symbol_ids = world.symbol_ids
+        gold = world.gold(getattr(run.judge, "utility", "additive"))
+        self.yardstick = Yardstick.of_responses(
+            world.logps[held_out], gold[held_out], world.grammar.attributes
+        )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._measure(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        last = trainer.global_step == trainer.estimated_stepping_batches
+        if trainer.global_step % self.every == 0 or last:
+            self._measure(trainer, pl_module)
+
+    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        started = time.perf_counter()
+        assert isinstance(pl_module, MPOModule)
+        assert pl_module.policy is not None
+        found = enumerate_logps(pl_module.policy.causal_lm, self.ids, self.symbol_ids)
+        held_out = len(self.yardstick.reference)
+        log_ratios = (found[held_out:] - self.reference).gather(1, self.drawn)
+        self.trajectory.append(
+            {
+                "step": float(trainer.global_step),
+                **self.yardstick(with_rest(found[:held_out])),
+                **group_measures(log_ratios, self.chosen, self.beta),
+            }
+        )
+        self.seconds += time.perf_counter() - started
+
+
+def train(run: TrainingRun, worlds: Path) -> Result:
+    """Make the run.
+
+    Args:
+        run: what to train on, and how.
+        worlds: folder of worlds; the run's is built there if it is missing.
+    """
+    world = build(worlds, run.seed, run.teaching)
+    prompts = world.trained(run.prompts)
+    drawn = world.sample(prompts, run.responses, run.sampling)
+    scores = run.judge(world, prompts, drawn)
+    measuring = _Measuring(run, world, drawn, scores)
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        groups = Path(folder) / "groups.jsonl"
+        world.write_groups(groups, prompts, drawn, scores)
+        seed_everything(run.seed, verbose=False)
+        module = MPOModule(
+            policy=PolicyConfig(base=str(world.base), lora=LoRA(r=16, lora_alpha=32)),
+            loss=run.loss,
+            optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=run.lr),
+            lr_scheduler=None,
+            responses_per_pass=run.responses_per_pass,
+        )
+        data = PreferenceDataModule(
+            tokenizer=str(world.base),
+            train=str(groups),
+            groups_per_batch=max(1, run.prompts // STEPS_PER_EPOCH),
+            prompt_format="text",
+            seed=run.seed,
+            # Of groups that no other run reads.
+            cache=f"{folder}/tokens",
+        )
+        trainer = Trainer(
+            accelerator="cpu",
+            max_epochs=run.epochs,
+            default_root_dir=folder,
+            callbacks=[measuring],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        started = time.perf_counter()
+        trainer.fit(module, datamodule=data)
+        seconds = time.perf_counter() - started - measuring.seconds
+    kept = len(data.datasets["train"])
+    return Result(measuring.trajectory, kept, run.prompts - kept, seconds)
+
+
+BETA = 0.1
+
+
+# Of the studies that do not choose one: the middle of those among which this study chooses.
+LEARNING_RATE = 1e-3

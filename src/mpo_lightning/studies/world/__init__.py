@@ -1,0 +1,1 @@
+"""The world of the studies: a grammar, its responses, judges, exact measures."""

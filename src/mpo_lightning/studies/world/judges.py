@@ -1,0 +1,140 @@
+"""Judges: gold scores, with noise and with what real judges do to them."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from mpo_lightning.studies.world.grammar import RESPONSES, SYMBOLS, Utility
+from mpo_lightning.studies.world.world import World
+
+__all__ = ["Judge", "NoisyJudge", "Remedy", "Shape", "remedied"]
+
+Shape = Literal["as-is", "exp", "log", "uniform", "bimodal", "rank", "levels"]
+Remedy = Literal["none", "z-score", "rank"]
+
+
+class Judge(Protocol):
+    """Scores the responses of groups; a frozen dataclass with a `Remedy`."""
+
+    @property
+    def remedy(self) -> Remedy:
+        """What is done against the judge's scale."""
+
+    def __call__(self, world: World, prompts: Tensor, drawn: Tensor) -> Tensor:
+        """Scores, float64 (G, N), of responses numbered ``drawn`` to prompts numbered (G,)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisyJudge:
+    """Gold, changed in the order of the arguments.
+
+    Args:
+        utility: which gold (`Grammar.gold`).
+        crowding: what a response loses for each other response of its group that begins with the
+            same symbol: a score that depends on the set.
+        taste: what the first nuisance attribute, in its standard deviations, adds.
+        noise: standard deviation of normal noise, independent between responses; one that is drawn
+            twice gets the same score twice.
+        shape: "exp" is exp(1.5 s) (skewed to the right), "log" -exp(-1.5 s) (skewed to the left),
+            "uniform" the share of a normal distribution below it, "bimodal" two humps around
+            -3 and 3, "rank" the rank in the group, "levels" the number of the level it falls into.
+            All keep the order of scores, levels tie some.
+        levels: how many equally likely levels.
+        factor: what scores are multiplied with.
+        corrupted_tops: share of the responses in the worse half of a group that get its best score.
+        corrupted_bottoms: share of the better half that get its worst score.
+        remedy: what is done against a judge's scale: scores, or their ranks, in mean 0 and spread 1
+            within the group.
+    """
+
+    utility: Utility = "additive"
+    crowding: float = 0.0
+    taste: float = 0.0
+    noise: float = 1.0
+    shape: Shape = "as-is"
+    levels: int = 5
+    factor: float = 1.0
+    corrupted_tops: float = 0.0
+    corrupted_bottoms: float = 0.0
+    remedy: Remedy = "none"
+
+    def __call__(self, world: World, prompts: Tensor, drawn: Tensor) -> Tensor:
+        """Scores of the responses, (G, N)."""
+        scores = world.gold(self.utility)[prompts[:, None], drawn]
+        if self.crowding:
+            begin = drawn // len(SYMBOLS)
+            others = (begin[:, :, None] == begin[:, None, :]).sum(2) - 1
+            scores = scores - self.crowding * others
+        if self.taste:
+            attribute = world.grammar.attributes[:, 0]
+            scores = scores + self.taste * (attribute / attribute.square().mean().sqrt())[drawn]
+        scores = scores + self.noise * _per_response(world.seed, prompts, drawn)
+        scores = self.factor * _shaped(scores, self.shape, self.levels)
+        scores = self._corrupted(scores, world.seed, prompts, drawn)
+        return remedied(scores, self.remedy)
+
+    def _corrupted(self, scores: Tensor, seed: int, prompts: Tensor, drawn: Tensor) -> Tensor:
+        if not (self.corrupted_tops or self.corrupted_bottoms):
+            return scores
+        hit = _per_response(-1 - seed, prompts, drawn)
+        # As likely as the share says.
+        chance = 0.5 * (1 + torch.erf(hit / math.sqrt(2)))
+        better = _ranks(scores) >= scores.shape[1] / 2
+        tops = ~better & (chance < self.corrupted_tops)
+        bottoms = better & (chance < self.corrupted_bottoms)
+        changed = torch.where(tops, scores.amax(1, keepdim=True), scores)
+        return torch.where(bottoms, scores.amin(1, keepdim=True), changed)
+
+
+def remedied(scores: Tensor, remedy: Remedy) -> Tensor:
+    """Scores (G, N) as they are, or they or their ranks in mean 0 and spread 1 within the group."""
+    if remedy == "none":
+        return scores
+    values = _ranks(scores) if remedy == "rank" else scores
+    spread = values.std(1, correction=0, keepdim=True)
+    # Groups of equal scores stay so.
+    return torch.where(spread > 0, (values - values.mean(1, keepdim=True)) / spread, 0.0)
+
+
+def _per_response(seed: int, prompts: Tensor, drawn: Tensor) -> Tensor:
+    """Standard normal numbers (G, N), one for each response to each prompt."""
+    rows = []
+    for prompt, row in zip(prompts.tolist(), drawn, strict=True):
+        generator = torch.Generator().manual_seed(2_000_003 * seed + prompt)
+        rows.append(torch.randn(RESPONSES, generator=generator, dtype=torch.float64)[row])
+    return torch.stack(rows)
+
+
+def _ranks(scores: Tensor) -> Tensor:
+    """Number of scores in the group that are lower, ties half, (G, N)."""
+    lower = scores[:, None, :] < scores[:, :, None]
+    equal = scores[:, None, :] == scores[:, :, None]
+    return lower.sum(2).double() + (equal.sum(2).double() - 1) / 2
+
+
+def _shaped(scores: Tensor, shape: Shape, levels: int) -> Tensor:
+    def uniform() -> Tensor:
+        return 0.5 * (1 + torch.erf(scores / scores.std(correction=0) / math.sqrt(2)))
+
+    def of_levels() -> Tensor:
+        shares = torch.linspace(0, 1, levels + 1, dtype=scores.dtype)[1:-1]
+        return torch.bucketize(scores, scores.flatten().quantile(shares)).double()
+
+    def bimodal() -> Tensor:
+        return scores + 3 * scores.sign()
+
+    shapes: dict[Shape, Callable[[], Tensor]] = {
+        "as-is": scores.clone,
+        "exp": (1.5 * scores).exp,
+        "log": (-1.5 * scores).exp().neg,
+        "uniform": uniform,
+        "bimodal": bimodal,
+        "rank": partial(_ranks, scores),
+        "levels": of_levels,
+    }
+    return shapes[shape]()

@@ -1,0 +1,172 @@
+"""What a policy is worth, exactly: sums over all responses to held-out prompts.
+
+Shapes: ``P`` prompts, ``R`` outcomes, ``K`` attributes. All float64; log-probabilities are
+normalised over the outcomes of a prompt: its responses and, last, anything else that a policy may
+write there, which is as good as the worst response and has no attributes. So a policy that stops to
+write responses pays for it in every measure.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from mpo_lightning.studies.world.enumeration import with_rest
+
+__all__ = ["Point", "Yardstick", "at_divergence", "group_measures"]
+
+Point = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """Measures policies on some prompts.
+
+    Attributes:
+        reference: log-probability of each outcome under the reference, (P, R).
+        gold: true quality, (P, R).
+        attributes: (R, K).
+    """
+
+    reference: Tensor
+    gold: Tensor
+    attributes: Tensor
+
+    @classmethod
+    def of_responses(cls, logps: Tensor, gold: Tensor, attributes: Tensor) -> "Yardstick":
+        """The yardstick whose outcomes are the responses, and anything else.
+
+        Args:
+            logps: of the responses under the reference, summing to less than one, (P, responses).
+            gold: of the responses, mean 0 and, on average, variance 1, (P, responses).
+            attributes: of the responses, (responses, K).
+        """
+        return cls(
+            with_rest(logps),
+            torch.cat([gold, gold.amin(1, keepdim=True)], dim=1),
+            torch.cat([attributes, torch.zeros_like(attributes[:1])]),
+        )
+
+    def tilt(self, strength: float) -> Tensor:
+        """The policy of most gold at its divergence: reference times exp(strength * gold)."""
+        return (self.reference + strength * self.gold).log_softmax(1)
+
+    def divergence(self, logps: Tensor) -> float:
+        """KL(policy || reference), nats, mean over prompts."""
+        return (logps.exp() * (logps - self.reference)).sum(1).mean().item()
+
+    def ideal(self, divergence: float) -> Tensor:
+        """The tilt of a divergence, to 1e-9 of its strength; the largest one under 2^6."""
+        low, high = 0.0, 64.0
+        for _ in range(36):
+            middle = (low + high) / 2
+            if self.divergence(self.tilt(middle)) < divergence:
+                low = middle
+            else:
+                high = middle
+        return self.tilt(low)
+
+    @cached_property
+    def _worse_under_reference(self) -> Tensor:
+        """Probability that a response of the reference is worse, ties half, (P, R)."""
+        order = self.gold.argsort(1)
+        gold = self.gold.gather(1, order).contiguous()
+        below = torch.nn.functional.pad(self.reference.exp().gather(1, order).cumsum(1), (1, 0))
+        first = torch.searchsorted(gold, gold, right=False)
+        after = torch.searchsorted(gold, gold, right=True)
+        worse = (below.gather(1, first) + below.gather(1, after)) / 2
+        return torch.empty_like(worse).scatter_(1, order, worse)
+
+    @cached_property
+    def acceptable(self) -> Tensor:
+        """Mean attributes of the responses of the reference that are better than its mean, (P, K).
+
+        The distribution that the paper's theorem compares with.
+        """
+        weights = self.reference.exp()
+        mean = (weights * self.gold).sum(1, keepdim=True)
+        weights = torch.where(self.gold > mean, weights, 0.0)
+        return weights / weights.sum(1, keepdim=True) @ self.attributes
+
+    def __call__(self, logps: Tensor) -> dict[str, float]:
+        """All measures of a policy's log-probabilities, (P, R).
+
+        - ``kl``: divergence from the reference, nats; what else a policy writes is one outcome, so
+          that of all texts is at least as large;
+        - ``outside``: probability that it is no response;
+        - ``gold``: expected gold score, in standard deviations of the reference, of which the
+          reference has 0;
+        - ``ideal_gold``: the most that any policy of this divergence has;
+        - ``win_rate``: against the reference, ties half;
+        - ``bias``: mean over attributes of how far the expected attribute (mean over prompts) is
+          from that of the ideal policy of the same divergence, divided by root (2 kl);
+        - ``acceptable_bias``: the same from the reference's acceptable responses, not divided;
+        - ``distance``: total variation distance from the ideal policy;
+        - ``rarity``: how much less likely than the ideal policy's its responses are under the
+          reference, nats.
+        """
+        shares = logps.exp()
+        divergence = self.divergence(logps)
+        ideal = self.ideal(divergence).exp()
+        gaps = ((shares - ideal) @ self.attributes).mean(0).abs().mean().item()
+        off = (shares @ self.attributes - self.acceptable).mean(0).abs().mean().item()
+        return {
+            "kl": divergence,
+            "gold": (shares * self.gold).sum(1).mean().item(),
+            "ideal_gold": (ideal * self.gold).sum(1).mean().item(),
+            "outside": shares[:, -1].mean().item(),
+            "win_rate": (shares * self._worse_under_reference).sum(1).mean().item(),
+            # At the reference itself there is no direction yet.
+            "bias": gaps / (2 * divergence) ** 0.5 if divergence > 1e-9 else 0.0,
+            "acceptable_bias": off,
+            "distance": (shares - ideal).abs().sum(1).mean().item() / 2,
+            "rarity": ((ideal - shares) * self.reference).sum(1).mean().item(),
+        }
+
+
+def group_measures(log_ratios: Tensor, chosen: Tensor, beta: float) -> dict[str, float]:
+    """What training has done to the responses of its groups.
+
+    - ``effective_chosen``: exp(entropy of softmax(beta * r) over the chosen set) over its size;
+    - ``chosen_shift``, ``rejected_shift``: mean change of log-probability, nats.
+
+    Groups without contrast do not count.
+
+    Args:
+        log_ratios: (B, N), no padding.
+        chosen: bool (B, N).
+        beta: pull towards the reference.
+    """
+    contrast = chosen.any(1)
+    log_ratios, chosen = log_ratios[contrast], chosen[contrast]
+    within = (beta * log_ratios).masked_fill(~chosen, -torch.inf).softmax(1)
+    entropy = -torch.xlogy(within, within).sum(1)
+
+    def mean_over(members: Tensor) -> float:
+        return (torch.where(members, log_ratios, 0.0).sum(1) / members.sum(1)).mean().item()
+
+    return {
+        "effective_chosen": (entropy.exp() / chosen.sum(1)).mean().item(),
+        "chosen_shift": mean_over(chosen),
+        "rejected_shift": mean_over(~chosen),
+    }
+
+
+def at_divergence(trajectory: Sequence[Point], divergence: float) -> dict[str, float] | None:
+    """The measures where a trajectory first reaches a divergence; None if it never does.
+
+    Linear in root kl between two points, in which gold is nearly linear near the reference.
+
+    Args:
+        trajectory: points in the order of training, each with a "kl".
+        divergence: nats.
+    """
+    for before, after in pairwise(trajectory):
+        if before["kl"] < divergence <= after["kl"]:
+            low, high = max(before["kl"], 0.0) ** 0.5, after["kl"] ** 0.5
+            part = (divergence**0.5 - low) / (high - low)
+            return {name: before[name] + part * (after[name] - before[name]) for name in before}
+    return None

@@ -1,0 +1,1 @@
+"""Training: the Lightning module, metrics, checkpoints and resuming, failures."""

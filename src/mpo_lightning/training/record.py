@@ -1,0 +1,135 @@
+"""How an adapter was trained: plain facts that a checkpoint carries, for whoever is handed it.
+
+No paths: a record may be published with the adapter.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor
+from torch.optim import Optimizer
+
+from mpo_lightning.files import RECORD, public_name
+
+__all__ = [
+    "Record",
+    "describe",
+    "package_versions",
+    "training_record",
+    "write_record",
+]
+
+PACKAGES = ("mpo-lightning", "torch", "lightning", "transformers", "peft")
+
+Record = dict[str, Any]
+
+
+def describe(value: Any) -> Any:
+    """A setting as JSON has it: a dataclass is its class and its fields, a callable its name."""
+    described: Any
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, bool | int | str | None):
+        described = value
+    elif isinstance(value, float):
+        described = value if math.isfinite(value) else str(value)
+    elif isinstance(value, Mapping):
+        described = {str(name): describe(each) for name, each in value.items()}
+    elif isinstance(value, list | tuple):
+        described = [describe(each) for each in value]
+    elif is_dataclass(value) and not isinstance(value, type):
+        settings = {field.name: describe(getattr(value, field.name)) for field in fields(value)}
+        described = {"class": _class_name(type(value)), "settings": settings}
+    else:
+        described = _class_name(value if isinstance(value, type) else type(value))
+    return described
+
+
+def _class_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def package_versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Versions of installed packages by name."""
+    return {name: version(name) for name in packages}
+
+
+def training_record(
+    trainer: Trainer,
+    *,
+    base: Mapping[str, Any],
+    loss: Any,
+    schedule: Any,
+    settings: Mapping[str, Any],
+    earlier_metrics: Mapping[str, Any],
+) -> Record:
+    """What a checkpoint says about its training; `torch.load(..., weights_only=True)` reads it.
+
+    Args:
+        trainer: of the run.
+        base: the base model: its name, how it was loaded, its identity.
+        loss: what is minimised.
+        schedule: of the learning rate.
+        settings: other settings of the module.
+        earlier_metrics: of the checkpoint that the run went on from.
+    """
+    optimizer = trainer.optimizers[0] if trainer.optimizers else None
+    data = getattr(trainer, "datamodule", None)
+    precision: Any = trainer.precision
+    return {
+        "steps": trainer.global_step,
+        "base": describe(base) | {"name": public_name(base["name"])},
+        "loss": describe(loss),
+        "optimizer": None if optimizer is None else _optimizer(optimizer),
+        "schedule": _schedule(trainer, schedule),
+        "module": describe(settings),
+        "trainer": {
+            "max_epochs": trainer.max_epochs,
+            "max_steps": trainer.max_steps,
+            "precision": str(precision),
+            "accumulate_grad_batches": trainer.accumulate_grad_batches,
+            "gradient_clip_val": trainer.gradient_clip_val,
+            "strategy": type(trainer.strategy).__name__,
+            "processes": trainer.world_size,
+            "device": _device_name(trainer.strategy.root_device),
+            "seed_everything": os.environ.get("PL_GLOBAL_SEED"),
+        },
+        # Data modules of the user's own need not tell.
+        "data": getattr(data, "record", lambda: None)(),
+        "metrics": dict(earlier_metrics)
+        | {name: describe(value) for name, value in trainer.callback_metrics.items()},
+        "versions": package_versions(),
+    }
+
+
+def _schedule(trainer: Trainer, schedule: Any) -> Any:
+    """The schedule with its settings; of a torch scheduler, which a callable makes, the class."""
+    if schedule is None or is_dataclass(schedule):
+        return describe(schedule)
+    made = [_class_name(type(each.scheduler)) for each in trainer.lr_scheduler_configs]
+    return made[0] if made else None
+
+
+def _optimizer(optimizer: Optimizer) -> dict[str, Any]:
+    return {"class": _class_name(type(optimizer)), "settings": describe(optimizer.defaults)}
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def write_record(folder: Path, record: Record, trainer: Trainer) -> None:
+    """Write a record into an adapter's folder, with the way from there to the run's metrics.csv."""
+    logs = [logger.log_dir for logger in trainer.loggers if isinstance(logger, CSVLogger)]
+    way = os.path.relpath(Path(logs[0]) / "metrics.csv", folder) if logs else None
+    content = {**record, "metrics_csv": way}
+    (folder / RECORD).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,257 @@
+"""Bases in fewer bits: what they compute, and that nothing corrupts or pretends."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from lightning.pytorch import Trainer
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, OPTConfig
+
+import mpo_lightning.model.loading
+from mpo_lightning import LoRA, MPOModule, PolicyConfig, PreferenceDataModule
+from mpo_lightning.batch import GroupBatch
+from mpo_lightning.losses import MPO
+from mpo_lightning.model.loading import build_policy
+from mpo_lightning.model.policy import PolicyError
+from tests.conftest import example_rows, plain_logps, random_groups, tiny_config, tiny_model
+
+LAYERS = {"nf4": Linear4bit, "int8": Linear8bitLt}
+
+
+def quantised(base: str, quantization: Any) -> Any:
+    """The base as transformers loads it in fewer bits."""
+    settings = {
+        "nf4": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.float32,
+        ),
+        "int8": BitsAndBytesConfig(load_in_8bit=True),
+    }[quantization]
+    model = AutoModelForCausalLM.from_pretrained(
+        base, quantization_config=settings, device_map={"": "cpu"}
+    )
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+    # In training 8-bit layers multiply their dequantised weights, on CPU.
+    return model.train()
+
+
+@pytest.mark.parametrize("layout", ["shared", "separate"])
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_reference_is_the_base_in_so_many_bits(
+    base: str, ragged_batch: GroupBatch, quantization: Any, layout: Any
+) -> None:
+    policy = build_policy(PolicyConfig(base=base, quantization=quantization), layout)
+    layers = [m for m in policy.modules() if isinstance(m, LAYERS[quantization])]
+    assert len(layers) == 2 * 7
+    found = policy.reference(ragged_batch)
+    with torch.no_grad():
+        expected = plain_logps(quantised(base, quantization), ragged_batch).float()
+        whole = plain_logps(AutoModelForCausalLM.from_pretrained(base), ragged_batch).float()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    # It is another model than the unquantised one, and near it.
+    assert (found - whole).abs().max() > 1e-2
+    assert (found - whole).abs().max() < 10
+    assert (policy(ragged_batch) - found).abs().max() == 0
+
+
+def test_bytes_by_dtype_are_told(base: str) -> None:
+    """Two layers of 10240 weights each in half a byte; head, embedding and adapters in four."""
+    told = {
+        kind: build_policy(PolicyConfig(base=base, quantization=kind, lora=LoRA(r=4)), "auto")
+        for kind in ("none", "nf4", "int8")
+    }
+    linear = (
+        sum(
+            m.in_features * m.out_features
+            for m in told["none"].modules()
+            if isinstance(m, torch.nn.Linear) and m.weight.requires_grad is False
+        )
+        - 384 * 32
+    )
+    sizes = {kind: policy.describe() for kind, policy in told.items()}
+    assert f"{linear / 2 / 2**20:,.1f} MiB 4-bit," in sizes["nf4"]
+    assert f"{linear / 2**20:,.1f} MiB 8-bit," in sizes["int8"]
+    four = sum(p.nbytes for p in told["nf4"].parameters() if p.dtype == torch.uint8)
+    assert four == linear / 2
+    assert sizes["none"].endswith("of it trained")
+    assert "bit" not in sizes["none"]
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+@pytest.mark.parametrize("validation", ["in the middle", "sanity check"])
+def test_validation_leaves_gradients_alone(
+    base: str, write_jsonl: Callable[..., str], quantization: Any, validation: str
+) -> None:
+    """Bitsandbytes repacks 4-bit weights in an evaluation pass on CPU if it may (lossy)."""
+    data = write_jsonl(example_rows(8))
+    adapters = []
+    for val in (None, data):
+        torch.manual_seed(0)
+        module = MPOModule(
+            policy=PolicyConfig(base=base, lora=LoRA(r=4), quantization=quantization),
+            loss=MPO(beta=0.5),
+            optimizer=lambda params: torch.optim.SGD(params, lr=0.05),
+            lr_scheduler=None,
+        )
+        files = PreferenceDataModule(tokenizer=base, train=data, val=val, groups_per_batch=2)
+        trainer = Trainer(
+            accelerator="cpu",
+            max_epochs=2,
+            val_check_interval=1 if validation == "in the middle" else None,
+            num_sanity_val_steps=2 if validation == "sanity check" else 0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, files)
+        adapters.append({n: p.detach() for n, p in module.named_parameters() if p.requires_grad})
+    for name, weight in adapters[0].items():
+        assert torch.equal(adapters[1][name], weight), name
+    assert any(weight.abs().max() > 1e-3 for n, weight in adapters[0].items() if "lora_B" in n)
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_gradients_are_those_of_the_dequantised_base(
+    base: str, ragged_batch: GroupBatch, quantization: Any
+) -> None:
+    """Against LoRA on a plain model that holds the rounded weights."""
+    torch.manual_seed(0)
+    policy = build_policy(PolicyConfig(base=base, quantization=quantization), "shared")
+    plain = AutoModelForCausalLM.from_pretrained(base)
+    plain.load_state_dict(
+        {
+            name.replace(".base_layer", ""): value
+            for name, value in dequantised(policy).items()
+            if "lora" not in name
+        }
+    )
+    torch.manual_seed(0)
+    expected = build_policy(PolicyConfig(base=base), "shared")
+    expected.causal_lm.load_state_dict(dequantised(policy), strict=False)
+    for one in (policy, expected):
+        with torch.no_grad():
+            for name, parameter in one.named_parameters():
+                if "lora_B" in name:
+                    parameter.copy_(torch.linspace(-0.1, 0.1, parameter.numel()).view_as(parameter))
+        one(ragged_batch).square().sum().backward()
+    gradients = dict(expected.named_parameters())
+    for name, parameter in policy.named_parameters():
+        if parameter.requires_grad:
+            gap = (parameter.grad - gradients[name].grad).norm() / gradients[name].grad.norm()
+            assert gap < 1e-4, (name, gap)
+
+
+def dequantised(policy: Any) -> dict[str, torch.Tensor]:
+    """All frozen weights of a policy in float32."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    weights = {}
+    for name, module in policy.causal_lm.named_modules():
+        if isinstance(module, Linear4bit):
+            weights[f"{name}.weight"] = dequantize_4bit(
+                module.weight.data, module.weight.quant_state
+            ).float()
+        elif isinstance(module, Linear8bitLt):
+            scale = module.weight.SCB if module.weight.SCB is not None else module.state.SCB
+            weights[f"{name}.weight"] = module.weight.data.float() * scale[:, None] / 127
+    for name, parameter in policy.causal_lm.named_parameters():
+        if name not in weights and parameter.is_floating_point():
+            weights[name] = parameter.detach()
+    return weights
+
+
+def test_storage_that_can_be_flattened_holds_the_same_weights(
+    base: str, ragged_batch: GroupBatch
+) -> None:
+    """FSDP1 flattens 4-bit weights together with bfloat16 ones."""
+    config = PolicyConfig(base=base, quantization="nf4", dtype="bfloat16")
+    plain = build_policy(config, "shared")
+    flat = build_policy(config, "shared", flat_storage=True)
+    assert {p.dtype for p in flat.parameters() if not p.requires_grad} == {torch.bfloat16}
+    assert torch.equal(flat.reference(ragged_batch), plain.reference(ragged_batch))
+
+
+# ------------------------------------------------------------------------------------- refusals
+
+
+def test_missing_bitsandbytes_is_named(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mpo_lightning.model.loading, "find_spec", lambda name: None)
+    with pytest.raises(PolicyError, match="needs bitsandbytes: pip install bitsandbytes"):
+        build_policy(PolicyConfig(base=base, quantization="nf4"), "auto")
+
+
+def test_quantised_base_is_used_as_it_is_and_not_twice(base: str, tmp_path: Path) -> None:
+    quantised(base, "nf4").save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).quantization_config
+    with pytest.raises(PolicyError, match="is quantised already"):
+        build_policy(PolicyConfig(base=str(tmp_path), quantization="int8"), "auto")
+    policy = build_policy(PolicyConfig(base=str(tmp_path)), "auto")
+    layers = [m for m in policy.modules() if isinstance(m, Linear4bit)]
+    assert len(layers) == 14
+    # Repacked in an evaluation pass, they would give wrong gradients afterwards.
+    assert not any(layer.support_avx512bf16_for_cpu for layer in layers)
+
+
+def test_random_weights_cannot_be_quantised(base: str) -> None:
+    with pytest.raises(ValueError, match="quantization and random_init exclude each other"):
+        PolicyConfig(base=base, quantization="nf4", random_init=True)
+
+
+def test_widths_that_do_not_fill_blocks_compute_the_same(tmp_path: Path) -> None:
+    """40 * 52 weights are no whole number of blocks of 64."""
+    config = tiny_config(hidden_size=40, intermediate_size=52, head_dim=10)
+    tiny_model(config).save_pretrained(tmp_path)
+    batch = GroupBatch.from_groups(random_groups([(5, [3, 4]), (7, [2, 6])]))
+    policy = build_policy(PolicyConfig(base=str(tmp_path), quantization="nf4"), "shared")
+    with torch.no_grad():
+        expected = plain_logps(quantised(str(tmp_path), "nf4"), batch).float()
+    torch.testing.assert_close(policy.reference(batch), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_that_cannot_be_packed_are_refused(tmp_path: Path) -> None:
+    config = OPTConfig(
+        vocab_size=384,
+        hidden_size=33,
+        ffn_dim=51,
+        num_hidden_layers=1,
+        num_attention_heads=3,
+        max_position_embeddings=64,
+        word_embed_proj_dim=33,
+    )
+    tiny_model(config).save_pretrained(tmp_path)
+    with pytest.raises(PolicyError, match=r"holds 33 x 33 weights, which cannot be packed by 2"):
+        build_policy(PolicyConfig(base=str(tmp_path), quantization="nf4"), "auto")
+
+
+# -------------------------------------------------------------------------------------- security
+
+
+def test_pickled_weights_are_refused(base: str, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(PolicyError, match="cannot be loaded as a causal language model"):
+        build_policy(PolicyConfig(base=str(tmp_path)), "auto")
+
+
+def test_code_that_comes_with_a_model_is_not_run(base: str, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "modeling_own.py").write_text(f"open({str(ran)!r}, 'w').write('yes')\n")
+    file = tmp_path / "config.json"
+    own = {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.Own"}
+    config = {**json.loads(file.read_text()), "model_type": "own", "auto_map": own}
+    file.write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(PolicyError, match="trust_remote_code"):
+        build_policy(PolicyConfig(base=str(tmp_path)), "auto")
+    assert not ran.exists()

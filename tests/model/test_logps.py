@@ -1,0 +1,435 @@
+"""Both layouts against the model's own full logits, values and gradients."""
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig
+
+from mpo_lightning.batch import GroupBatch
+from mpo_lightning.model import attention
+from mpo_lightning.model.attention import SHARED_PROMPT_ATTENTION, PromptSharing
+from mpo_lightning.model.logps import (
+    SHARED_PROMPT_MODELS,
+    Layout,
+    can_share_prompts,
+    cheaper_layout,
+    response_logps,
+    separate_rows,
+    shared_row,
+    token_logps,
+)
+from tests.conftest import plain_logps, random_groups, tiny_model
+
+SHAPE = [(11, [3, 1, 9]), (4, [20, 2, 7, 5]), (17, [6, 6])]
+LAYOUTS: list[Layout] = ["shared", "separate"]
+# What an architecture calls its sizes, and what of it needs more than them to be exercised.
+EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "num_local_experts": 4, "num_experts": 4}
+WINDOW: dict[str, Any] = {
+    "sliding_window": 6,
+    "layer_types": ["full_attention", "sliding_attention"],
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    **{name: {} for name in SHARED_PROMPT_MODELS},
+    "arcee": {"head_dim": 8},
+    "cohere": {"logit_scale": 0.4},
+    "cohere2": {"logit_scale": 0.4, **WINDOW},
+    "ernie4_5": {"head_dim": 8},
+    "exaone4": WINDOW,
+    "falcon": {},
+    "falcon with grouped queries": {"new_decoder_architecture": True, "num_kv_heads": 2},
+    "gemma2": {"head_dim": 8, "final_logit_softcapping": 2.0, **WINDOW},
+    "gemma3_text": {"head_dim": 8, **WINDOW},
+    "glm": {"head_dim": 8},
+    "glm4": {"head_dim": 8},
+    "glm4_moe": {"head_dim": 8, "moe_intermediate_size": 32, "n_routed_experts": 4, **EXPERTS},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
+    "gpt_bigcode": {"n_embd": 32, "n_layer": 2, "n_head": 4},
+    "gpt_oss": {"head_dim": 8, **EXPERTS, **WINDOW},
+    "granite": {"logits_scaling": 3.0, "attention_multiplier": 0.3},
+    "granitemoe": EXPERTS,
+    "helium": {"head_dim": 8},
+    "hunyuan_v1_dense": {"head_dim": 8},
+    "mistral with a window": {"sliding_window": 8},
+    "mixtral": EXPERTS,
+    "olmo3": WINDOW,
+    "olmoe": EXPERTS,
+    "opt": {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64},
+    "qwen2 with windows on some layers": {
+        "use_sliding_window": True,
+        "max_window_layers": 1,
+        **WINDOW,
+    },
+    "qwen2_moe": {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, **EXPERTS},
+    "qwen3": {"head_dim": 8},
+    "qwen3_moe": {"head_dim": 8, "moe_intermediate_size": 32, **EXPERTS},
+    "seed_oss": {"head_dim": 8},
+    "starcoder2 with a window": {"sliding_window": 8},
+}
+# Their kernels for experts have no float64.
+IN_FLOAT32 = {"glm4_moe", "gpt_oss", "granitemoe", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"}
+
+
+def variant_model(name: str, **changes: Any) -> Any:
+    sizes = {
+        **{"vocab_size": 384, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0},
+        **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
+        **{"num_attention_heads": 4, "num_key_value_heads": 2},
+    }
+    architecture = name.split(maxsplit=1)[0]
+    if architecture in {"gpt2", "gpt_bigcode"}:
+        sizes = {key: sizes[key] for key in list(sizes)[:4]}
+    settings = {**sizes, **VARIANTS.get(name, {}), **changes}
+    return tiny_model(AutoConfig.for_model(architecture, **settings))
+
+
+def lora_gradients(model: Any) -> dict[str, torch.Tensor]:
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def with_trained_lora(model: Any, **settings: Any) -> Any:
+    """LoRA whose B is not zero, so that every gradient is alive."""
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, **settings)
+    return get_peft_model(model, config)
+
+
+@pytest.mark.parametrize("name", sorted(VARIANTS))
+def test_layouts_equal_full_logits_with_gradients(name: str) -> None:
+    model = with_trained_lora(variant_model(name))
+    value_error, gradient_error = 1e-4, 1e-3
+    if name not in IN_FLOAT32:
+        model, value_error, gradient_error = model.double(), 1e-5, 1e-5
+    causal_lm = model.get_base_model()
+    batch = GroupBatch.from_groups(random_groups(SHAPE))
+    weights = torch.randn(3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    results = {}
+    for layout in ("plain", *LAYOUTS):
+        model.zero_grad()
+        if layout == "plain":
+            logps = plain_logps(causal_lm, batch)
+        else:
+            logps = response_logps(causal_lm, batch, layout=layout, chunk_size=7)
+        (logps * weights * batch.valid).sum().backward()
+        results[layout] = (logps.detach(), lora_gradients(model))
+    expected, expected_gradients = results["plain"]
+    assert expected.abs().max() > 10
+    for layout in LAYOUTS:
+        logps, gradients = results[layout]
+        assert (logps.double() - expected).abs().max() <= value_error, layout
+        for key, gradient in gradients.items():
+            scale = expected_gradients[key].abs().max()
+            error = (gradient - expected_gradients[key]).abs().max()
+            assert error <= gradient_error * scale, (layout, key)
+
+
+CANNOT_SHARE: dict[str, dict[str, Any]] = {
+    "bloom": {"n_layer": 2, "n_head": 4},
+    "falcon with ALiBi": {"alibi": True},
+    "mamba": {"state_size": 4, "expand": 2},
+    "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2},
+}
+
+
+@pytest.mark.parametrize("name", CANNOT_SHARE)
+def test_separate_rows_serve_architectures_that_cannot_share(name: str) -> None:
+    """Positions as a bias on the attention, and states instead of attention."""
+    model = variant_model(name, **CANNOT_SHARE[name])
+    assert not can_share_prompts(model.config)
+    batch = GroupBatch.from_groups(random_groups(SHAPE))
+    with torch.no_grad():
+        expected = plain_logps(model, batch)
+        found = response_logps(model, batch, layout="separate", chunk_size=5)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mpt"])
+def test_a_model_that_never_follows_the_layout_is_refused(name: str) -> None:
+    batch = GroupBatch.from_groups(random_groups(SHAPE))
+    with pytest.raises(NotImplementedError, match="0 of 2 attention layers"):
+        response_logps(variant_model(name, **CANNOT_SHARE[name]), batch, layout="shared")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_group_does_not_depend_on_its_neighbours(layout: Layout) -> None:
+    model = tiny_model()
+    batch = GroupBatch.from_groups(random_groups(SHAPE))
+    with torch.no_grad():
+        together = response_logps(model, batch, layout=layout)
+        for row, (_, lengths) in enumerate(SHAPE):
+            alone = response_logps(model, batch.select(row), layout=layout)
+            torch.testing.assert_close(together[row, : len(lengths)], alone[0], rtol=0, atol=1e-4)
+            assert together[row, len(lengths) :].eq(0).all()
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "starcoder2"])
+def test_responses_in_one_call_per_group_are_those_of_two_merged(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On CPU responses attend to prompt and to themselves apart; elsewhere in one call."""
+    model = with_trained_lora(variant_model(name))
+    batch = GroupBatch.from_groups(random_groups(SHAPE))
+    calls = []
+    original = attention._of_group
+
+    def of_group(*args: Any, **kwargs: Any) -> torch.Tensor:
+        calls.append(1)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(attention, "_of_group", of_group)
+    results = []
+    for together in (False, True):
+        if together:
+            monkeypatch.setattr(PromptSharing, "fits", lambda *_: False)
+        model.zero_grad()
+        logps = response_logps(model.get_base_model(), batch, layout="shared")
+        logps.square().sum().backward()
+        results.append((logps.detach(), lora_gradients(model)))
+    assert len(calls) == 2 * len(SHAPE)
+    (apart, gradients), (one, others) = results
+    torch.testing.assert_close(apart, one, rtol=1e-5, atol=1e-4)
+    for key, gradient in gradients.items():
+        assert (others[key] - gradient).abs().max() <= 1e-3 * gradient.abs().max(), key
+
+
+def test_the_whole_rows_mask_is_the_same_attention() -> None:
+    """For models whose attention cannot be split, and against the split one."""
+    model = tiny_model()
+    batch = GroupBatch.from_groups(random_groups(SHAPE))
+    row = shared_row(batch, dense=torch.float32)
+    assert row.inputs["attention_mask"].shape == (1, 1, len(batch.tokens), len(batch.tokens))
+    with torch.no_grad():
+        by_mask = model.model(**row.inputs, use_cache=False).last_hidden_state
+        model.config._attn_implementation = SHARED_PROMPT_ATTENTION
+        split = model.model(**shared_row(batch).inputs, use_cache=False).last_hidden_state
+    torch.testing.assert_close(split, by_mask, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_permuting_responses_permutes_log_probabilities(layout: Layout) -> None:
+    model = tiny_model()
+    (group,) = random_groups([(9, [3, 8, 5, 1])])
+    order = [2, 0, 3, 1]
+    permuted = group._replace(responses=tuple(group.responses[i] for i in order))
+    with torch.no_grad():
+        straight = response_logps(model, GroupBatch.from_groups([group]), layout=layout)
+        turned = response_logps(model, GroupBatch.from_groups([permuted]), layout=layout)
+    torch.testing.assert_close(turned, straight[:, order], rtol=0, atol=1e-4)
+
+
+def test_each_row_scores_exactly_the_response_tokens() -> None:
+    """A four-token example by hand: prompt a b, responses c d and e."""
+    (group,) = random_groups([(2, [2, 1])])
+    a, b = group.prompt.tolist()
+    (c, d), (e,) = (response.tolist() for response in group.responses)
+    batch = GroupBatch.from_groups([group])
+    shared = shared_row(batch)
+    assert shared.inputs["input_ids"].tolist() == [[a, b, c, d, e]]
+    assert shared.inputs["position_ids"].tolist() == [[0, 1, 2, 3, 2]]
+    assert shared.predictors.tolist() == [1, 2, 1]
+    assert shared.targets.tolist() == [c, d, e]
+    separate = separate_rows(batch)
+    assert separate.inputs["input_ids"].tolist() == [[a, b, c, d], [a, b, e, 0]]
+    assert separate.inputs["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
+    assert separate.predictors.tolist() == [1, 2, 5]
+    assert separate.targets.tolist() == [c, d, e]
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, 64])
+def test_token_logps_equal_full_log_softmax(chunk_size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(33, 16, generator=generator, requires_grad=True)
+    head = torch.nn.Linear(16, 101)
+    targets = torch.randint(101, (33,), generator=generator)
+    weights = torch.randn(33, generator=generator)
+
+    def gradients(values: torch.Tensor) -> list[torch.Tensor]:
+        return list(torch.autograd.grad((values * weights).sum(), [hidden, *head.parameters()]))
+
+    found = token_logps(hidden, targets, head, frozen=False, chunk_size=chunk_size)
+    full = head(hidden).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    torch.testing.assert_close(found, full)
+    for got, want in zip(gradients(found), gradients(full), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_sums_of_a_thousand_bf16_tokens_keep_fp32_precision() -> None:
+    """The error left is that of the bf16 logits; summing in bf16 would be off by whole nats."""
+    generator = torch.Generator().manual_seed(0)
+    head = torch.nn.Linear(32, 500, bias=False).bfloat16()
+    hidden = torch.randn(1000, 32, generator=generator).bfloat16()
+    targets = torch.randint(500, (1000,), generator=generator)
+    with torch.no_grad():
+        found = token_logps(hidden, targets, head, frozen=True, chunk_size=128)
+        exact = head(hidden).double().log_softmax(-1).gather(1, targets[:, None]).sum()
+        in_bf16 = head(hidden).log_softmax(-1).gather(1, targets[:, None]).sum()
+    assert found.dtype == torch.float32
+    assert abs(found.sum().double() - exact) < 0.01
+    assert abs(in_bf16.double() - exact) > 1
+
+
+def test_a_frozen_head_is_computed_once() -> None:
+    """Its gradient is taken in the forward pass, also through a soft-cap, and nothing is saved."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(33, 16, generator=generator, dtype=torch.float64, requires_grad=True)
+    linear = torch.nn.Linear(16, 101, dtype=torch.float64).requires_grad_(False)
+    targets = torch.randint(101, (33,), generator=generator)
+    weights = torch.randn(33, generator=generator)
+    calls = []
+
+    def head(states: torch.Tensor) -> torch.Tensor:
+        calls.append(len(states))
+        return 3 * torch.tanh(linear(states) / 3)
+
+    found = token_logps(hidden, targets, head, frozen=True, chunk_size=7)
+    (gradient,) = torch.autograd.grad((found * weights).sum(), hidden)
+    assert calls == [7, 7, 7, 7, 5]
+    full = head(hidden).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    (expected,) = torch.autograd.grad((full * weights).sum(), hidden)
+    torch.testing.assert_close(found, full)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_a_lora_on_the_output_head_counts() -> None:
+    settings = LoraConfig(r=4, target_modules=["lm_head"], init_lora_weights=False)
+    model = get_peft_model(tiny_model(), settings)
+    batch = GroupBatch.from_groups(random_groups(SHAPE))
+    with torch.no_grad():
+        adapted = response_logps(model.get_base_model(), batch, layout="shared")
+        expected = plain_logps(model.get_base_model(), batch)
+        with model.disable_adapter():
+            base = response_logps(model.get_base_model(), batch, layout="shared")
+    torch.testing.assert_close(adapted.double(), expected, rtol=0, atol=1e-4)
+    assert (adapted - base).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradient_checkpointing_changes_nothing(layout: Layout) -> None:
+    batch = GroupBatch.from_groups(random_groups(SHAPE))
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = with_trained_lora(tiny_model())
+        causal_lm = model.get_base_model()
+        if checkpointing:
+            causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+        response_logps(causal_lm, batch, layout=layout).sum().backward()
+        gradients.append(lora_gradients(model))
+    assert len(gradients[0]) == 2 * 7 * 2
+    for key, gradient in gradients[0].items():
+        assert gradient.abs().max() > 0, key
+        torch.testing.assert_close(gradients[1][key], gradient, msg=key)
+
+
+def test_responses_never_see_each_other_in_the_shared_row() -> None:
+    """The mask says so by position; here a changed sibling leaves a response bit for bit."""
+    (group,) = random_groups([(6, [5, 5])])
+    changed = group._replace(responses=(group.responses[0], group.responses[1].flip(0)))
+    model = tiny_model()
+    with torch.no_grad():
+        first = response_logps(model, GroupBatch.from_groups([group]), layout="shared")
+        second = response_logps(model, GroupBatch.from_groups([changed]), layout="shared")
+    assert first[0, 0] == second[0, 0]
+    assert first[0, 1] != second[0, 1]
+
+
+@pytest.mark.parametrize(
+    "name", ["llama", "gemma2", "gemma3_text", "gpt_oss", "mistral with a window"]
+)
+def test_the_model_still_generates_and_masks_padding_after_a_shared_pass(name: str) -> None:
+    """What the model computes by itself is as it was under its own attention."""
+    model = variant_model(name)
+    ids = torch.arange(5, 25)[None].repeat(2, 1)
+    mask = torch.ones_like(ids)
+    mask[1, 12:] = 0
+    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+
+    def compute() -> tuple[torch.Tensor, torch.Tensor]:
+        logits = model(ids, attention_mask=mask).logits
+        return logits[mask.bool()], model.generate(ids[:1], **options)
+
+    with torch.no_grad():
+        logits, tokens = compute()
+        response_logps(model, GroupBatch.from_groups(random_groups(SHAPE)), layout="shared")
+        assert model.config._attn_implementation == SHARED_PROMPT_ATTENTION
+        logits_after, tokens_after = compute()
+    torch.testing.assert_close(logits_after, logits, rtol=1e-4, atol=1e-5)
+    assert torch.equal(tokens_after, tokens)
+
+
+def test_window_is_measured_in_positions() -> None:
+    sharing = PromptSharing([3], [[2]])
+    mask = sharing.mask(3, 2, 2, torch.device("cpu"))[0, 0]
+    assert mask.tolist() == [[False, False, True, True, False], [False, False, False, True, True]]
+
+
+# ------------------------------------------------------------------- slices and the layout's cost
+
+
+@pytest.mark.parametrize("per_pass", [1, 2, 4, 100])
+@pytest.mark.parametrize("layout", [*LAYOUTS, "auto"])
+def test_slices_give_the_gradients_of_one_pass(layout: Layout, per_pass: int) -> None:
+    model = with_trained_lora(tiny_model()).double()
+    batch = GroupBatch.from_groups(random_groups(SHAPE))
+    weights = torch.randn(3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    results = []
+    for settings in ({}, {"responses_per_pass": per_pass}, {"responses_per_pass": 4, "passes": 5}):
+        model.zero_grad()
+        logps = response_logps(model.get_base_model(), batch, layout=layout, **settings)
+        # Not linear in them, as no loss is.
+        (logps.square() * weights).sum().backward()
+        results.append((logps.detach(), lora_gradients(model)))
+    (expected, expected_gradients), *others = results
+    for logps, gradients in others:
+        torch.testing.assert_close(logps, expected, rtol=1e-6, atol=1e-5)
+        for key, gradient in gradients.items():
+            scale = expected_gradients[key].abs().max()
+            assert (gradient - expected_gradients[key]).abs().max() <= 1e-5 * scale, key
+
+
+def test_slices_are_computed_again_one_at_a_time() -> None:
+    """Each slice goes through the model twice, and never with more responses than asked for."""
+    model = with_trained_lora(tiny_model())
+    batch = GroupBatch.from_groups(random_groups([(7, [5] * 13)]))
+    tokens: list[int] = []
+    embeddings = model.get_input_embeddings()
+    embeddings.register_forward_hook(lambda _, inputs, __: tokens.append(inputs[0].numel()))
+    logps = response_logps(model.get_base_model(), batch, layout="shared", responses_per_pass=4)
+    one, last = 7 + 4 * 5, 7 + 5
+    assert tokens == [one, one, one, last]
+    logps.sum().backward()
+    assert tokens == [one, one, one, last, last, one, one, one]
+
+
+def test_dropout_is_the_same_when_a_slice_is_computed_again() -> None:
+    """Gradients are those of the values that were given, not of another draw."""
+    model = with_trained_lora(tiny_model(), lora_dropout=0.5).train()
+    causal_lm = model.get_base_model()
+    batch = GroupBatch.from_groups(random_groups(SHAPE))
+    torch.manual_seed(7)
+    values = response_logps(causal_lm, batch, layout="shared", responses_per_pass=2)
+    values.square().sum().backward()
+    gradients = lora_gradients(model)
+    model.zero_grad()
+    # The same draws, all slices kept at once.
+    torch.manual_seed(7)
+    flat = torch.cat(
+        [response_logps(causal_lm, p, layout="shared")[p.valid] for p in batch.slices(2)]
+    )
+    assert torch.equal(flat, values[batch.valid])
+    flat.square().sum().backward()
+    for key, gradient in lora_gradients(model).items():
+        torch.testing.assert_close(gradients[key], gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_auto_takes_the_layout_that_computes_fewer_tokens() -> None:
+    def chosen(*shape: tuple[int, list[int]]) -> str:
+        return cheaper_layout(GroupBatch.from_groups(random_groups(list(shape))))
+
+    assert chosen((50, [10, 10])) == "shared"
+    assert chosen((1, [10, 10])) == "shared"
+    # A single response has nothing to share its prompt with.
+    assert chosen((50, [10])) == "separate"
+    # Rows would be padded to the longest.
+    assert chosen((5, [10]), (40, [10])) == "shared"

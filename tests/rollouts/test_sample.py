@@ -1,0 +1,237 @@
+"""``mpo-lightning sample``: rows in, rows out, whatever happens between."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from transformers import GenerationConfig
+
+from mpo_lightning.cli import main
+from mpo_lightning.data.prompts import request
+from mpo_lightning.data.sources import read_rows
+from mpo_lightning.errors import RolloutError
+from mpo_lightning.generation.generate import Sampling
+from mpo_lightning.generation.model import ModelConfig, load_sampler
+from mpo_lightning.generation.server import ServerConfig
+from mpo_lightning.rollouts.sample import sample
+from tests import processes
+from tests.conftest import CORPUS, make_tokenizer, tiny_config, tiny_model
+from tests.rollouts.killed_run import killed_run
+
+SMALL = ["--n", "3", "--max_new_tokens", "8", "--rows_per_part", "3", "--progress", "false"]
+
+
+@pytest.fixture
+def prompts(write_jsonl: Callable[..., str]) -> str:
+    rows: list[dict[str, Any]] = [{"prompt": text, "id": i} for i, text in enumerate(CORPUS * 2)]
+    rows[5]["prompt"] = [
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "One."},
+        {"role": "user", "content": "Two?"},
+    ]
+    return write_jsonl(rows, "prompts.jsonl")
+
+
+def command(prompts: str, base: str, out: Path, *more: str) -> list[str]:
+    return ["sample", "--prompts", prompts, "--model.base", base, "--out", str(out), *SMALL, *more]
+
+
+def content(out: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def test_rows(prompts: str, base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    main(command(prompts, base, out, "--seed", "5"))
+    rows = [row for _, row in read_rows(str(out))]
+    source = [row for _, row in read_rows(prompts)]
+    assert [row["prompt"] for row in rows] == [row["prompt"] for row in source]
+    assert [row["id"] for row in rows] == list(range(8))
+    # What the model says when it is asked directly.
+    sampler = load_sampler(ModelConfig(base=base), Sampling(n=3, max_new_tokens=8, seed=5))
+    occurrences = [0, 0, 0, 0, 1, 0, 1, 1]
+    asked = [
+        request(row["prompt"], occurrence=occurrence)
+        for row, occurrence in zip(source, occurrences, strict=True)
+    ]
+    for row, answers in zip(rows, sampler(asked), strict=True):
+        assert row["responses"] == [drawn.text for drawn in answers.samples]
+        assert row["truncated"] == [drawn.finish == "length" for drawn in answers.samples]
+        assert row["sampled"] == {
+            **{"model": base, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "seed": 5}
+        }
+    shown = capsys.readouterr().out
+    assert "is complete: 3 parts; 8 of 8 rows written, 3.0 responses each" in shown
+    assert "noted: 3 prompts came before and are answered anew" in shown
+    # Done is done.
+    before = content(out)
+    main(command(prompts, base, out, "--seed", "5"))
+    assert content(out) == before
+
+
+def test_killed_and_gone_on(prompts: str, base: str, tmp_path: Path) -> None:
+    """SIGKILL while the rows of the second part are written: its report is there already."""
+    main(command(prompts, base, tmp_path / "whole"))
+    out = tmp_path / "killed"
+    killed = processes.run(killed_run, [4, command(prompts, base, out)])
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    left = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
+    assert left == [
+        "part-00000.jsonl",
+        "part-00000.report.json",
+        "part-00001.report.json",
+        "settings.json",
+    ]
+    assert len(list(out.glob(".*.partial"))) == 1
+    first = (out / "part-00000.jsonl").stat().st_mtime_ns
+    main(command(prompts, base, out))
+    assert content(out) == content(tmp_path / "whole")
+    assert (out / "part-00000.jsonl").stat().st_mtime_ns == first
+
+
+def test_processes_share_the_parts(
+    prompts: str,
+    base: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    main(command(prompts, base, tmp_path / "one"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, parts in ((1, {"part-00001.jsonl"}), (0, {f"part-0000{i}.jsonl" for i in range(3)})):
+        monkeypatch.setenv("RANK", str(rank))
+        capsys.readouterr()
+        main(command(prompts, base, tmp_path / "two"))
+        assert {path.name for path in (tmp_path / "two").glob("*.jsonl")} == parts
+        done = "is complete" if rank == 0 else "1 of 3 parts"
+        assert done in capsys.readouterr().out
+    assert content(tmp_path / "two") == content(tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [
+        ("--seed 1", "seed was 0, is 1"),
+        ("--temperature 0.5", "temperature was 1.0, is 0.5"),
+        ("--system_prompt Sing.", "system_prompt was None, is 'Sing.'"),
+        ("--model.dtype bfloat16", "model.dtype was 'auto', is 'bfloat16'"),
+        ("--responses_per_batch 8", "responses_per_batch was 64, is 8"),
+    ],
+)
+def test_other_settings_are_refused(
+    changed: str, found: str, prompts: str, base: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    main(command(prompts, base, out))
+    with pytest.raises(SystemExit, match=found):
+        main(command(prompts, base, out, *changed.split()))
+
+
+def test_other_input_is_refused(prompts: str, base: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    main(command(prompts, base, out))
+    with Path(prompts).open("a", encoding="utf-8") as file:
+        file.write('{"prompt": "More?"}\n')
+    with pytest.raises(SystemExit, match=r"prompts was '\w+', is '\w+'; rows was 8, is 9"):
+        main(command(prompts, base, out))
+
+
+def test_other_weights_are_refused(prompts: str, tmp_path: Path) -> None:
+    base, out = tmp_path / "base", tmp_path / "out"
+    model = tiny_model()
+    model.save_pretrained(base)
+    make_tokenizer().save_pretrained(base)
+    main(command(prompts, str(base), out))
+    model.lm_head.weight.data[3, 3] += 1e-3
+    model.save_pretrained(base)
+    with pytest.raises(SystemExit, match=r"model\.base_files was"):
+        main(command(prompts, str(base), out))
+
+
+def test_what_is_left_out_is_counted(
+    base: str,
+    write_jsonl: Callable[..., str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A prompt beyond the context gets no answer; a model that ends at once gives none."""
+    folder, out = tmp_path / "small", tmp_path / "out"
+    model = tiny_model(tiny_config(max_position_embeddings=60))
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    rows = [
+        {"prompt": "Why?", "responses": ["a"], "scores": [1], "truncated": [False], "kept": "x"},
+        {"prompt": "word " * 60},
+    ]
+    main(command(write_jsonl(rows), str(folder), out))
+    shown = capsys.readouterr().out
+    assert "1 of 2 rows written" in shown
+    assert "rows dropped: 1 with a prompt that leaves no room to answer" in shown
+    for column in ("responses", "scores", "truncated"):
+        assert f"noted: 1 columns {column} of other responses left out" in shown
+    (row,) = (row for _, row in read_rows(str(out)))
+    assert set(row) == {"prompt", "responses", "truncated", "kept", "sampled"}
+
+    GenerationConfig(eos_token_id=list(range(384))).save_pretrained(folder)
+    main(command(write_jsonl(rows[:1], "one.jsonl"), str(folder), tmp_path / "empty"))
+    shown = capsys.readouterr().out
+    assert "0 of 1 rows written" in shown
+    assert "rows dropped: 1 with too few responses left" in shown
+    assert "noted: 3 responses dropped: empty" in shown
+    assert (tmp_path / "empty" / "part-00000.jsonl").read_bytes() == b""
+
+
+def test_sources(base: str, tmp_path: Path) -> None:
+    """Parquet, and a folder that was sampled before."""
+    path = tmp_path / "prompts.parquet"
+    pq.write_table(pa.table({"prompt": ["a", "b"], "day": pa.array([1, 2], pa.date32())}), path)
+    first = sample(
+        prompts=str(path),
+        out=str(tmp_path / "first"),
+        model=ModelConfig(base=base),
+        n=2,
+        max_new_tokens=4,
+        progress=False,
+    )
+    rows = [json.loads(line) for line in first.path(0).read_text(encoding="utf-8").splitlines()]
+    assert [row["day"] for row in rows] == ["1970-01-02", "1970-01-03"]
+    main(command(str(tmp_path / "first"), base, tmp_path / "second"))
+    assert [row["prompt"] for _, row in read_rows(str(tmp_path / "second"))] == ["a", "b"]
+
+
+def test_one_model_or_one_server(prompts: str, base: str, tmp_path: Path) -> None:
+    server = ServerConfig(url="http://127.0.0.1:9/v1")
+    out = str(tmp_path / "out")
+    with pytest.raises(RolloutError, match="Name either a model"):
+        sample(prompts=prompts, out=out)
+    with pytest.raises(RolloutError, match="Name either a model"):
+        sample(prompts=prompts, out=out, model=ModelConfig(base=base), server=server)
+
+
+def test_settings_from_a_file(prompts: str, base: str, tmp_path: Path) -> None:
+    path = tmp_path / "sample.yaml"
+    path.write_text(
+        f"prompts: {prompts}\nout: {tmp_path / 'by-file'}\nmodel: {{base: {base}}}\n"
+        "n: 3\nmax_new_tokens: 8\nrows_per_part: 3\nprogress: false\n",
+        encoding="utf-8",
+    )
+    main(["sample", "--config", str(path)])
+    main(command(prompts, base, tmp_path / "by-options"))
+    assert content(tmp_path / "by-file") == content(tmp_path / "by-options")
+
+
+def test_bad_prompts_are_told_before_anything_is_loaded(
+    write_jsonl: Callable[..., str], tmp_path: Path
+) -> None:
+    path = write_jsonl([{"prompt": "a"}, {"question": "b"}])
+    with pytest.raises(SystemExit, match="groups.jsonl:2: prompt: found no such field"):
+        main(command(path, str(tmp_path / "no model"), tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    assert os.listdir(tmp_path) == ["groups.jsonl"]

@@ -1,0 +1,308 @@
+"""Runs that were killed go on as if they had not been; what they must not go on from is refused."""
+
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from mpo_lightning.training.resume import of_all_processes, random_state, restore_random_state
+from tests.conftest import example_rows, make_tokenizer, write_rows
+from tests.runs import (
+    AS_USERS,
+    OVERLAYS,
+    assert_same_adapter,
+    assert_same_metrics,
+    fit,
+    metrics,
+    write_recipe,
+)
+
+SAVE_EACH_STEP = ["--checkpoint.every_n_train_steps=1"]
+GO_ON = ["--ckpt_path=last"]
+PLAIN_FSDP2 = {
+    "data_parallel_size": 2,
+    "tensor_parallel_size": 1,
+    "save_distributed_checkpoint": "false",
+}
+
+
+def kill_at(batch: int) -> list[str]:
+    return [
+        "--trainer.callbacks+=tests.interruptions.KillAtBatch",
+        f"--trainer.callbacks.batch={batch}",
+    ]
+
+
+@pytest.fixture(scope="module")
+def recipe(base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """11 groups in 6 batches of which 4 make an optimizer step, with dropout, and validation."""
+    folder = tmp_path_factory.mktemp("resume")
+    return write_recipe(
+        folder,
+        base,
+        write_rows(folder / "groups.jsonl", example_rows(11)),
+        trainer={"accumulate_grad_batches": 4, "gradient_clip_val": 0.5, "val_check_interval": 3},
+        model={"policy": {"base": base, "lora": {"r": 4, "lora_dropout": 0.2}}},
+        data={"val": write_rows(folder / "val.jsonl", example_rows(3, seed=1))},
+    )
+
+
+def of_two(strategy: str) -> list[str]:
+    """Two processes with 3 batches each, 2 to a step."""
+    return [*OVERLAYS[strategy], "--trainer.accumulate_grad_batches=2"]
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Path) -> Callable[[str], Path]:
+    """What a run leaves that nothing has interrupted: of the name's strategy, made once."""
+
+    def make(strategy: str) -> Path:
+        root = recipe.parent / strategy
+        if not root.is_dir():
+            fit(recipe, root, *([] if strategy == "single" else of_two(strategy)))
+        return root
+
+    return make
+
+
+# Before anything was saved, between two steps, between two epochs, and inside an epoch with the
+# gradient of a batch.
+MOMENTS = [2, 4, 6, 11]
+OTHERS = {
+    "slices": "--data.num_workers=2 --data.tokens_per_batch=150 --model.responses_per_pass=2",
+    "nf4": "--model.policy.quantization=nf4",
+}
+
+
+@pytest.mark.parametrize("name", ["plain", *OTHERS])
+def test_killed_run_goes_on_bit_for_bit(
+    recipe: Path, whole: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    """Same losses, same order of groups, same adapter; with dropout, in mid-accumulation."""
+    options = OTHERS.get(name, "").split()
+    if options:
+        uninterrupted = tmp_path / "whole"
+        fit(recipe, uninterrupted, *options)
+    else:
+        uninterrupted = whole("single")
+    options += SAVE_EACH_STEP
+    expected = metrics(uninterrupted)
+    for batch in MOMENTS if name == "plain" else MOMENTS[-1:]:
+        root = tmp_path / f"killed{batch}"
+        killed = fit(recipe, root, *options, *kill_at(batch), check=False)
+        assert killed.returncode == -9
+        fit(recipe, root, *options, *GO_ON)
+        found = metrics(root)
+        assert_same_metrics(found, expected[-len(found) :])
+        assert batch < 4 or len(found) < len(expected)
+        assert_same_adapter(root, uninterrupted)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_killed_processes_go_on_bit_for_bit(
+    recipe: Path, whole: Callable[[str], Path], tmp_path: Path, strategy: str
+) -> None:
+    """All processes die in mid-epoch and mid-accumulation."""
+    options = [*of_two(strategy), *SAVE_EACH_STEP]
+    killed = fit(recipe, tmp_path / "killed", *options, *kill_at(4), check=False)
+    assert killed.returncode != 0
+    fit(recipe, tmp_path / "killed", *options, *GO_ON)
+    expected, found = metrics(whole(strategy)), metrics(tmp_path / "killed")
+    assert 0 < len(found) < len(expected)
+    assert_same_metrics(found, expected[-len(found) :])
+    assert_same_adapter(tmp_path / "killed", whole(strategy))
+
+
+@pytest.mark.parametrize(("first", "then"), [("fsdp2", "single"), ("single", "fsdp2")])
+def test_run_goes_on_with_another_strategy(
+    recipe: Path, tmp_path: Path, first: str, then: str
+) -> None:
+    """Optimizer states are numbered alike whether they were sharded or not."""
+    options = ["--trainer.accumulate_grad_batches=1", "--model.policy.lora.lora_dropout=0"]
+    batch = {"single": ["--data.groups_per_batch=2"], "fsdp2": ["--data.groups_per_batch=1"]}
+    fit(recipe, tmp_path / "whole", *OVERLAYS["single"], *options, *batch["single"])
+    killed = [*OVERLAYS[first], *options, *batch[first], *SAVE_EACH_STEP, *kill_at(8)]
+    assert fit(recipe, tmp_path / "parts", *killed, check=False).returncode != 0
+    fit(recipe, tmp_path / "parts", *OVERLAYS[then], *options, *batch[then], *GO_ON)
+    names = {path.name for path in (tmp_path / "parts" / "checkpoints").glob("last*")}
+    assert names == {"last.ckpt", "last-adapter"}
+    assert_same_adapter(tmp_path / "parts", tmp_path / "whole", 1e-5)
+
+
+def test_optimizer_states_that_are_numbered_otherwise_are_refused(
+    recipe: Path, tmp_path: Path
+) -> None:
+    """They would be taken for those of other weights."""
+    lightnings = ["--trainer.strategy=lightning.pytorch.strategies.ModelParallelStrategy"]
+    lightnings += [f"--trainer.strategy.{name}={value}" for name, value in PLAIN_FSDP2.items()]
+    fit(recipe, tmp_path / "run", *lightnings, "--trainer.devices=2", "--trainer.max_epochs=1")
+    for strategy in ("single", "fsdp2"):
+        result = fit(recipe, tmp_path / "run", *OVERLAYS[strategy], *GO_ON, check=False)
+        assert result.returncode == 1
+        assert "optimizer's state by all weights, this strategy by trained" in result.stderr
+
+
+# --------------------------------------------------------------------------- told to end, no room
+
+
+TERM = {
+    # Of batches 6 to 9, which make one optimizer step, it is the third.
+    "with gradients of three batches": ["TermAtBatch", "--trainer.callbacks.batch=8"],
+    "in a validation": ["TermInValidation", "--trainer.callbacks.validation=2"],
+    "in a validation with gradients": ["TermInValidation", "--trainer.callbacks.validation=3"],
+}
+
+
+@pytest.mark.parametrize("moment", TERM)
+def test_run_that_is_told_to_end_saves_and_goes_on(
+    recipe: Path, whole: Callable[[str], Path], tmp_path: Path, moment: str
+) -> None:
+    """SIGTERM comes when nothing was to be saved before the run's end."""
+    callback, option = TERM[moment]
+    ended = fit(
+        recipe, tmp_path / "ended", f"--trainer.callbacks+=tests.interruptions.{callback}", option
+    )
+    assert "Told to end: saved" in ended.stderr + ended.stdout
+    checkpoint = torch.load(tmp_path / "ended" / "checkpoints" / "last.ckpt")
+    assert 0 < checkpoint["global_step"] < 4
+    fit(recipe, tmp_path / "ended", *GO_ON)
+    expected, found = metrics(whole("single")), metrics(tmp_path / "ended")
+    assert_same_metrics(found, expected[-len(found) :])
+    assert_same_adapter(tmp_path / "ended", whole("single"))
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_processes_that_are_told_to_end_save_and_go_on(
+    recipe: Path, whole: Callable[[str], Path], tmp_path: Path, strategy: str
+) -> None:
+    """The other one waits inside an exchange of gradients when the signal comes to both.
+
+    Lightning hands the signal on to the processes that it has started itself.
+    """
+    options = of_two(strategy)
+    term = ["--trainer.callbacks+=tests.interruptions.TermAtBatch"]
+    term += ["--trainer.callbacks.batch=4", "--trainer.callbacks.wait=3"]
+    ended = fit(recipe, tmp_path / "ended", *options, *term, launcher=AS_USERS)
+    assert "Told to end: saved" in ended.stderr + ended.stdout
+    fit(recipe, tmp_path / "ended", *options, *GO_ON)
+    assert_same_adapter(tmp_path / "ended", whole(strategy))
+
+
+def test_run_killed_while_it_saves_leaves_the_checkpoint_before(
+    recipe: Path, whole: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The second save of last.ckpt dies with its file half written."""
+    dying = [
+        "--trainer.callbacks+=tests.interruptions.KillWhileSaving",
+        "--trainer.callbacks.save=4",
+    ]
+    root = tmp_path / "killed"
+    killed = fit(recipe, root, *SAVE_EACH_STEP, *dying, check=False)
+    assert killed.returncode == -9
+    assert (root / "checkpoints" / ".last.ckpt.partial").is_file()
+    assert torch.load(root / "checkpoints" / "last.ckpt")["global_step"] == 1
+    fit(recipe, root, *SAVE_EACH_STEP, *GO_ON)
+    assert_same_adapter(root, whole("single"))
+    assert not [path for path in (root / "checkpoints").iterdir() if "partial" in path.name]
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "last-adapter/tokenizer.json"])
+def test_full_disk_ends_the_run_and_leaves_the_checkpoint_before(
+    recipe: Path, tmp_path: Path, name: str
+) -> None:
+    """Half of a file can be written."""
+    root = tmp_path / "full"
+    fit(recipe, root, "--trainer.max_epochs=1")
+    file = root / "checkpoints" / "last.ckpt"
+    before = file.read_bytes()
+    half = (root / "checkpoints" / name).stat().st_size // 2
+    ended = fit(recipe, root, *GO_ON, check=False, file_size=half)
+    assert ended.returncode == 1
+    assert "the checkpoint cannot be written" in ended.stderr
+    assert "Make room or give access" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert file.read_bytes() == before
+    fit(recipe, root, *GO_ON)
+
+
+# ------------------------------------------------------------------------------------- refusals
+
+
+@pytest.fixture(scope="module")
+def checkpoint(recipe: Path) -> Path:
+    """Of a run that was killed inside an epoch."""
+    root = recipe.parent / "killed"
+    fit(recipe, root, *SAVE_EACH_STEP, *kill_at(11), check=False)
+    return root / "checkpoints" / "last.ckpt"
+
+
+def test_what_a_run_must_not_go_on_from_is_refused_by_name(
+    base: str, recipe: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    other = str(tmp_path / "other")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] += 1
+    model.save_pretrained(other)
+    AutoTokenizer.from_pretrained(base).save_pretrained(other)
+    make_tokenizer(vocab_size=320).save_pretrained(tmp_path / "tokens")
+    rows = example_rows(11)
+    rows[7]["scores"][0] += 0.5
+    cases = {
+        "another base model: its weights": [f"--model.policy.base={other}"],
+        "another tokenizer": [f"--data.tokenizer={tmp_path / 'tokens'}"],
+        "adapter is not this run's": ["--model.policy.lora.r=8"],
+        "another data set (data.train)": [
+            f"--data.train={write_rows(tmp_path / 'changed.jsonl', rows)}"
+        ],
+        "another order of groups: its groups": ["--data.groups_per_batch=3"],
+        "another order of groups: its seed": ["--data.seed=5"],
+    }
+    for message, options in cases.items():
+        result = fit(recipe, tmp_path / "again", f"--ckpt_path={checkpoint}", *options, check=False)
+        assert result.returncode == 1, message
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr
+    sharded = [*OVERLAYS["fsdp2"], f"--model.policy.base={other}", f"--ckpt_path={checkpoint}"]
+    result = fit(recipe, tmp_path / "again", *sharded, check=False)
+    assert result.returncode != 0
+    assert "another base model: its weights" in result.stderr
+
+
+def test_the_same_elsewhere_is_accepted(
+    base: str, recipe: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Neither where base and data lie nor how a batch is computed is part of what was trained."""
+    shutil.copytree(base, tmp_path / "moved")
+    shutil.copy(recipe.parent / "groups.jsonl", tmp_path / "moved.jsonl")
+    options = [f"--model.policy.base={tmp_path / 'moved'}", "--model.layout=separate"]
+    options += [f"--data.train={tmp_path / 'moved.jsonl'}", f"--ckpt_path={checkpoint}"]
+    fit(recipe, tmp_path / "again", *options)
+
+
+# ------------------------------------------------------------------------------------ the parts
+
+
+def test_random_numbers_go_on_from_a_state(tmp_path: Path) -> None:
+    """Of all three generators, through a checkpoint that holds nothing but plain values."""
+
+    def draw() -> list[Any]:
+        return [random.random(), random.gauss(0, 1), np.random.normal(), torch.rand(2).tolist()]
+
+    draw()
+    torch.save(random_state(), tmp_path / "state.pt")
+    expected = draw()
+    draw()
+    restore_random_state(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert draw() == expected
+
+
+def test_one_process_is_all_processes() -> None:
+    assert of_all_processes({"a": os.getpid()}) == [{"a": os.getpid()}]
