@@ -22,7 +22,7 @@ ROOMS: dict[str, set[str]] = {
     "data": {"losses"},
     "generation": {"data", "model"},
     "training": {"losses", "model", "generation"},
-    "callbacks": {"training", "generation", "model"},
+    "callbacks": {"training", "generation", "data", "model"},
     "strategy": {"training", "model"},
     "rollouts": {"generation", "data", "model"},
     "evaluation": {"rollouts", "generation", "training", "data"},

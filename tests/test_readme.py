@@ -71,7 +71,7 @@ def test_python_example_trains(workplace: Path, base: str, monkeypatch: pytest.M
     names: dict[str, Any] = {}
     exec(code.replace("path/or/hub-id", base), names)
     assert names["module"].trainer.global_step == 1
-    assert not names["module"].policy.is_fresh()
+    assert not names["module"].policy.is_untrained()
 
 
 def test_own_loss_example_is_a_loss() -> None:

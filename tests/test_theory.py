@@ -25,6 +25,7 @@ from mpo_lightning.losses import (
     SimPO,
     TopBottom,
 )
+from mpo_lightning.losses.base import Measured
 
 F64 = torch.float64
 
@@ -119,7 +120,15 @@ def test_simpo_is_dpo_with_a_margin() -> None:
     loss = SimPO()
     policy, reference = normal(1, 2), normal(1, 2, seed=1)
     lengths = torch.tensor([[2, 5]])
-    compared = loss.log_ratios(policy, reference, lengths)
+    compared = loss.compared(
+        Measured(
+            policy_logps=policy,
+            reference_logps=reference,
+            lengths=lengths,
+            scores=torch.zeros(1, 2),
+            valid=torch.ones(1, 2, dtype=torch.bool),
+        )
+    )
     torch.testing.assert_close(compared, policy / lengths)
 
 

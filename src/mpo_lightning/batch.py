@@ -1,16 +1,40 @@
-"""GroupBatch: the one contract between data and model.
+"""The contract between data and model: batches, and what a run may ask of its data.
 
-A batch is whole groups, laid out once and without padding: all token ids in one flat row, group
-after group, each group its prompt and then its responses. Both layouts in which a model can compute
-(the prompt shared, or one row per response) are made from it by ``logps.py``.
+A `GroupBatch` is whole groups, laid out once and without padding: all token ids in one flat row,
+group after group, each group its prompt and then its responses. Both layouts in which a model can
+compute (the prompt shared, or one row per response) are made from it by ``model/logps.py``. A
+`PromptBatch` is prompts to be answered. `RunData` names what a run may ask of its data module.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+
+__all__ = [
+    "GroupBatch",
+    "GroupList",
+    "GroupSpan",
+    "Message",
+    "Prompt",
+    "PromptBatch",
+    "PromptItem",
+    "Request",
+    "RunData",
+    "TokenGroup",
+]
+
+T = TypeVar("T")
+
+# A chat message: its ``role`` and ``content``.
+Message = dict[str, str]
+# A text, or the conversation before the answer.
+Prompt = str | list[Message]
 
 
 class TokenGroup(NamedTuple):
@@ -19,11 +43,11 @@ class TokenGroup(NamedTuple):
     Attributes:
         prompt: ids of the rendered prompt, at least one, (P,).
         responses: ids of each response, end-of-turn token included unless it was cut.
-        scores: one score a response.
-        source: where the row came from, as "file:row".
+        scores: one score per response.
+        source: the row it was read from, as "file:row".
         extra: the row's other columns, as JSON.
-        indices: the place of each response in its row, where some of the row were dropped; none
-            given means all of them, in order.
+        indices: position of each response in its row, where some of the row's responses were
+            dropped. Defaults to all of them, in order.
     """
 
     prompt: Tensor
@@ -32,6 +56,37 @@ class TokenGroup(NamedTuple):
     source: str
     extra: str = "{}"
     indices: tuple[int, ...] = ()
+
+
+class GroupSpan(NamedTuple):
+    """Position of a group in a flat row of tokens: its prompt, then its responses.
+
+    Attributes:
+        start: index of the prompt's first token.
+        prompt: tokens of the prompt.
+        lengths: tokens of each response.
+    """
+
+    start: int
+    prompt: int
+    lengths: Sequence[int]
+
+    @property
+    def first_response(self) -> int:
+        """Index of the first response's first token."""
+        return self.start + self.prompt
+
+    @property
+    def end(self) -> int:
+        """Index after the last response's last token."""
+        return self.first_response + sum(self.lengths)
+
+    def responses(self) -> Iterator[slice]:
+        """Yield the slice of the flat row that holds each response."""
+        at = self.first_response
+        for length in self.lengths:
+            yield slice(at, at + length)
+            at += length
 
 
 class GroupBatch:
@@ -44,13 +99,14 @@ class GroupBatch:
         tokens: long (T,), for each group the prompt and then its responses.
         prompt_lengths: tokens of each group's prompt, B numbers on the host.
         response_lengths: tokens of each response, B lists, ragged, on the host.
+        lengths: the same as a tensor, long (B, N); padding is zero.
         scores: float64 (B, N); padding is zero.
         valid: bool (B, N), True where the slot holds a response.
         counted: bool (B,), False for a group that only keeps processes in step at an uneven end; it
             carries no loss and enters no metric.
         sources: "file:row" of each group.
         extras: other columns of each group's row, as JSON.
-        indices: the place of each response in its row, B lists.
+        indices: position of each response in its row, B lists.
     """
 
     def __init__(
@@ -59,6 +115,7 @@ class GroupBatch:
         tokens: Tensor,
         prompt_lengths: list[int],
         response_lengths: list[list[int]],
+        lengths: Tensor,
         scores: Tensor,
         valid: Tensor,
         counted: Tensor,
@@ -69,16 +126,22 @@ class GroupBatch:
         self.tokens = tokens
         self.prompt_lengths = prompt_lengths
         self.response_lengths = response_lengths
+        self.lengths = lengths
         self.scores = scores
         self.valid = valid
         self.counted = counted
         self.sources = sources
         self.extras = extras
         self.indices = indices
+        self._kept: dict[object, Any] = {}
 
     @classmethod
     def from_groups(cls, groups: Sequence[TokenGroup], *, counted: bool = True) -> Self:
         """Lay groups out as a batch.
+
+        Args:
+            groups: at least one.
+            counted: whether they carry loss and enter metrics.
 
         Raises:
             ValueError: for no groups, an empty prompt or response, or too few responses.
@@ -95,16 +158,18 @@ class GroupBatch:
                 )
         slots = max(len(group.responses) for group in groups)
         scores = torch.zeros(len(groups), slots, dtype=torch.float64)
-        valid = torch.zeros(len(groups), slots, dtype=torch.bool)
+        lengths = torch.zeros(len(groups), slots, dtype=torch.long)
         for row, group in enumerate(groups):
             scores[row, : len(group.scores)] = torch.tensor(group.scores, dtype=torch.float64)
-            valid[row, : len(group.scores)] = True
+            lengths[row, : len(group.scores)] = torch.tensor([len(r) for r in group.responses])
         return cls(
             tokens=torch.cat([part for g in groups for part in (g.prompt, *g.responses)]).long(),
             prompt_lengths=[len(group.prompt) for group in groups],
             response_lengths=[[len(r) for r in group.responses] for group in groups],
+            lengths=lengths,
             scores=scores,
-            valid=valid,
+            # No response is empty.
+            valid=lengths > 0,
             counted=torch.full((len(groups),), counted),
             sources=[group.source for group in groups],
             extras=[group.extra for group in groups],
@@ -120,20 +185,33 @@ class GroupBatch:
         """Response slots of a group, N."""
         return self.valid.shape[1]
 
-    @property
-    def lengths(self) -> Tensor:
-        """Tokens of each response, long (B, N) on the batch's device; zero on padding."""
-        rows = [lengths + [0] * (self.slots - len(lengths)) for lengths in self.response_lengths]
-        return torch.tensor(rows, device=self.tokens.device)
+    def spans(self) -> list[GroupSpan]:
+        """Position of each group in ``tokens``."""
+        spans, start = [], 0
+        for prompt, lengths in zip(self.prompt_lengths, self.response_lengths, strict=True):
+            spans.append(GroupSpan(start, prompt, lengths))
+            start = spans[-1].end
+        return spans
+
+    def once(self, name: object, make: Callable[[], T]) -> T:
+        """Return ``make()`` of the first call with this name.
+
+        Policy and reference compute the same batch: index tensors and slices are made, and copied
+        to the device, once for both.
+        """
+        if name not in self._kept:
+            self._kept[name] = make()
+        kept: T = self._kept[name]
+        return kept
 
     def select(self, group: int) -> Self:
-        """The batch that holds one of the groups only."""
+        """Batch of one of the groups."""
         return self._take([(group, 0, len(self.response_lengths[group]))])
 
     def slices(self, responses: int) -> list[Self]:
-        """The batch in parts of at most ``responses`` responses each, in order.
+        """Split into batches of at most ``responses`` responses each, in order.
 
-        A part holds the prompts of its responses; a group may go on in the next part.
+        Each holds the prompts of its responses; a group may continue in the next one.
         """
         parts: list[list[tuple[int, int, int]]] = [[]]
         room = responses
@@ -150,29 +228,27 @@ class GroupBatch:
         return [self._take(part) for part in parts]
 
     def _take(self, runs: Sequence[tuple[int, int, int]]) -> Self:
-        """The batch of these runs of responses: group, first response, first response after."""
-        sizes = [
-            p + sum(r) for p, r in zip(self.prompt_lengths, self.response_lengths, strict=True)
-        ]
+        """Batch of some runs of responses: (group, first response, response after the last)."""
+        spans = self.spans()
         tokens = []
-        for group, start, end in runs:
-            first = sum(sizes[:group])
-            prompt, lengths = self.prompt_lengths[group], self.response_lengths[group]
-            at = first + prompt + sum(lengths[:start])
+        for group, first, last in runs:
+            span = spans[group]
+            responses = list(span.responses())[first:last]
             tokens += [
-                self.tokens[first : first + prompt],
-                self.tokens[at : at + sum(lengths[start:end])],
+                self.tokens[span.start : span.first_response],
+                self.tokens[responses[0].start : responses[-1].stop],
             ]
         groups = [group for group, _, _ in runs]
 
         def slots(values: Tensor) -> Tensor:
-            rows = [values[group, start:end] for group, start, end in runs]
+            rows = [values[group, first:last] for group, first, last in runs]
             return pad_sequence(rows, batch_first=True)
 
         return type(self)(
             tokens=torch.cat(tokens),
             prompt_lengths=[self.prompt_lengths[group] for group in groups],
             response_lengths=[self.response_lengths[group][a:b] for group, a, b in runs],
+            lengths=slots(self.lengths),
             scores=slots(self.scores),
             valid=slots(self.valid),
             counted=self.counted[groups],
@@ -185,12 +261,105 @@ class GroupBatch:
         moved = object.__new__(type(self))
         for name, value in vars(self).items():
             setattr(moved, name, change(value) if isinstance(value, Tensor) else value)
+        moved._kept = {}
         return moved
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """The batch with its tensors on another device; lengths stay on the host."""
+        """Copy with its tensors on another device; lists of lengths stay on the host."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
-        """The batch in page-locked memory."""
+        """Copy in page-locked memory."""
         return self._map(Tensor.pin_memory)
+
+
+# ------------------------------------------------------------------------------------- prompts
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt to be answered.
+
+    Attributes:
+        prompt: a text, or the conversation before the answer.
+        key: 16 bytes that decide, with the seed, its random numbers.
+        source: "file:row", for messages.
+    """
+
+    prompt: Prompt
+    key: bytes
+    source: str
+
+
+class PromptItem:
+    """One prompt of a data set.
+
+    Attributes:
+        number: its position in the data set, from 0.
+        request: the prompt with the key of its random numbers.
+        row: the row that holds it.
+        repeated: whether the same prompt came before.
+    """
+
+    def __init__(
+        self, number: int, request: Request, row: Mapping[str, object], repeated: bool
+    ) -> None:
+        self.number = number
+        self.request = request
+        self.row = row
+        self.repeated = repeated
+
+
+class PromptBatch:
+    """Prompts that are answered together.
+
+    A plain class, as `PromptItem`: it holds no tensor, and nothing moves to another device.
+
+    Attributes:
+        items: the prompts.
+        tokenizer: the `GroupTokenizer` that makes their tokens, by the rules of training.
+        counted: False where this process has no batch of its own left; it is not to be answered.
+    """
+
+    def __init__(self, items: Sequence[PromptItem], tokenizer: Any, *, counted: bool) -> None:
+        self.items = list(items)
+        self.tokenizer = tokenizer
+        self.counted = counted
+
+
+# ---------------------------------------------------------------------------------- data of a run
+
+
+@runtime_checkable
+class RunData(Protocol):
+    """What a run may ask of its data module, beside its batches.
+
+    A data module of the user's own need not follow it: an adapter then has no tokenizer beside it,
+    and a checkpoint does not say which data it was trained on.
+
+    Attributes:
+        tokenizer: the Hugging Face tokenizer, saved with each adapter.
+        loss: the loss that decided which groups teach something; None if none was given.
+    """
+
+    tokenizer: Any
+    loss: Any
+
+    def answers_prompts(self) -> bool:
+        """Whether predict is to answer prompts without responses."""
+
+    def record(self) -> dict[str, Any]:
+        """What was read and with which settings, as plain values without paths."""
+
+
+@runtime_checkable
+class GroupList(Protocol):
+    """A data set that knows all its groups, as the reference cache needs it."""
+
+    @property
+    def groups(self) -> Sequence[TokenGroup]:
+        """All groups."""
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Tokens of each group, (number of groups,)."""

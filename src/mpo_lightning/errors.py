@@ -1,12 +1,12 @@
-"""The base of every error that a user can mend."""
+"""Errors that a user can mend."""
 
 from typing import Any
 
-__all__ = ["CheckpointError", "ResumeError", "RolloutError", "UserError", "compare"]
+__all__ = ["CheckpointError", "ResumeError", "RolloutError", "UserError", "require_same"]
 
 
 class UserError(Exception):
-    """Something that the user gave cannot be used; the message says what to do.
+    """Base of errors in what a user gave; the message says what to do.
 
     The command line shows the message alone; a program sees an exception like any other.
     """
@@ -17,17 +17,21 @@ class RolloutError(UserError, ValueError):
 
 
 class ResumeError(UserError, ValueError):
-    """A checkpoint that this run must not go on from; the message says what differs."""
+    """A checkpoint that this run must not resume from; the message says what differs."""
 
 
-def compare(what: str, found: dict[str, Any], expected: dict[str, Any], remedy: str) -> None:
-    """Refuse a checkpoint that was written with something else.
+class CheckpointError(UserError, RuntimeError):
+    """A checkpoint that could not be written; the message says why and what still stands."""
+
+
+def require_same(what: str, found: dict[str, Any], expected: dict[str, Any], remedy: str) -> None:
+    """Refuse to resume from a checkpoint that was written with something else.
 
     Args:
-        what: what the entries describe, for the message.
-        found: of the checkpoint.
-        expected: of this run.
-        remedy: what to do.
+        what: name of the thing compared, for the message.
+        found: its entries in the checkpoint.
+        expected: its entries in this run.
+        remedy: advice, the end of the message.
 
     Raises:
         ResumeError: naming the first entry that differs.
@@ -43,7 +47,3 @@ def compare(what: str, found: dict[str, Any], expected: dict[str, Any], remedy: 
 def _short(value: Any) -> str:
     text = str(value)
     return f"{text[:12]}..." if isinstance(value, str) and len(text) > 40 else text
-
-
-class CheckpointError(UserError, RuntimeError):
-    """A checkpoint that could not be written; the message says why and what still stands."""

@@ -1,12 +1,14 @@
 """Learning-rate schedules that need to know how long the run is."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from lightning.pytorch import Trainer
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["RunSchedule", "WarmupCosine"]
+__all__ = ["RunSchedule", "WarmupCosine", "optimizer_steps"]
 
 
 class RunSchedule(ABC):
@@ -39,3 +41,23 @@ class WarmupCosine(RunSchedule):
             optimizer, round(self.warmup * total_steps), total_steps
         )
         return scheduler
+
+
+def optimizer_steps(trainer: Trainer) -> int:
+    """Optimizer steps of the whole run.
+
+    With a data module `trainer.estimated_stepping_batches` is avoided: it makes the training loader
+    before a checkpoint is restored, and a resumed run would start from that loader
+    (pytorch-lightning#20550).
+    """
+    data = getattr(trainer, "datamodule", None)
+    if data is None or trainer.max_epochs in (None, -1):
+        return int(trainer.estimated_stepping_batches)
+    batches = len(data.train_dataloader())
+    limit = trainer.limit_train_batches
+    if isinstance(limit, int):
+        batches = min(batches, limit)
+    elif limit is not None:
+        batches = int(batches * limit)
+    steps = math.ceil(batches / trainer.accumulate_grad_batches) * int(trainer.max_epochs or 1)
+    return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)

@@ -31,7 +31,7 @@ class FSDP2(ModelParallelStrategy):
     """
 
     # In the optimizer's state, as without sharding; Lightning's numbers count frozen ones as well.
-    numbers_trained_weights = True
+    indexes_trained_parameters = True
 
     def __init__(self, process_group_backend: str | None = None) -> None:
         super().__init__(

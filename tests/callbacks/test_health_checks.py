@@ -22,6 +22,7 @@ from mpo_lightning.callbacks.health_checks import (
     sampled_length_drift,
 )
 from mpo_lightning.losses import MPO, SetLoss
+from mpo_lightning.losses.base import Measured
 from mpo_lightning.training.metrics import GroupMetrics, group_statistics
 
 LIMITS = Limits()
@@ -67,18 +68,14 @@ class Stream:
         ratios += self.per_token * lengths
         reference = -1.5 * lengths
         valid = torch.ones(GROUPS, RESPONSES, dtype=torch.bool)
-        chosen, rejected = loss.sets(scores, valid)
-        statistics = group_statistics(
-            loss=loss(ratios, scores, valid),
+        measured = Measured(
             policy_logps=reference + ratios,
             reference_logps=reference,
+            lengths=lengths,
             scores=scores,
             valid=valid,
-            lengths=lengths,
-            rewards=loss.beta * ratios,
-            chosen=chosen,
-            rejected=rejected,
         )
+        statistics = group_statistics(measured, loss.evaluate(measured))
         metrics = GroupMetrics()
         metrics.update(statistics, torch.ones(GROUPS, dtype=torch.bool))
         values = {name: value.item() for name, value in metrics.compute().items()}

@@ -252,7 +252,7 @@ def test_samples_are_the_models_own_and_touch_no_random_numbers(
     policy_model = module.policy
     assert policy_model is not None
     model = policy_model.model.eval()
-    assert not policy_model.is_fresh()
+    assert not policy_model.is_untrained()
     for number, (text, old, new) in enumerate(samples.shown):
         ids = torch.tensor([samples._prompts[number].ids])
         assert ("Name a fruit." in text) == (number == 0)

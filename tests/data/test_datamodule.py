@@ -20,7 +20,7 @@ from mpo_lightning.data.datamodule import PreferenceDataModule
 from mpo_lightning.data.dataset import GroupDataset
 from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.sampler import StepGroups
-from mpo_lightning.losses import MPO, SetLoss
+from mpo_lightning.losses import InfoNCA, SetLoss
 from tests import processes
 from tests.conftest import example_rows, make_tokenizer, random_groups
 
@@ -492,18 +492,15 @@ class Ranked(SetLoss):
         return high.any(1) & (~high & valid).any(1)
 
 
-def test_the_module_s_loss_decides_what_has_contrast(
-    tokenizer_folder: str, write_jsonl: Write
-) -> None:
+def test_the_loss_decides_what_has_contrast(tokenizer_folder: str, write_jsonl: Write) -> None:
     scores = [[1, 2], [4, 6, 5], [7, 8], [3, 3], [9, 0, 1]]
     rows = [
         {"prompt": f"Name {i}", "responses": [f"it {j}" for j in range(len(s))], "scores": s}
         for i, s in enumerate(scores)
     ]
     path = write_jsonl(rows)
-    data = PreferenceDataModule(tokenizer=tokenizer_folder, train=path)
+    data = PreferenceDataModule(tokenizer=tokenizer_folder, train=path, loss=Ranked())
     module = Recorder()
-    module.loss = Ranked()
     make_trainer().fit(module, datamodule=data)
     trained = [row for batch in module.trained[0] for row in batch.scores.tolist()]
     assert sorted(trained) == [[4.0, 6.0, 5.0], [9.0, 0.0, 1.0]]
@@ -516,20 +513,17 @@ def test_the_module_s_loss_decides_what_has_contrast(
     assert (report.groups, report.kept, report.responses) == (5, 2, 6)
 
 
-def test_another_loss_has_contrasts_of_its_own(tokenizer_folder: str, write_jsonl: Write) -> None:
+@pytest.mark.parametrize("loss", [None, InfoNCA()])
+def test_equal_scores_teach_some_losses(
+    tokenizer_folder: str, write_jsonl: Write, loss: SetLoss | None
+) -> None:
+    """Without a loss, groups whose scores differ are kept; InfoNCA learns from equal ones, too."""
     rows = example_rows(4)
-    rows[2].update(responses=["a", "b"], scores=[1, 2])
-    data = PreferenceDataModule(tokenizer=tokenizer_folder, train=write_jsonl(rows))
-    kept = []
-    for loss in (MPO(), Ranked(), Ranked(), MPO()):
-        module = Recorder()
-        module.loss = loss
-        make_trainer().fit(module, datamodule=data)
-        kept.append(len(data.datasets["train"]))
-    assert kept[0] == kept[3] == 4
-    assert kept[1] == kept[2] < 4
-    # Of the same loss nothing is read again.
-    assert len(data.reports) == 3
+    rows[2].update(responses=["a", "b"], scores=[1, 1])
+    data = PreferenceDataModule(tokenizer=tokenizer_folder, train=write_jsonl(rows), loss=loss)
+    data.setup("fit")
+    assert len(data.datasets["train"]) == (3 if loss is None else 4)
+    assert data.reports[0].dropped == ({"with all scores equal": 1} if loss is None else {})
 
 
 def test_predictions_tell_the_scores_that_were_given(

@@ -163,7 +163,7 @@ def test_cards_load_what_was_trained(
         "transformers",
     )
     # The merged model is a base like any other.
-    assert build_policy(PolicyConfig(base="whole"), "auto").is_fresh()
+    assert build_policy(PolicyConfig(base="whole"), "auto").is_untrained()
 
 
 def test_card_tells_what_the_run_did(run: Path, tmp_path: Path) -> None:

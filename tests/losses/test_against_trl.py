@@ -10,6 +10,7 @@ import trl
 from torch import Tensor
 
 from mpo_lightning.losses import DPO, IPO, NCA, Hinge, RobustDPO, SetLoss
+from mpo_lightning.losses.base import Measured
 
 GROUPS, TOKENS, BETA = 24, 7, 0.3
 
@@ -88,13 +89,14 @@ def test_pairs_equal_trl(kind: str, loss: SetLoss) -> None:
     def pairs(values: Tensor) -> Tensor:
         return torch.stack([values[:GROUPS], values[GROUPS:]], dim=1)
 
-    found = loss.of_logps(
+    measured = Measured(
         policy_logps=pairs((leaf * mask).sum(1)),
         reference_logps=pairs((reference * mask).sum(1)),
         lengths=pairs(lengths),
         scores=torch.tensor([[1.0, 0.0]]).repeat(GROUPS, 1),
         valid=torch.ones(GROUPS, 2, dtype=torch.bool),
-    ).mean()
+    )
+    found = loss.evaluate(measured).loss.mean()
     (gradient,) = torch.autograd.grad(found, leaf)
     assert found.item() == pytest.approx(expected, rel=1e-5)
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-7)

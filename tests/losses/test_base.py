@@ -1,6 +1,7 @@
 """What all losses read: log-ratios with or without reference, per token, and a likelihood term."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from mpo_lightning.losses import (
     SimPO,
     TopBottom,
 )
+from mpo_lightning.losses.base import Measured
 
 NAN = math.nan
 POLICY = torch.tensor([[-12.0, -30.0, -8.0, NAN], [-5.0, -7.0, NAN, NAN]], dtype=torch.float64)
@@ -26,10 +28,14 @@ SCORES = torch.tensor([[5.0, 4.0, 1.0, NAN], [2.0, 2.0, NAN, NAN]], dtype=torch.
 VALID = ~SCORES.isnan()
 
 
-def of_logps(loss: SetLoss, policy: Tensor = POLICY) -> Tensor:
-    return loss.of_logps(
+def measured(policy: Tensor) -> Measured:
+    return Measured(
         policy_logps=policy, reference_logps=REFERENCE, lengths=LENGTHS, scores=SCORES, valid=VALID
     )
+
+
+def of_logps(loss: SetLoss, policy: Tensor = POLICY) -> Tensor:
+    return loss.evaluate(measured(policy)).loss
 
 
 @pytest.mark.parametrize(
@@ -44,7 +50,7 @@ def of_logps(loss: SetLoss, policy: Tensor = POLICY) -> Tensor:
 )
 def test_log_ratios_by_hand(settings: dict[str, Any], expected: list[float]) -> None:
     loss = MPO(beta=0.5, **settings)
-    found = loss.log_ratios(POLICY, REFERENCE, LENGTHS)
+    found = loss.compared(measured(POLICY))
     assert found[0, :3].tolist() == pytest.approx(expected)
     # Scores 5, 4, 1 have mean 10/3: the first two are chosen.
     masses = [math.exp(0.5 * r) for r in expected]
@@ -95,13 +101,8 @@ def test_gradients_by_log_probabilities(loss: SetLoss) -> None:
 def test_half_precision_log_probabilities_give_fp32() -> None:
     loss = MPO(beta=0.5, likelihood=0.3)
     assert of_logps(loss, POLICY.float()).dtype == torch.float64
-    found = loss.of_logps(
-        policy_logps=POLICY.bfloat16(),
-        reference_logps=REFERENCE.bfloat16(),
-        lengths=LENGTHS,
-        scores=SCORES,
-        valid=VALID,
-    )
+    halves = replace(measured(POLICY.bfloat16()), reference_logps=REFERENCE.bfloat16())
+    found = loss.evaluate(halves).loss
     assert found.dtype == torch.float32
 
 

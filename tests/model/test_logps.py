@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig
 
-from mpo_lightning.batch import GroupBatch
+from mpo_lightning.batch import GroupBatch, GroupSpan
 from mpo_lightning.model import attention
 from mpo_lightning.model.attention import SHARED_PROMPT_ATTENTION, PromptSharing
 from mpo_lightning.model.logps import (
@@ -196,12 +196,21 @@ def test_the_whole_rows_mask_is_the_same_attention() -> None:
     """For models whose attention cannot be split, and against the split one."""
     model = tiny_model()
     batch = GroupBatch.from_groups(random_groups(SHAPE))
-    row = shared_row(batch, dense=torch.float32)
-    assert row.inputs["attention_mask"].shape == (1, 1, len(batch.tokens), len(batch.tokens))
+    row, sharing = shared_row(batch), PromptSharing(batch.spans())
+    dense = sharing.dense_mask(row.inputs["position_ids"][0], torch.float32)
+    assert dense.shape == (1, 1, len(batch.tokens), len(batch.tokens))
+
+    def compute(mask: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = model.model(
+            **row.inputs, attention_mask=mask, use_cache=False
+        ).last_hidden_state
+        return hidden
+
     with torch.no_grad():
-        by_mask = model.model(**row.inputs, use_cache=False).last_hidden_state
+        by_mask = compute(dense)
         model.config._attn_implementation = SHARED_PROMPT_ATTENTION
-        split = model.model(**shared_row(batch).inputs, use_cache=False).last_hidden_state
+        split = compute(sharing.as_attention_mask(torch.device("cpu")))
+    assert sharing.calls == model.config.num_hidden_layers
     torch.testing.assert_close(split, by_mask, rtol=1e-4, atol=1e-4)
 
 
@@ -359,7 +368,7 @@ def test_the_model_still_generates_and_masks_padding_after_a_shared_pass(name: s
 
 
 def test_window_is_measured_in_positions() -> None:
-    sharing = PromptSharing([3], [[2]])
+    sharing = PromptSharing([GroupSpan(0, 3, [2])])
     mask = sharing.mask(3, 2, 2, torch.device("cpu"))[0, 0]
     assert mask.tolist() == [[False, False, True, True, False], [False, False, False, True, True]]
 

@@ -70,10 +70,10 @@ def test_fresh_adapter_gives_log_ratios_of_exactly_zero(
     base: str, ragged_batch: GroupBatch
 ) -> None:
     policy = make(base, lora_dropout=0.5)
-    assert policy.is_fresh()
+    assert policy.is_untrained()
     assert torch.equal(policy(ragged_batch).detach(), policy.reference(ragged_batch))
     shake(policy)
-    assert not policy.is_fresh()
+    assert not policy.is_untrained()
 
 
 def test_reference_has_no_dropout_and_restores_modes(base: str, ragged_batch: GroupBatch) -> None:
@@ -338,7 +338,7 @@ def test_saved_adapter_loads_in_peft_and_gives_the_same_logits(base: str, tmp_pa
 def test_weights_that_changed_in_sharding_are_found(base: str) -> None:
     """What is remembered of the whole policy holds its shards to account, whatever was trained."""
     policy = make(base)
-    policy.remember()
+    policy.record_fingerprint()
     shake(policy)
     policy.check_shards()
     with torch.no_grad():

@@ -13,6 +13,7 @@ from scipy.stats import kendalltau
 from torch import Tensor
 
 from mpo_lightning.losses import AboveMean, TopBottom
+from mpo_lightning.losses.base import LossOutput, Measured
 from mpo_lightning.training.metrics import (
     METRIC_NAMES,
     GroupMetrics,
@@ -57,7 +58,14 @@ def rows(arguments: dict[str, Tensor], part: Any) -> dict[str, Tensor]:
 def statistics_of(arguments: dict[str, Tensor]) -> Statistics:
     rewards = BETA * (arguments["policy_logps"] - arguments["reference_logps"])
     chosen, rejected = AboveMean()(arguments["scores"], arguments["valid"])
-    return group_statistics(**arguments, rewards=rewards, chosen=chosen, rejected=rejected)
+    return statistics_with(arguments, rewards, chosen, rejected)
+
+
+def statistics_with(
+    arguments: dict[str, Tensor], rewards: Tensor, chosen: Tensor, rejected: Tensor
+) -> Statistics:
+    measured = Measured(**{name: v for name, v in arguments.items() if name != "loss"})
+    return group_statistics(measured, LossOutput(arguments["loss"], rewards, chosen, rejected))
 
 
 def counted(arguments: dict[str, Tensor]) -> Tensor:
@@ -255,17 +263,15 @@ def test_sets_are_those_that_are_given() -> None:
     reference = torch.tensor([[-10.0, -20.0, -30.0, -40.0, -50.0]])
     scores, valid = torch.tensor([[8.0, 6.0, 4.0, 1.0, 0.0]]), torch.ones(1, 5, dtype=torch.bool)
     chosen, rejected = TopBottom(k=2)(scores, valid)
-    statistics = group_statistics(
-        loss=torch.tensor([0.7]),
+    measured = Measured(
         policy_logps=reference + log_ratios,
         reference_logps=reference,
+        lengths=torch.tensor([[5, 8, 1, 2, 3]]),
         scores=scores,
         valid=valid,
-        lengths=torch.tensor([[5, 8, 1, 2, 3]]),
-        rewards=BETA * log_ratios,
-        chosen=chosen,
-        rejected=rejected,
     )
+    output = LossOutput(torch.tensor([0.7]), BETA * log_ratios, chosen, rejected)
+    statistics = group_statistics(measured, output)
     expected = {
         "rewards/chosen": math.log(3) / 2,
         "rewards/rejected": math.log(2) / 2,
@@ -285,9 +291,7 @@ def test_a_group_with_one_set_only_carries_nothing_of_sets() -> None:
     arguments = ragged()
     chosen = arguments["valid"]
     rewards = BETA * (arguments["policy_logps"] - arguments["reference_logps"])
-    statistics = group_statistics(
-        **arguments, rewards=rewards, chosen=chosen, rejected=torch.zeros_like(chosen)
-    )
+    statistics = statistics_with(arguments, rewards, chosen, torch.zeros_like(chosen))
     for name, (value, weight) in statistics.items():
         assert value.isfinite().all(), name
         assert (weight.sum() > 0) == (name in ("loss", "kl")), name

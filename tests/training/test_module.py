@@ -595,7 +595,7 @@ def test_values_of_another_model_in_the_cache_stop_the_run(
         fit_cached(base, tmp_path / "a", data)
     monkeypatch.undo()
     monkeypatch.setattr(Policy, "check_reference", lambda *_: None)
-    monkeypatch.setattr(Policy, "is_fresh", lambda _: False)
+    monkeypatch.setattr(Policy, "is_untrained", lambda _: False)
     monkeypatch.setattr(Policy, "reference", lambda self, batch: original(self, batch) - 0.1)
     fit_cached(base, tmp_path / "b", data, reference="cached")
     monkeypatch.undo()

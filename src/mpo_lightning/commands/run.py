@@ -42,6 +42,8 @@ class MPOCLI(LightningCLI):
         # `--ckpt_path last` finds what a fixed folder holds, whatever version the logger is at.
         parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", _checkpoint_folder)
         parser.set_defaults({"checkpoint.save_last": True})
+        # The loss decides which groups teach it something.
+        parser.link_arguments("model.loss", "data.loss", apply_on="instantiate")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         add_watching(parser)
 

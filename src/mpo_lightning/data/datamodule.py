@@ -11,11 +11,11 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
-from mpo_lightning.batch import GroupBatch
+from mpo_lightning.batch import GroupBatch, PromptBatch
 from mpo_lightning.data.dataset import GroupDataset, Groups
 from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.prepare import prepare
-from mpo_lightning.data.prompt_dataset import PromptBatch, PromptDataset
+from mpo_lightning.data.prompt_dataset import PromptDataset
 from mpo_lightning.data.prompts import PromptSource, has_prompt_only
 from mpo_lightning.data.reading import GroupReader
 from mpo_lightning.data.report import DataReport
@@ -32,9 +32,10 @@ from mpo_lightning.data.tokens import (
     load_tokenizer,
     tokenizer_digest,
 )
-from mpo_lightning.errors import ResumeError, compare
+from mpo_lightning.errors import ResumeError, require_same
 from mpo_lightning.files import cache_folder, public_name
-from mpo_lightning.losses import MPO, SetLoss
+from mpo_lightning.losses import AboveMean, SetLoss
+from mpo_lightning.losses.scores import differs
 
 __all__ = ["PreferenceDataModule"]
 
@@ -106,6 +107,8 @@ class PreferenceDataModule(LightningDataModule):
         normalize_scores: bring scores to one scale. "z-score" counts from the mean in standard
             deviations; "rank" is 0 for the lowest and 1 for the highest.
         normalize_over: each group by itself, or all groups of a source together.
+        loss: the loss that is trained, which says what groups teach it something; the command line
+            passes the module's. Without it, groups whose scores differ do.
         no_contrast: what to do with a group that teaches the loss nothing: all its scores are
             equal, or the loss's partition leaves one set empty; predict keeps it.
         prompt_format: "chat" renders with the chat template, "text" writes prompt and response one
@@ -141,6 +144,7 @@ class PreferenceDataModule(LightningDataModule):
         keep_responses: Keep = "first",
         normalize_scores: Normalization = "none",
         normalize_over: Scale = "group",
+        loss: SetLoss | None = None,
         no_contrast: Literal["drop", "error"] = "drop",
         show: int = 0,
         num_workers: int = 0,
@@ -179,6 +183,7 @@ class PreferenceDataModule(LightningDataModule):
         self.keep_responses: Keep = keep_responses
         self.normalize_scores: Normalization = normalize_scores
         self.normalize_over: Scale = normalize_over
+        self.loss = loss
         self.no_contrast: Literal["drop", "error"] = no_contrast
         self.show = show
         self.num_proc = num_proc
@@ -195,7 +200,6 @@ class PreferenceDataModule(LightningDataModule):
         self.reports: list[DataReport] = []
         # What was read for a role, for the record of a run.
         self._read: dict[Role, list[dict[str, Any]]] = {}
-        self._loaded_for: dict[Role, SetLoss] = {}
         # Of a checkpoint that the run goes on from: how its groups were dealt out.
         self._resumed_order: dict[str, Any] | None = None
 
@@ -208,17 +212,18 @@ class PreferenceDataModule(LightningDataModule):
         needed = ROLES_OF_STAGE[stage][0]
         if not self.sources[needed]:
             raise DataError(f"data.{needed} is not set: name a file of scored groups.")
-        if stage == "predict" and self._answers_prompts():
+        if stage == "predict" and self._holds_prompts():
             self.prompts = self._load_prompts()
             return
-        loss = self._loss()
         for role in ROLES_OF_STAGE[stage]:
-            # Another loss may have no contrast where this one had.
-            if self.sources[role] and self._loaded_for.get(role) != loss:
+            if self.sources[role] and role not in self.datasets:
                 self.datasets[role] = self._load(role)
-                self._loaded_for[role] = loss
 
-    def _answers_prompts(self) -> bool:
+    def answers_prompts(self) -> bool:
+        """Whether predict answers prompts without responses; known once it is set up."""
+        return self.prompts is not None
+
+    def _holds_prompts(self) -> bool:
         """Whether predict answers prompts: by the setting, or by the first row of each source.
 
         Raises:
@@ -291,7 +296,8 @@ class PreferenceDataModule(LightningDataModule):
                 report.check()
             rank_zero_info(f"data.{role}: {report}")
             if self.trainer is None or self.trainer.is_global_zero:
-                show_groups(groups[: self.show], self.tokenizer, self._loss().sets)
+                sets = AboveMean() if self.loss is None else self.loss.sets
+                show_groups(groups[: self.show], self.tokenizer, sets)
             self.reports.append(report)
             self._read[role].append(_told(reader, report))
             parts.append(groups)
@@ -312,25 +318,20 @@ class PreferenceDataModule(LightningDataModule):
         splits: dict[Role, str] = {"val": "validation", "predict": "test"}
         return open_source(source, default_split=splits.get(role, role))
 
-    def _loss(self) -> SetLoss:
-        """The loss of the module that is trained; the paper's where there is none."""
-        module = self.trainer.lightning_module if self.trainer is not None else None
-        loss = getattr(module, "loss", None)
-        return loss if isinstance(loss, SetLoss) else MPO()
-
     def _with_contrast(self, groups: Groups, report: DataReport) -> Groups:
-        """The groups that teach the loss of the module something; the others are counted.
+        """Keep the groups that teach the loss something; the others are counted.
 
         Raises:
             DataError: for a group without contrast, if it is an error.
         """
-        loss = self._loss()
+        loss = "a loss" if self.loss is None else type(self.loss).__name__
+        has_contrast = differs if self.loss is None else self.loss.has_contrast
         contrast, equal = np.ones((2, len(groups)), dtype=bool)
         for start in range(0, len(groups), AT_A_TIME):
             scores, valid = groups.slots(start, start + AT_A_TIME)
             part = slice(start, start + AT_A_TIME)
-            contrast[part] = loss.has_contrast(scores, valid).numpy()
-            equal[part] = ((scores == scores[:, :1]) | ~valid).all(1).numpy()
+            contrast[part] = has_contrast(scores, valid).numpy()
+            equal[part] = ~differs(scores, valid).numpy()
         if contrast.all():
             return groups
         if self.no_contrast == "error":
@@ -340,12 +341,12 @@ class PreferenceDataModule(LightningDataModule):
                 first.source,
                 "scores",
                 found=f"{list(first.scores)}, in {len(without)} such row(s)",
-                expected=f"scores that give {type(loss).__name__} something to contrast",
+                expected=f"scores that give {loss} something to contrast",
                 remedy="Remove the rows, or set data.no_contrast: drop.",
             )
         for reason, dropped in (
             ("with all scores equal", ~contrast & equal),
-            (f"whose scores {type(loss).__name__} has no contrast for", ~contrast & ~equal),
+            (f"whose scores {loss} has no contrast for", ~contrast & ~equal),
         ):
             report.drop_all(
                 reason, [groups.source(i) for i in np.flatnonzero(dropped)[:3]], int(dropped.sum())
@@ -462,14 +463,14 @@ class PreferenceDataModule(LightningDataModule):
             return
         digest = tokenizer_digest(self.tokenizer)
         remedy = "Use the one that the run began with (data.tokenizer)."
-        compare("tokenizer", {"digest": state["tokenizer"]}, {"digest": digest}, remedy)
+        require_same("tokenizer", {"digest": state["tokenizer"]}, {"digest": digest}, remedy)
         if "train" not in self.datasets:
             return
         remedy = (
             "Use the files, and the data settings, that the run began with, or begin a new run."
         )
         found, here = {"digest": state["train"]}, {"digest": self.datasets["train"].digest}
-        compare("data set (data.train)", found, here, remedy)
+        require_same("data set (data.train)", found, here, remedy)
         self._resumed_order = state["order"]
 
     def _expect_resumed_order(self, processes: int) -> None:
@@ -484,7 +485,7 @@ class PreferenceDataModule(LightningDataModule):
                 "written at an epoch's end."
             )
         remedy = "Go on with the same, or from a checkpoint that was written at an epoch's end."
-        compare("order of groups", self._resumed_order, self._order(processes), remedy)
+        require_same("order of groups", self._resumed_order, self._order(processes), remedy)
 
     def train_dataloader(self) -> DataLoader[GroupBatch]:
         """Training groups, in a new order each epoch."""

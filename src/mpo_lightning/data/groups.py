@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard, TypeVar
 
+from mpo_lightning.batch import Message, Prompt
 from mpo_lightning.errors import UserError
 
 __all__ = [
     "DataError",
-    "Message",
     "PreferenceGroup",
     "check_number",
     "check_prompt",
@@ -21,7 +21,6 @@ __all__ = [
     "show",
 ]
 
-Message = dict[str, str]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -64,7 +63,7 @@ class PreferenceGroup:
             where the row does not say.
     """
 
-    prompt: str | list[Message]
+    prompt: Prompt
     responses: list[str]
     scores: list[float]
     source: str
@@ -137,7 +136,7 @@ def check_number(value: object, field: str, source: str) -> float:
     return float(value)
 
 
-def check_prompt(prompt: object, source: str) -> str | list[Message]:
+def check_prompt(prompt: object, source: str) -> Prompt:
     """The prompt of a row: a text, or messages that end with the user's or a tool's.
 
     Raises:

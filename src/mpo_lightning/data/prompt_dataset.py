@@ -1,54 +1,17 @@
 """Prompts without responses, in batches that a model answers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from torch.utils.data import Dataset
 
+from mpo_lightning.batch import PromptBatch, PromptItem
 from mpo_lightning.data.groups import collect_errors
-from mpo_lightning.data.prompts import PromptSource, Request
+from mpo_lightning.data.prompts import PromptSource
 from mpo_lightning.data.sampler import GroupSampler, StepGroups
 from mpo_lightning.data.tokens import GroupTokenizer
 
-__all__ = ["PromptBatch", "PromptDataset", "PromptItem"]
-
-
-class PromptItem:
-    """One prompt of a data set.
-
-    Attributes:
-        number: its place in the data set, from 0.
-        request: the prompt with the key of its random numbers.
-        row: the row that it stands in.
-        repeated: whether the same prompt came before.
-    """
-
-    def __init__(
-        self, number: int, request: Request, row: Mapping[str, object], repeated: bool
-    ) -> None:
-        self.number = number
-        self.request = request
-        self.row = row
-        self.repeated = repeated
-
-
-class PromptBatch:
-    """Prompts that are answered together.
-
-    Plain classes, both: nothing of them is a tensor, and nothing goes to another device.
-
-    Attributes:
-        items: the prompts.
-        tokenizer: makes their tokens, by the rules of training.
-        counted: False where this process has no batch of its own left; it is not to be answered.
-    """
-
-    def __init__(
-        self, items: Sequence[PromptItem], tokenizer: GroupTokenizer, *, counted: bool
-    ) -> None:
-        self.items = list(items)
-        self.tokenizer = tokenizer
-        self.counted = counted
+__all__ = ["PromptDataset"]
 
 
 class PromptDataset(Dataset[PromptBatch]):

@@ -3,7 +3,7 @@
 from hashlib import blake2b
 from unicodedata import normalize
 
-from mpo_lightning.data.groups import Message
+from mpo_lightning.batch import Message
 
 __all__ = ["normalized", "prompt_key"]
 

@@ -2,15 +2,13 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from hashlib import blake2b
 
-from mpo_lightning.data.groups import DataError, Message, check_prompt, collect_errors
+from mpo_lightning.batch import Prompt, Request
+from mpo_lightning.data.groups import DataError, check_prompt, collect_errors
 from mpo_lightning.data.sources import RowSource, open_source, rename_columns
 
-__all__ = ["OF_RESPONSES", "Prompt", "PromptSource", "Request", "has_prompt_only", "request"]
-
-Prompt = str | list[Message]
+__all__ = ["OF_RESPONSES", "PromptSource", "has_prompt_only", "request"]
 
 # Columns that hold a prompt, the first that is there: the package's own (and Arena-Hard's), and
 # AlpacaEval's.
@@ -22,21 +20,6 @@ RESPONSE_COLUMNS = frozenset(
         *("chosen", "rejected", "scores", "score"),
     }
 )
-
-
-@dataclass(frozen=True)
-class Request:
-    """A prompt to be answered.
-
-    Attributes:
-        prompt: a text, or the conversation before the answer.
-        key: 16 bytes that decide, with the seed, its random numbers.
-        source: "file:row", for messages.
-    """
-
-    prompt: Prompt
-    key: bytes
-    source: str
 
 
 def request(prompt: Prompt, source: str = "prompt", occurrence: int = 0) -> Request:

@@ -7,8 +7,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
+from mpo_lightning.batch import Message
 from mpo_lightning.data.counting import BadRows, Sources, refuse_lost_rows
-from mpo_lightning.data.groups import DataError, Message
+from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.prompt_identity import prompt_key
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.writing import SUFFIXES, arrow_schema, check_target, open_writers

@@ -17,8 +17,8 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from mpo_lightning.batch import TokenGroup
-from mpo_lightning.data.groups import DataError, Message, PreferenceGroup
+from mpo_lightning.batch import Message, TokenGroup
+from mpo_lightning.data.groups import DataError, PreferenceGroup
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.score_scales import Keep, select_responses
 

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mpo_lightning.data.groups import DataError, Message, check_prompt, is_list
-from mpo_lightning.data.prompt_dataset import PromptItem
-from mpo_lightning.data.prompts import OF_RESPONSES, Prompt
+from mpo_lightning.batch import Message, Prompt, PromptItem
+from mpo_lightning.data.groups import DataError, check_prompt, is_list
+from mpo_lightning.data.prompts import OF_RESPONSES
 from mpo_lightning.data.sources import RowSource
 from mpo_lightning.generation.generate import Sample
 

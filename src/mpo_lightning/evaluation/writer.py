@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from mpo_lightning.batch import PromptItem
 from mpo_lightning.data.groups import collect_errors
-from mpo_lightning.data.prompt_dataset import PromptDataset, PromptItem
+from mpo_lightning.data.prompt_dataset import PromptDataset
 from mpo_lightning.data.prompts import OF_RESPONSES
 from mpo_lightning.errors import UserError
 from mpo_lightning.evaluation.formats import FORMATS

@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mpo_lightning.batch import PromptItem, Request
 from mpo_lightning.data.groups import collect_errors
-from mpo_lightning.data.prompt_dataset import PromptItem
-from mpo_lightning.data.prompts import Request
 from mpo_lightning.data.tokens import GroupTokenizer
 from mpo_lightning.errors import RolloutError
 

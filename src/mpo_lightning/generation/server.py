@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
-from mpo_lightning.data.prompts import Request
+from mpo_lightning.batch import Request
 from mpo_lightning.errors import RolloutError
 from mpo_lightning.generation.generate import Answers, Sample, Sampling
 

@@ -15,6 +15,8 @@ and their sources are in docs/mathematics.md.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +24,7 @@ from torch import Tensor
 from mpo_lightning.losses.checks import require, require_number
 from mpo_lightning.losses.partition import AboveMean
 
-__all__ = ["SetLoss", "set_mean", "working"]
+__all__ = ["LossOfSets", "LossOutput", "Measured", "SetLoss", "set_mean", "working"]
 
 
 def working(log_ratios: Tensor, members: Tensor) -> Tensor:
@@ -34,6 +36,46 @@ def working(log_ratios: Tensor, members: Tensor) -> Tensor:
 def set_mean(values: Tensor, members: Tensor) -> Tensor:
     """Mean of each group's values over a set, (B,); zero where the set is empty."""
     return torch.where(members, values, 0.0).sum(1) / members.sum(1).clamp(min=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Log-probabilities of a batch's responses under both models, with lengths and scores.
+
+    Attributes:
+        policy_logps: log-probability of each response under the policy, nats, (B, N).
+        reference_logps: the same under the reference.
+        lengths: tokens that each of them sums, long (B, N).
+        scores: (B, N).
+        valid: bool (B, N).
+    """
+
+    policy_logps: Tensor
+    reference_logps: Tensor
+    lengths: Tensor
+    scores: Tensor
+    valid: Tensor
+
+    @cached_property
+    def log_ratios(self) -> Tensor:
+        """Policy minus reference log-probability of each response, nats, (B, N)."""
+        return self.policy_logps - self.reference_logps
+
+
+class LossOutput(NamedTuple):
+    """Loss of each group, with the rewards and sets that it compared.
+
+    Attributes:
+        loss: (B,).
+        rewards: ``beta`` times the log-ratio that the loss compares, without gradient, (B, N).
+        chosen: chosen set, bool (B, N).
+        rejected: rejected set, bool (B, N).
+    """
+
+    loss: Tensor
+    rewards: Tensor
+    chosen: Tensor
+    rejected: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,40 +126,44 @@ class SetLoss(ABC):
         chosen, rejected = self.sets(scores, valid)
         return chosen.any(1) & rejected.any(1)
 
-    def log_ratios(self, policy_logps: Tensor, reference_logps: Tensor, lengths: Tensor) -> Tensor:
-        """What the loss compares, (B, N): log-ratios as its settings want them.
+    def compared(self, measured: Measured) -> Tensor:
+        """Log-ratios as the settings want them, (B, N): what ``__call__`` is given."""
+        compared = measured.policy_logps if self.reference_free else measured.log_ratios
+        return compared / measured.lengths.clamp(min=1) if self.length_normalized else compared
 
-        Args:
-            policy_logps: log-probability of each response under the policy, nats, (B, N).
-            reference_logps: the same under the reference.
-            lengths: tokens that each of them sums, (B, N).
-        """
-        compared = policy_logps if self.reference_free else policy_logps - reference_logps
-        return compared / lengths.clamp(min=1) if self.length_normalized else compared
+    def rewards(self, measured: Measured) -> Tensor:
+        """Implicit reward of each response, ``beta * compared``, without gradient, (B, N)."""
+        return self.beta * self.compared(measured).detach()
 
-    def of_logps(
-        self,
-        *,
-        policy_logps: Tensor,
-        reference_logps: Tensor,
-        lengths: Tensor,
-        scores: Tensor,
-        valid: Tensor,
-    ) -> Tensor:
-        """The loss of each group from log-probabilities, (B,), likelihood term included.
-
-        Args:
-            policy_logps: log-probability of each response under the policy, nats, (B, N).
-            reference_logps: the same under the reference.
-            lengths: tokens of each response, (B, N).
-            scores: (B, N).
-            valid: bool (B, N).
-        """
-        compared = self.log_ratios(policy_logps, reference_logps, lengths)
-        loss = self(compared, scores, valid)
-        if self.likelihood == 0:
-            return loss
+    def evaluate(self, measured: Measured) -> LossOutput:
+        """Loss of each group, likelihood term included, with the rewards and sets behind it."""
+        compared = self.compared(measured)
+        scores, valid = measured.scores, measured.valid
         chosen, rejected = self.sets(scores, valid)
-        chosen = chosen & rejected.any(1, keepdim=True)
-        per_token = working(policy_logps, chosen) / lengths.clamp(min=1)
-        return loss - self.likelihood * set_mean(per_token, chosen)
+        loss = self.given_sets(compared, scores, valid, chosen, rejected)
+        if self.likelihood:
+            members = chosen & rejected.any(1, keepdim=True)
+            per_token = working(measured.policy_logps, members) / measured.lengths.clamp(min=1)
+            loss = loss - self.likelihood * set_mean(per_token, members)
+        return LossOutput(loss, self.beta * compared.detach(), chosen, rejected)
+
+    def given_sets(
+        self, log_ratios: Tensor, scores: Tensor, valid: Tensor, chosen: Tensor, rejected: Tensor
+    ) -> Tensor:
+        """The loss of each group, (B,), where its sets are known; same as ``__call__``."""
+        return self(log_ratios, scores, valid)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossOfSets(SetLoss):
+    """A loss that reads its sets from the scores, once: ``given_sets`` computes it."""
+
+    def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
+        """The loss of each group, (B,)."""
+        return self.given_sets(log_ratios, scores, valid, *self.sets(scores, valid))
+
+    @abstractmethod
+    def given_sets(
+        self, log_ratios: Tensor, scores: Tensor, valid: Tensor, chosen: Tensor, rejected: Tensor
+    ) -> Tensor:
+        """The loss of each group, (B,), of its chosen and rejected set, bool (B, N) each."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from mpo_lightning.losses.base import SetLoss, working
+from mpo_lightning.losses.base import LossOfSets, working
 from mpo_lightning.losses.checks import require_choice, require_instance, require_number
 from mpo_lightning.losses.partition import AboveMean, Partition
 from mpo_lightning.losses.scores import ordered_pairs
@@ -74,7 +74,7 @@ def drawn_pairs(scores: Tensor, valid: Tensor, *, pairs: Pairs, partition: Parti
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairLoss(SetLoss):
+class PairLoss(LossOfSets):
     """A loss on pairs: the mean over a group's pairs of what each costs.
 
     A group without a pair has loss zero. Where one pair is drawn metrics read its winner and loser
@@ -106,10 +106,15 @@ class PairLoss(SetLoss):
         """The pairs of each group, bool (B, N, N): True at (winner, loser)."""
         return drawn_pairs(scores, valid, pairs=self.pairs, partition=self.partition)
 
-    def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
+    def given_sets(
+        self, log_ratios: Tensor, scores: Tensor, valid: Tensor, chosen: Tensor, rejected: Tensor
+    ) -> Tensor:
         """The loss of each group, (B,)."""
         values = working(log_ratios, valid)
-        drawn = self.drawn(scores, valid)
+        if self.pairs == "all":
+            drawn = ordered_pairs(scores, valid)
+        else:
+            drawn = chosen[:, :, None] & rejected[:, None, :]
         margins = self.beta * torch.where(drawn, values[:, :, None] - values[:, None, :], 0.0)
         per_pair = torch.where(drawn, self.of_margins(margins), 0.0)
         return per_pair.sum((1, 2)) / drawn.sum((1, 2)).clamp(min=1)

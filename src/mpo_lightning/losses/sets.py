@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from mpo_lightning.losses.base import SetLoss, set_mean, working
+from mpo_lightning.losses.base import LossOfSets, set_mean, working
 from mpo_lightning.losses.checks import require_choice, require_instance, require_number
 from mpo_lightning.losses.partition import AboveMean, Partition
 from mpo_lightning.losses.scores import AlphaUnit, Deviation, deviation_log_weights
@@ -92,7 +92,7 @@ def mean_margin(log_ratios: Tensor, chosen: Tensor, rejected: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _PartitionLoss(SetLoss):
+class _PartitionLoss(LossOfSets):
     """What losses on two sets share: the rule that makes the sets."""
 
     partition: Partition = AboveMean()  # noqa: RUF009 (frozen)
@@ -124,7 +124,7 @@ class _WeightedLoss(_PartitionLoss):
         require_choice(self, "deviation", Deviation)
         require_choice(self, "alpha_unit", AlphaUnit)
 
-    def log_weights(self, scores: Tensor, valid: Tensor) -> Tensor:
+    def _log_weights(self, scores: Tensor, valid: Tensor, rejected: Tensor) -> Tensor:
         """Log-weight of each response, ``log gamma`` on rejected ones included, float64 (B, N)."""
         weights = deviation_log_weights(
             scores,
@@ -135,7 +135,6 @@ class _WeightedLoss(_PartitionLoss):
             alpha_unit=self.alpha_unit,
         )
         # torch.where keeps float64; a number times a bool tensor takes the default dtype instead.
-        _, rejected = self.sets(scores, valid)
         return torch.where(rejected, weights + math.log(self.gamma), weights)
 
 
@@ -165,10 +164,11 @@ class MPO(_WeightedLoss):
             group's scores.
     """
 
-    def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
+    def given_sets(
+        self, log_ratios: Tensor, scores: Tensor, valid: Tensor, chosen: Tensor, rejected: Tensor
+    ) -> Tensor:
         """The loss of each group, (B,)."""
-        chosen, rejected = self.sets(scores, valid)
-        weights = self.log_weights(scores, valid)
+        weights = self._log_weights(scores, valid, rejected)
         return mpo_loss(log_ratios, chosen, rejected, beta=self.beta, log_weights=weights)
 
 
@@ -192,10 +192,11 @@ class EachMPO(_WeightedLoss):
         alpha_unit: "score" or "std", as in MPO.
     """
 
-    def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
+    def given_sets(
+        self, log_ratios: Tensor, scores: Tensor, valid: Tensor, chosen: Tensor, rejected: Tensor
+    ) -> Tensor:
         """The loss of each group, (B,)."""
-        chosen, rejected = self.sets(scores, valid)
-        weights = self.log_weights(scores, valid)
+        weights = self._log_weights(scores, valid, rejected)
         return each_mpo_loss(log_ratios, chosen, rejected, beta=self.beta, log_weights=weights)
 
 
@@ -211,11 +212,12 @@ class MDPO(_PartitionLoss):
         partition: which responses are chosen, which rejected, which neither.
     """
 
-    def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
+    def given_sets(
+        self, log_ratios: Tensor, scores: Tensor, valid: Tensor, chosen: Tensor, rejected: Tensor
+    ) -> Tensor:
         """The loss of each group, (B,)."""
-        chosen, rejected = self.sets(scores, valid)
         margin = self.beta * mean_margin(log_ratios, chosen, rejected)
-        return torch.where(self.has_contrast(scores, valid), softplus(-margin), 0.0)
+        return torch.where(chosen.any(1) & rejected.any(1), softplus(-margin), 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,8 +232,9 @@ class MIPO(_PartitionLoss):
         partition: which responses are chosen, which rejected, which neither.
     """
 
-    def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
+    def given_sets(
+        self, log_ratios: Tensor, scores: Tensor, valid: Tensor, chosen: Tensor, rejected: Tensor
+    ) -> Tensor:
         """The loss of each group, (B,)."""
-        chosen, rejected = self.sets(scores, valid)
         distance = mean_margin(log_ratios, chosen, rejected) - 1 / (2 * self.beta)
-        return torch.where(self.has_contrast(scores, valid), distance.square(), 0.0)
+        return torch.where(chosen.any(1) & rejected.any(1), distance.square(), 0.0)

@@ -16,7 +16,7 @@ evaluates as before. Sliding windows, logit soft-caps and attention sinks are th
 For a model that computes its attention by itself there is the mask of the whole row.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from mpo_lightning.batch import GroupSpan
+
 __all__ = ["SHARED_PROMPT_ATTENTION", "PromptSharing"]
 
 SHARED_PROMPT_ATTENTION = "mpo_shared_prompt"
@@ -33,33 +35,24 @@ SHARED_PROMPT_ATTENTION = "mpo_shared_prompt"
 
 @dataclass
 class PromptSharing:
-    """Where the prompts and responses of a flat row lie.
+    """Groups of a flat row whose responses share their prompt.
 
     Attributes:
-        prompt_lengths: tokens of each group's prompt.
-        response_lengths: tokens of each group's responses.
+        spans: position of each group in the row.
         calls: how often an attention layer used this object; a model whose attention never asks
             would compute something else in silence.
     """
 
-    prompt_lengths: Sequence[int]
-    response_lengths: Sequence[Sequence[int]]
+    spans: Sequence[GroupSpan]
     calls: int = 0
     _masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict)
-
-    def groups(self) -> Iterator[tuple[int, int, Sequence[int]]]:
-        """Each group's first token, prompt length and response lengths."""
-        start = 0
-        for prompt, responses in zip(self.prompt_lengths, self.response_lengths, strict=True):
-            yield start, prompt, responses
-            start += prompt + sum(responses)
 
     def positions(self, device: torch.device) -> Tensor:
         """Position of each token, long (T,): every response continues where its prompt ends."""
         parts = []
-        for _, prompt, responses in self.groups():
+        for _, prompt, lengths in self.spans:
             parts.append(torch.arange(prompt))
-            parts += [torch.arange(prompt, prompt + length) for length in responses]
+            parts += [torch.arange(prompt, prompt + length) for length in lengths]
         return torch.cat(parts).to(device)
 
     def fits(self, prompt: int, lengths: Sequence[int], window: int | None) -> bool:
@@ -76,19 +69,22 @@ class PromptSharing:
         mask.shared_prompt = self  # type: ignore[attr-defined]
         return mask
 
-    def dense_mask(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+    def dense_mask(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
         """Additive mask of the whole row, (1, 1, T, T): zero or the dtype's least number.
 
         Its size is the square of the row's: for models whose attention cannot be split.
+
+        Args:
+            positions: position of each token, long (T,).
+            dtype: dtype of the mask.
         """
-        group, part = [], []
-        for number, (_, prompt, lengths) in enumerate(self.groups()):
-            group.append(torch.full((prompt + sum(lengths),), number))
-            part.append(torch.zeros(prompt, dtype=torch.long))
-            part += [torch.full((n,), response) for response, n in enumerate(lengths, start=1)]
-        groups, parts = torch.cat(group).to(device), torch.cat(part).to(device)
-        at = self.positions(device)
-        allowed = (groups[:, None] == groups) & (at <= at[:, None])
+        device, group, part = positions.device, [], []
+        for number, (_, prompt, lengths) in enumerate(self.spans):
+            for response, length in enumerate((prompt, *lengths)):
+                group.append(torch.full((length,), number, device=device))
+                part.append(torch.full((length,), response, device=device))
+        groups, parts = torch.cat(group), torch.cat(part)
+        allowed = (groups[:, None] == groups) & (positions <= positions[:, None])
         allowed &= (parts == 0) | (parts[:, None] == parts)
         mask = torch.zeros(allowed.shape, dtype=dtype, device=device)
         return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[None, None]
@@ -320,17 +316,18 @@ def split_attention(
     on_cpu = query.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
     on_cpu = on_cpu and softcap is None and s_aux is None and not dropout
     outputs = []
-    for start, prompt, lengths in shared_prompt.groups():
+    for span in shared_prompt.spans:
+        start, prompt, lengths = span
         if on_cpu and shared_prompt.fits(prompt, lengths, sliding_window):
-            group = [x[:, :, start : start + prompt + sum(lengths)] for x in (query, key, value)]
+            group = [x[:, :, start : span.end] for x in (query, key, value)]
             outputs.append(_of_group(*group, prompt=prompt, lengths=lengths, scaling=scaling))
             continue
-        own = slice(start + prompt, start + prompt + sum(lengths))
-        prompt_key, prompt_value = (x[:, :, start : start + prompt] for x in (key, value))
+        own = slice(span.first_response, span.end)
+        prompt_key, prompt_value = (x[:, :, start : span.first_response] for x in (key, value))
         window = None if sliding_window is None or prompt <= sliding_window else sliding_window
         of_prompt = _attend(
             module,
-            query[:, :, start : start + prompt],
+            query[:, :, start : span.first_response],
             prompt_key,
             prompt_value,
             None if window is None else shared_prompt.mask(0, prompt, window, query.device),

@@ -32,6 +32,7 @@ __all__ = [
     "compute_alike_in_training_and_evaluation",
     "load_base",
     "quantised_arguments",
+    "refuse_unshardable",
 ]
 
 Quantization = Literal["none", "nf4", "int8"]
@@ -150,6 +151,41 @@ def build_policy(
     return _in_shards(load, mesh)
 
 
+def refuse_unshardable(config: PolicyConfig, mesh: Any, *, precision: str) -> None:
+    """Refuse settings that a strategy which shards the model does not work with.
+
+    Args:
+        config: the policy.
+        mesh: the device mesh of FSDP2; None under FSDP1.
+        precision: the trainer's precision.
+
+    Raises:
+        PolicyError: if the strategy would split layers between processes, or does not work with
+            compiled layers or with the base's quantisation.
+    """
+    if mesh is not None and mesh["tensor_parallel"].size() > 1:
+        raise PolicyError(
+            "ModelParallelStrategy splits layers between processes, each of which would see the "
+            "same data. Set data_parallel_size to the number of processes and "
+            "tensor_parallel_size to 1, or use mpo_lightning.strategy.FSDP2."
+        )
+    if config.compile:
+        raise PolicyError(
+            "model.policy.compile does not work together with a sharded policy. Set it to false."
+        )
+    if config.quantization == "int8":
+        raise PolicyError(
+            "model.policy.quantization is int8, whose weights cannot be sharded. Use nf4, or DDP."
+        )
+    whole_dtype = (precision, config.dtype) == ("bf16-true", "bfloat16")
+    if mesh is None and config.quantization == "nf4" and not whole_dtype:
+        raise PolicyError(
+            "FSDP1 stores 4-bit weights together with the others, so all must be of one dtype: "
+            "set trainer.precision: bf16-true and model.policy.dtype: bfloat16, or use FSDP2 or "
+            "DDP."
+        )
+
+
 @dataclass(frozen=True)
 class _Loader:
     """Makes the whole policy of these settings."""
@@ -203,11 +239,11 @@ def _in_shards(load: _Loader, mesh: Any) -> Policy:
     shared: list[Any] = [None]
     if whole is not None:
         weights = whole.state_dict()
-        whole.remember()
+        whole.record_fingerprint()
         shared = [
             {
                 "dtypes": {name: value.dtype for name, value in weights.items()},
-                "remembered": whole.remembered(),
+                "fingerprint": whole.fingerprint(),
                 "random": torch.get_rng_state(),
             }
         ]
@@ -231,7 +267,7 @@ def _in_shards(load: _Loader, mesh: Any) -> Policy:
         broadcast(buffer, src=first, group=group)
     # Fresh adapters were drawn on one process only: go on alike on all.
     torch.set_rng_state(of_first["random"])
-    policy.remember(of_first["remembered"])
+    policy.record_fingerprint(of_first["fingerprint"])
     return policy
 
 

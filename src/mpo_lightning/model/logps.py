@@ -62,19 +62,17 @@ def can_share_prompts(config: Any) -> bool:
 
 def cheaper_layout(batch: GroupBatch) -> Literal["shared", "separate"]:
     """The layout that computes fewer tokens, padding included; shared where they are close."""
-    responses = sum(len(lengths) for lengths in batch.response_lengths)
-    longest = max(
-        prompt + max(lengths)
-        for prompt, lengths in zip(batch.prompt_lengths, batch.response_lengths, strict=True)
-    )
+    spans = batch.spans()
+    responses = sum(len(span.lengths) for span in spans)
+    longest = max(span.prompt + max(span.lengths) for span in spans)
     return "shared" if len(batch.tokens) < responses * longest else "separate"
 
 
 class ModelRows(NamedTuple):
-    """What a model computes for a batch in one of the layouts.
+    """Input of a model for a batch in one of the layouts.
 
     Attributes:
-        inputs: keyword arguments of the backbone.
+        inputs: keyword arguments of the backbone, without the mask of shared prompts.
         predictors: for each scored token the flat index of the position that predicts it, (S,).
         targets: the scored tokens, (S,), responses one after the other.
     """
@@ -84,32 +82,19 @@ class ModelRows(NamedTuple):
     targets: Tensor
 
 
-def shared_row(batch: GroupBatch, *, dense: torch.dtype | None = None) -> ModelRows:
-    """The batch as one row, every prompt once: T tokens and no padding.
-
-    Args:
-        batch: whole groups.
-        dense: give the model a mask of the whole row, in this dtype.
-    """
-    sharing = PromptSharing(batch.prompt_lengths, batch.response_lengths)
-    predictors, scored = [], []
-    for start, prompt, lengths in sharing.groups():
-        at = start + prompt
-        for length in lengths:
+def shared_row(batch: GroupBatch) -> ModelRows:
+    """Lay the batch out as one row, every prompt once: T tokens and no padding."""
+    spans, predictors, scored = batch.spans(), [], []
+    for span in spans:
+        for response in span.responses():
             # The prompt's last position predicts every response's first token.
-            predictors.append(torch.tensor([start + prompt - 1]))
-            predictors.append(torch.arange(at, at + length - 1))
-            scored.append(torch.arange(at, at + length))
-            at += length
+            predictors.append(torch.tensor([span.first_response - 1]))
+            predictors.append(torch.arange(response.start, response.stop - 1))
+            scored.append(torch.arange(response.start, response.stop))
     device = batch.tokens.device
     inputs = {
         "input_ids": batch.tokens[None],
-        "position_ids": sharing.positions(device)[None],
-        "attention_mask": (
-            sharing.as_attention_mask(device)
-            if dense is None
-            else sharing.dense_mask(device, dense)
-        ),
+        "position_ids": PromptSharing(spans).positions(device)[None],
     }
     return ModelRows(
         inputs, torch.cat(predictors).to(device), batch.tokens[torch.cat(scored).to(device)]
@@ -117,29 +102,23 @@ def shared_row(batch: GroupBatch, *, dense: torch.dtype | None = None) -> ModelR
 
 
 def separate_rows(batch: GroupBatch) -> ModelRows:
-    """The batch as one row per response, prompt and response, padded at the end."""
-    sizes = [
-        size
-        for prompt, lengths in zip(batch.prompt_lengths, batch.response_lengths, strict=True)
-        for size in (prompt, *lengths)
-    ]
-    parts = iter(torch.split(batch.tokens, sizes))
-    rows, predictors, targets = [], [], []
-    spans: list[tuple[int, int]] = []
-    for lengths in batch.response_lengths:
-        prompt = next(parts)
-        for response in (next(parts) for _ in lengths):
-            rows.append(torch.cat([prompt, response]))
-            spans.append((len(prompt), len(response)))
-            targets.append(response)
-    # Padding is masked and never scored: its id is of no account.
+    """Lay the batch out as one row per response, prompt and response, padded at the end."""
+    rows, targets, sizes = [], [], []
+    for span in batch.spans():
+        prompt = batch.tokens[span.start : span.first_response]
+        for response in span.responses():
+            targets.append(batch.tokens[response])
+            rows.append(torch.cat([prompt, targets[-1]]))
+            sizes.append((len(prompt), len(targets[-1])))
+    # Padding is masked and never scored, so that any id will do.
     input_ids = pad_sequence(rows, batch_first=True)
     width, device = input_ids.shape[1], input_ids.device
-    totals = torch.tensor([sum(span) for span in spans])
+    totals = torch.tensor([sum(size) for size in sizes])
     attention_mask = (torch.arange(width)[None] < totals[:, None]).long().to(device)
-    for row, (prompt_length, length) in enumerate(spans):
-        first = row * width + prompt_length - 1
-        predictors.append(torch.arange(first, first + length))
+    predictors = [
+        torch.arange(length) + row * width + prompt - 1
+        for row, (prompt, length) in enumerate(sizes)
+    ]
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
     return ModelRows(inputs, torch.cat(predictors).to(device), torch.cat(targets))
 
@@ -277,7 +256,9 @@ def response_logps(
     Raises:
         NotImplementedError: if the model's attention does not follow the shared layout.
     """
-    parts = batch.slices(responses_per_pass) if responses_per_pass else [batch]
+    parts = [batch]
+    if responses_per_pass:
+        parts = list(batch.once(responses_per_pass, partial(batch.slices, responses_per_pass)))
     parts += [parts[0]] * (passes - len(parts))
 
     limit = math.inf
@@ -337,23 +318,24 @@ def _calling(function: Callable[[], None]) -> Iterator[None]:
 
 def _scored_token_logps(model: Any, batch: GroupBatch, layout: Layout, chunk_size: int) -> Tensor:
     """Log-probabilities of the tokens of all responses, one response after the other, (S,)."""
+    rows = batch.once(layout, partial(shared_row if layout == "shared" else separate_rows, batch))
+    inputs, sharing = rows.inputs, PromptSharing(batch.spans())
     dense = model.config.model_type in DENSE_MASK_MODELS
-    if layout == "separate":
-        rows = separate_rows(batch)
-    elif dense:
-        rows = shared_row(batch, dense=model.dtype)
-    else:
-        rows = shared_row(batch)
-        # It stays set: a checkpointed layer reads it again in the backward pass.
-        model.config._attn_implementation = SHARED_PROMPT_ATTENTION
-    hidden = model.base_model(**rows.inputs, use_cache=False).last_hidden_state
+    if layout == "shared":
+        if dense:
+            mask = sharing.dense_mask(inputs["position_ids"][0], model.dtype)
+        else:
+            mask = sharing.as_attention_mask(batch.tokens.device)
+            # It stays set: a checkpointed layer reads it again in the backward pass.
+            model.config._attn_implementation = SHARED_PROMPT_ATTENTION
+        inputs = {**inputs, "attention_mask": mask}
+    hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
     if layout == "shared" and not dense:
         layers = model.config.num_hidden_layers
-        calls = rows.inputs["attention_mask"].shared_prompt.calls
-        if calls != layers:
+        if sharing.calls != layers:
             raise NotImplementedError(
-                f"{type(model).__name__}: {calls} of {layers} attention layers follow the shared "
-                "layout. Set model.layout: separate."
+                f"{type(model).__name__}: {sharing.calls} of {layers} attention layers follow the "
+                "shared layout. Set model.layout: separate."
             )
     head = model.get_output_embeddings()
     return token_logps(

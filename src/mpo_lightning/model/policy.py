@@ -98,20 +98,25 @@ class Policy(nn.Module):
             if torch.is_grad_enabled():
                 sharded.set_requires_gradient_sync(self._synchronize)
             return {}
-        # Parameters are gathered by all processes at once, so all go through the model as often.
-        responses = sum(len(lengths) for lengths in batch.response_lengths)
+        passes = batch.once("passes", partial(self._passes_of_all_processes, batch))
+        if torch.is_grad_enabled():
+            # Not by a pass without gradients that comes between a forward and its backward pass.
+            sharded.set_requires_gradient_sync(self._synchronize and passes == 1)
+        return {
+            "passes": passes,
+            "before_last_backward": partial(sharded.set_requires_gradient_sync, self._synchronize),
+        }
+
+    def _passes_of_all_processes(self, batch: GroupBatch) -> int:
+        """Largest number of slices: parameters are gathered by all processes at once."""
+        assert self.responses_per_pass is not None
+        responses = sum(map(len, batch.response_lengths))
         passes = torch.tensor(
             math.ceil(responses / self.responses_per_pass), device=batch.tokens.device
         )
         group = self._mesh.get_group()
         torch.distributed.all_reduce(passes, torch.distributed.ReduceOp.MAX, group=group)
-        if torch.is_grad_enabled():
-            # Not by a pass without gradients that comes between a forward and its backward pass.
-            sharded.set_requires_gradient_sync(self._synchronize and int(passes) == 1)
-        return {
-            "passes": int(passes),
-            "before_last_backward": partial(sharded.set_requires_gradient_sync, self._synchronize),
-        }
+        return int(passes)
 
     @torch.no_grad()
     def reference(self, batch: GroupBatch) -> Tensor:
@@ -131,16 +136,16 @@ class Policy(nn.Module):
             self._identity = self._find_identity()
         return self._identity
 
-    def remember(self, known: tuple[dict[str, str], Tensor] | None = None) -> None:
-        """Note, before the weights are sharded, what is to be the same afterwards.
+    def record_fingerprint(self, known: tuple[dict[str, str], Tensor] | None = None) -> None:
+        """Record, before the weights are sharded, what `check_shards` compares afterwards.
 
         Args:
-            known: what another process noted, which has all the weights; see `remembered`.
+            known: the fingerprint of a process that has all the weights. Defaults to computing it.
         """
         self._identity, self._probe = known or (self.identity(), self._probed())
 
-    def remembered(self) -> tuple[dict[str, str], Tensor]:
-        """Identity of the base, and the reference's values on a few tokens."""
+    def fingerprint(self) -> tuple[dict[str, str], Tensor]:
+        """Identity of the base, and the reference's log-probabilities of a few fixed tokens."""
         assert self._identity is not None
         assert self._probe is not None
         return self._identity, self._probe
@@ -181,8 +186,8 @@ class Policy(nn.Module):
         parts = [f"{size / 2**20:,.1f} MiB {kind}" for kind, size in sorted(sizes.items())]
         return f"{', '.join(parts)}; {trained / 2**20:,.1f} MiB of it trained"
 
-    def is_fresh(self) -> bool:
-        """Whether the adapter still computes nothing: every B of its products is zero."""
+    def is_untrained(self) -> bool:
+        """Whether the adapter still adds nothing: every LoRA B is zero."""
         ups = [p for name, p in self.model.named_parameters() if "lora_B" in name]
         return not any(bool(up.any()) for up in ups)
 
@@ -231,10 +236,10 @@ class Policy(nn.Module):
         computed = self.reference(group)[0]
         self._compare(group, look_up(group)[0], computed, "in the reference cache", "the model")
 
-    def rounding(self, lengths: Tensor) -> Tensor:
-        """By how many nats kernels may differ on responses of so many tokens.
+    def tolerance(self, lengths: Tensor) -> Tensor:
+        """Largest difference in nats that is rounding, for responses of these lengths in tokens.
 
-        Seen are about 1e-6 nats a token in fp32 and 1e-2 in 16 bits.
+        Kernels were seen to differ by about 1e-6 nats a token in fp32 and 1e-2 in 16 bits.
         """
         device = lengths.device.type
         low_precision = self.causal_lm.dtype.itemsize < 4 or torch.is_autocast_enabled(device)
@@ -246,7 +251,7 @@ class Policy(nn.Module):
         lengths = group.lengths[0, -len(found) :]
         gaps = (found - expected).abs()
         # Written so that NaN, too, is a difference.
-        if bool((gaps <= self.rounding(lengths)).all()):
+        if bool((gaps <= self.tolerance(lengths)).all()):
             return
         worst = int((gaps / lengths).nan_to_num(torch.inf).argmax())
         remedy = {
@@ -262,8 +267,9 @@ class Policy(nn.Module):
         )
 
     def _by_full_logits(self, group: GroupBatch) -> Tensor:
-        prompt, length = group.prompt_lengths[0], group.response_lengths[0][-1]
-        ids = torch.cat([group.tokens[:prompt], group.tokens[-length:]])
+        (span,) = group.spans()
+        prompt = span.prompt
+        ids = torch.cat([group.tokens[:prompt], group.tokens[-span.lengths[-1] :]])
         logits = self.causal_lm(ids[None], use_cache=False).logits[0, prompt - 1 : -1]
         logps = logits.float().log_softmax(-1).gather(1, ids[prompt:, None])
         result = torch.zeros(group.valid.shape, device=ids.device)
@@ -279,7 +285,7 @@ class Policy(nn.Module):
         from torch.distributed.fsdp import fully_shard
 
         if not any(parameter.is_meta for parameter in self.parameters()):
-            self.remember()
+            self.record_fingerprint()
         self._mesh = mesh
         for layer in decoder_layers(self.causal_lm):
             fully_shard(layer, mesh=mesh)
@@ -331,7 +337,7 @@ def probe_batch(model: Any) -> GroupBatch:
 
 def small_group(batch: GroupBatch) -> GroupBatch:
     """The smallest group of a batch, or its first responses."""
-    sizes = [p + sum(r) for p, r in zip(batch.prompt_lengths, batch.response_lengths, strict=True)]
+    sizes = [span.end - span.start for span in batch.spans()]
     return batch.select(sizes.index(min(sizes))).slices(CHECKED_RESPONSES)[0]
 
 

@@ -101,13 +101,14 @@ def _keys_of_groups(groups: Sequence[TokenGroup]) -> Keys:
 
 def _keys_of_batch(batch: GroupBatch) -> Keys:
     """Keys of all responses, group after group."""
-    raw, digests, place = _ids(batch.tokens), list[bytes](), 0
-    for prompt_length, lengths in zip(batch.prompt_lengths, batch.response_lengths, strict=True):
-        parts = []
-        for length in (prompt_length, *lengths):
-            parts.append(raw[8 * place : 8 * (place + length)])
-            place += length
-        digests.extend(_digests(parts[0], parts[1:]))
+    raw, digests = _ids(batch.tokens), list[bytes]()
+
+    def part(start: int, stop: int) -> bytes:
+        return raw[8 * start : 8 * stop]
+
+    for span in batch.spans():
+        responses = [part(response.start, response.stop) for response in span.responses()]
+        digests.extend(_digests(part(span.start, span.first_response), responses))
     return _as_keys(digests)
 
 

@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-from mpo_lightning.data.prompts import OF_RESPONSES, PromptSource, Request
+from mpo_lightning.batch import Request
+from mpo_lightning.data.prompts import OF_RESPONSES, PromptSource
 from mpo_lightning.errors import RolloutError
 from mpo_lightning.generation.generate import Answers, Sampling
 from mpo_lightning.generation.model import ModelConfig, load_sampler, model_identity

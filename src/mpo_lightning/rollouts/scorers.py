@@ -12,8 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mpo_lightning.data.groups import DataError, Message
-from mpo_lightning.data.prompts import Prompt
+from mpo_lightning.batch import Message, Prompt
+from mpo_lightning.data.groups import DataError
 from mpo_lightning.errors import RolloutError, UserError
 from mpo_lightning.files import digest_of_file
 from mpo_lightning.generation.model import choose_device, files_digest

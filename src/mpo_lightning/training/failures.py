@@ -1,13 +1,25 @@
-"""What a run says when it cannot go on: losses that are no numbers, memory that is not there."""
+"""Failures of a run: losses or gradients that are not finite, and running out of memory."""
+
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from mpo_lightning.batch import GroupBatch
 from mpo_lightning.errors import UserError
+from mpo_lightning.training.resume import of_all_processes
 
-__all__ = ["MemoryAdvice", "NonFiniteError", "all_finite", "describe_nonfinite", "is_out_of_memory"]
+__all__ = [
+    "FiniteSteps",
+    "MemoryAdvice",
+    "NonFiniteError",
+    "all_finite",
+    "describe_nonfinite",
+    "is_out_of_memory",
+]
 
 ADVICE = (
     "Out of memory. What takes less of it: smaller data.tokens_per_batch (or "
@@ -22,14 +34,70 @@ class NonFiniteError(UserError, RuntimeError):
     """A loss or gradient that is not finite; the message names the groups and their values."""
 
 
-def describe_nonfinite(batch: GroupBatch, loss: Tensor, log_ratios: Tensor) -> list[str]:
-    """One line for each group of a batch whose loss is not finite.
+class FiniteSteps:
+    """Stops a run, or leaves an optimizer step out, where loss or gradient is not finite.
 
-    Args:
-        batch: the groups.
-        loss: (B,).
-        log_ratios: (B, N).
+    Attributes:
+        skipped: steps left out so far.
     """
+
+    def __init__(self, on_nonfinite: Literal["stop", "skip"]) -> None:
+        self.on_nonfinite = on_nonfinite
+        self.skipped = 0
+        # Batches of the accumulation window, with the loss and log-ratios of their groups.
+        self._window: list[tuple[GroupBatch, Tensor, Tensor]] = []
+
+    def add(self, batch: GroupBatch, loss: Tensor, log_ratios: Tensor) -> None:
+        """Add a batch to the accumulation window; loss (B,), log-ratios (B, N)."""
+        self._window.append((batch, loss.detach(), log_ratios.detach()))
+
+    def clear(self) -> None:
+        """Begin a new accumulation window."""
+        self._window.clear()
+
+    def accept(self, trainer: Trainer, loss: Tensor, parameters: list[Any]) -> bool:
+        """Whether the optimizer step can be made; all processes agree.
+
+        Gradients of a step that is left out are set to None: optimizers pass over them.
+
+        Args:
+            trainer: of the run.
+            loss: mean over the groups of the step, a scalar.
+            parameters: those that have a gradient.
+
+        Raises:
+            NonFiniteError: naming the groups, where such a step stops the run.
+        """
+        finite = loss.isfinite()
+        precision = trainer.precision_plugin
+        # The scaler of float16 leaves out steps whose gradient is too large by itself.
+        scaled = isinstance(precision, MixedPrecision) and precision.scaler is not None
+        if parameters and not scaled:
+            finite = finite & all_finite([parameter.grad for parameter in parameters])
+        if not bool(trainer.strategy.reduce((~finite).float(), reduce_op="sum")):
+            return True
+        here = [line for of_batch in self._window for line in describe_nonfinite(*of_batch)]
+        lines = [line for of_process in of_all_processes(here) for line in of_process]
+        step = trainer.global_step + 1
+        if lines:
+            what = f"the loss of {len(lines)} group(s) is not finite:\n  " + "\n  ".join(lines[:8])
+        else:
+            what = "all losses are finite, but the gradient is not."
+        if self.on_nonfinite == "stop":
+            raise NonFiniteError(
+                f"Optimizer step {step}: {what}\nThe weights are those of step {step - 1}. Look at "
+                "these rows, lower the learning rate, or set trainer.gradient_clip_val; "
+                "model.on_nonfinite: skip leaves such steps out."
+            )
+        for parameter in parameters:
+            parameter.grad = None
+        self.skipped += 1
+        rank_zero_warn(f"Optimizer step {step} is left out ({self.skipped} so far): {what}")
+        return False
+
+
+def describe_nonfinite(batch: GroupBatch, loss: Tensor, log_ratios: Tensor) -> list[str]:
+    """One line for each group of a batch whose loss is not finite; loss (B,), ratios (B, N)."""
     bad = ~loss.isfinite() & batch.counted
     lines = []
     for group in bad.nonzero().flatten().tolist():
@@ -57,7 +125,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class MemoryAdvice(Callback):
-    """Adds to an out-of-memory error what can be done about it."""
+    """Adds advice to an out-of-memory error."""
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import Module
 from torchmetrics import Metric
 
-from mpo_lightning.losses.base import set_mean
+from mpo_lightning.losses.base import LossOutput, Measured, set_mean
 from mpo_lightning.losses.scores import deviations, ordered_pairs
 
 __all__ = ["METRIC_NAMES", "GroupMetrics", "group_statistics", "kendall_tau_b"]
@@ -48,7 +48,11 @@ def kendall_tau_b(first: Tensor, second: Tensor, valid: Tensor) -> Tensor:
         second: values, (B, N).
         valid: bool (B, N).
     """
-    higher_first, higher_second = ordered_pairs(first, valid), ordered_pairs(second, valid)
+    return _tau_b(ordered_pairs(first, valid), ordered_pairs(second, valid))
+
+
+def _tau_b(higher_first: Tensor, higher_second: Tensor) -> Tensor:
+    """Kendall's tau-b from the ordered pairs of two rankings, bool (B, N, N) each."""
     concordant = (higher_first & higher_second).sum((1, 2))
     discordant = (higher_first & higher_second.transpose(1, 2)).sum((1, 2))
     untied_first = higher_first.sum((1, 2)).double()
@@ -57,18 +61,7 @@ def kendall_tau_b(first: Tensor, second: Tensor, valid: Tensor) -> Tensor:
     return (concordant - discordant) / torch.where(scale > 0, scale, 1.0)
 
 
-def group_statistics(
-    *,
-    loss: Tensor,
-    policy_logps: Tensor,
-    reference_logps: Tensor,
-    scores: Tensor,
-    valid: Tensor,
-    lengths: Tensor,
-    rewards: Tensor,
-    chosen: Tensor,
-    rejected: Tensor,
-) -> dict[str, tuple[Tensor, Tensor]]:
+def group_statistics(measured: Measured, output: LossOutput) -> dict[str, tuple[Tensor, Tensor]]:
     """Each metric's value and weight per group: ``{name: ((B,), (B,))}`` for METRIC_NAMES.
 
     A metric is the sum of value times weight over the sum of weights. Definitions are in
@@ -76,17 +69,13 @@ def group_statistics(
     deviation weights, so that losses can be compared.
 
     Args:
-        loss: loss of each group, (B,).
-        policy_logps: log-probability of each response under the policy, nats, (B, N).
-        reference_logps: the same under the reference.
-        scores: (B, N).
-        valid: bool (B, N).
-        lengths: tokens of each response, (B, N).
-        rewards: ``beta`` times the log-ratio that the loss compares, (B, N).
-        chosen: the loss's chosen set, bool (B, N).
-        rejected: the loss's rejected set, bool (B, N).
+        measured: log-probabilities, lengths and scores of the responses.
+        output: the loss of each group, and the rewards and sets that it compared.
     """
-    log_ratios = torch.where(valid, policy_logps - reference_logps, 0.0).detach().float()
+    valid, scores, lengths = measured.valid, measured.scores, measured.lengths
+    policy_logps = measured.policy_logps.detach().float()
+    log_ratios = torch.where(valid, measured.log_ratios, 0.0).detach().float()
+    loss, rewards, chosen, rejected = output
     rewards = torch.where(valid, rewards, 0.0).detach().float()
     # A group without contrast has no sets: what is in one of them has nothing to stand against.
     has_both = (chosen.any(1) & rejected.any(1))[:, None]
@@ -94,7 +83,8 @@ def group_statistics(
     contrast = has_both[:, 0].float()
     group = torch.ones_like(contrast)
 
-    winners = ordered_pairs(scores, valid) & chosen[:, :, None] & rejected[:, None, :]
+    by_score, by_reward, by_length = (ordered_pairs(x, valid) for x in (scores, rewards, lengths))
+    winners = by_score & chosen[:, :, None] & rejected[:, None, :]
     gap = rewards[:, :, None] - rewards[:, None, :]
     in_order = torch.where(winners, (gap > 0).float() + 0.5 * (gap == 0), 0.0).sum((1, 2))
     pairs = winners.sum((1, 2)).float()
@@ -121,16 +111,16 @@ def group_statistics(
         "rewards/margin": (chosen_reward - rejected_reward, contrast),
         "rewards/accuracy": (in_order / pairs.clamp(min=1), pairs),
         "rewards/top1": (hit, contrast),
-        "rewards/kendall_tau": (kendall_tau_b(rewards, scores, valid).float(), contrast),
+        "rewards/kendall_tau": (_tau_b(by_reward, by_score).float(), contrast),
         "chosen_mass": (torch.where(chosen, shares, 0.0).sum(1), contrast),
         "effective_chosen": (entropy.exp() / chosen.sum(1).clamp(min=1), contrast),
-        "logps/chosen": (set_mean(policy_logps.detach().float(), chosen), contrast),
-        "logps/rejected": (set_mean(policy_logps.detach().float(), rejected), contrast),
+        "logps/chosen": (set_mean(policy_logps, chosen), contrast),
+        "logps/rejected": (set_mean(policy_logps, rejected), contrast),
         "kl": (set_mean(-log_ratios, valid), group),
         "lengths/chosen": (set_mean(lengths.float(), chosen), contrast),
         "lengths/rejected": (set_mean(lengths.float(), rejected), contrast),
-        "lengths/kendall_tau": (kendall_tau_b(rewards, lengths, valid).float(), contrast),
-        "lengths/score_tau": (kendall_tau_b(scores, lengths, valid).float(), contrast),
+        "lengths/kendall_tau": (_tau_b(by_reward, by_length).float(), contrast),
+        "lengths/score_tau": (_tau_b(by_score, by_length).float(), contrast),
         "log_ratios/chosen": (set_mean(log_ratios, chosen), contrast),
         "log_ratios/rejected": (set_mean(log_ratios, rejected), contrast),
         "sizes/chosen": (chosen.sum(1).float(), contrast),

@@ -1,13 +1,26 @@
-"""MPOModule: groups in, loss and metrics out. It wires the floors below and adds no arithmetic."""
+"""MPOModule: the LightningModule that trains a policy on groups.
 
-import math
+The life of an optimizer step, in Lightning's order:
+
+1. ``on_train_batch_start``, for each batch of the accumulation window: a resumed run takes over its
+   random numbers before the first one.
+2. ``training_step``: log-probabilities under reference and policy, the loss of each group, metrics
+   of the window; returns the *sum* over the batch's groups. On the first batch everything is
+   checked against the model's own logits.
+3. Backward pass, by Lightning: gradients of the window's batches add up.
+4. ``on_before_optimizer_step``, after the window's last batch: divides the gradient by the number
+   of groups on all processes, logs the step; a step that is not finite is refused or left out.
+5. ``configure_gradient_clipping``, then ``optimizer_step``: weights change, the schedule steps.
+6. ``on_train_batch_end``, for each batch: notes where a checkpoint may resume (only between two
+   optimizer steps), and ends the run on all processes after SIGTERM.
+"""
+
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -16,29 +29,23 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
-from mpo_lightning.batch import GroupBatch
-from mpo_lightning.data.dataset import GroupDataset
-from mpo_lightning.data.prompt_dataset import PromptBatch
-from mpo_lightning.errors import ResumeError, compare
+from mpo_lightning.batch import GroupBatch, GroupList, PromptBatch, RunData
+from mpo_lightning.errors import ResumeError, require_same
 from mpo_lightning.generation.generate import Answered, Generation, ModelSampler
 from mpo_lightning.losses import MPO, SetLoss
-from mpo_lightning.model.loading import PolicyConfig, build_policy
+from mpo_lightning.losses.base import Measured
+from mpo_lightning.model.loading import PolicyConfig, build_policy, refuse_unshardable
 from mpo_lightning.model.logps import Layout
 from mpo_lightning.model.policy import Policy, PolicyError
 from mpo_lightning.model.reference_cache import ReferenceCache, default_root, fill
-from mpo_lightning.optim import RunSchedule, WarmupCosine
+from mpo_lightning.optim import RunSchedule, WarmupCosine, optimizer_steps
 from mpo_lightning.training.checkpoint import AdapterCheckpointIO
-from mpo_lightning.training.failures import (
-    MemoryAdvice,
-    NonFiniteError,
-    all_finite,
-    describe_nonfinite,
-)
+from mpo_lightning.training.failures import FiniteSteps, MemoryAdvice
 from mpo_lightning.training.metrics import GroupMetrics, group_statistics
 from mpo_lightning.training.predictions import prediction_rows
 from mpo_lightning.training.record import Record, training_record, write_record
-from mpo_lightning.training.resume import RunState, of_all_processes
-from mpo_lightning.training.sigterm import Ending
+from mpo_lightning.training.resume import RunState
+from mpo_lightning.training.sigterm import SigtermHandler
 from mpo_lightning.training.throughput import Throughput
 
 __all__ = ["MPOModule"]
@@ -111,15 +118,15 @@ class MPOModule(LightningModule):
         # A checkpoint holds the adapter alone; on_load_checkpoint is strict about that.
         self.strict_loading = False
         self._checked = False
-        # Batches since the last optimizer step, with their losses and log-ratios.
-        self._window: list[tuple[GroupBatch, Tensor, Tensor]] = []
-        # Of the last validation or test, on all processes.
+        # Groups of this epoch and process from which the loss learns nothing.
+        self._idle_groups: Tensor | int = 0
+        self._steps = FiniteSteps(on_nonfinite)
+        # Groups of the last validation or test, on all processes.
         self.groups_counted = 0
-        self._skipped_steps = 0
         self._run = RunState()
-        # Of the checkpoint that the run went on from.
+        # Metrics in the checkpoint that this run resumed from.
         self._earlier_metrics: dict[str, Any] = {}
-        self._ending = Ending()
+        self._sigterm = SigtermHandler()
 
     @property
     def _policy(self) -> Policy:
@@ -139,7 +146,8 @@ class MPOModule(LightningModule):
         mesh = self.device_mesh
         strategy = None if self._trainer is None else self._trainer.strategy
         flat = isinstance(strategy, FSDPStrategy)
-        self._refuse_unshardable(mesh, flat=flat)
+        if mesh is not None or flat:
+            refuse_unshardable(self.policy_config, mesh, precision=str(self.trainer.precision))
         self.policy = build_policy(
             self.policy_config,
             self.layout,
@@ -149,43 +157,25 @@ class MPOModule(LightningModule):
             flat_storage=flat,
         )
         if flat:
-            self.policy.remember()
+            self.policy.record_fingerprint()
         rank_zero_info(f"Weights: {self.policy.describe()}.")
-
-    def _refuse_unshardable(self, mesh: Any, *, flat: bool) -> None:
-        config = self.policy_config
-        if mesh is None and not flat:
-            return
-        if mesh is not None and mesh["tensor_parallel"].size() > 1:
-            raise PolicyError(
-                "ModelParallelStrategy splits layers between processes, each of which would see "
-                "the same data. Set data_parallel_size to the number of processes and "
-                "tensor_parallel_size to 1, or use mpo_lightning.strategy.FSDP2."
-            )
-        if config.compile:
-            raise PolicyError(
-                "model.policy.compile does not work together with a sharded policy. Set it to "
-                "false."
-            )
-        if config.quantization == "int8":
-            raise PolicyError(
-                "model.policy.quantization is int8, whose weights cannot be sharded. Use nf4, or "
-                "DDP."
-            )
-        whole_dtype = (self.trainer.precision, config.dtype) == ("bf16-true", "bfloat16")
-        if flat and config.quantization == "nf4" and not whole_dtype:
-            raise PolicyError(
-                "FSDP1 stores 4-bit weights together with the others, so all must be of one dtype: "
-                "set trainer.precision: bf16-true and model.policy.dtype: bfloat16, or use FSDP2 "
-                "or DDP."
-            )
 
     def configure_callbacks(self) -> list[Callback]:
         """Speed and memory as metrics, and advice where memory runs out."""
         return [Throughput(), MemoryAdvice()]
 
     def setup(self, stage: str) -> None:
-        """Have every checkpoint of this run leave an adapter folder beside it."""
+        """Have every checkpoint of this run leave an adapter folder beside it.
+
+        Raises:
+            ValueError: if the data were prepared for another loss.
+        """
+        data = self._data
+        if data is not None and data.loss is not None and data.loss != self.loss:
+            raise ValueError(
+                f"The data module was given {data.loss} to decide which groups teach something, "
+                f"but {self.loss} is trained. Give both the same loss."
+            )
         strategy = self.trainer.strategy
         io = strategy.checkpoint_io
         # A trainer that fitted another module before still writes that one's adapters.
@@ -194,9 +184,15 @@ class MPOModule(LightningModule):
         if stage == "predict" and self._answers_prompts():
             self._refuse_sharded_answers()
 
+    @property
+    def _data(self) -> RunData | None:
+        """The data module, where it is one that a run may ask."""
+        data = getattr(self.trainer, "datamodule", None)
+        return data if isinstance(data, RunData) else None
+
     def _answers_prompts(self) -> bool:
         """Whether the data to predict for are prompts without responses."""
-        return getattr(getattr(self.trainer, "datamodule", None), "prompts", None) is not None
+        return self._data is not None and self._data.answers_prompts()
 
     def _refuse_sharded_answers(self) -> None:
         if isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy):
@@ -214,9 +210,9 @@ class MPOModule(LightningModule):
 
     def on_train_start(self) -> None:
         """With a cached reference, compute what the cache lacks of the training data."""
-        self._ending.listen()
+        self._sigterm.install()
         self._fill_cache(self.trainer.train_dataloader)
-        self._window.clear()
+        self._steps.clear()
         self.train_metrics.reset()
         self._run.begin(self.trainer)
 
@@ -235,10 +231,10 @@ class MPOModule(LightningModule):
             self._fill_cache(self.trainer.predict_dataloaders)
 
     def _fill_cache(self, loaders: Any) -> None:
-        """Compute the reference of all groups that these loaders give and the cache lacks.
+        """Compute the reference of all groups of these loaders that the cache lacks.
 
         Raises:
-            PolicyError: if a loader isn't one of `PreferenceDataModule`.
+            PolicyError: if the data set of a loader does not know all its groups.
         """
         if self.reference != "cached":
             return
@@ -251,13 +247,13 @@ class MPOModule(LightningModule):
 
         def compute(batch: GroupBatch) -> Tensor:
             # What is computed so far is kept.
-            self._ending.end_alone()
+            self._sigterm.stop_alone()
             with trainer.precision_plugin.forward_context():
                 return self._policy.reference(batch.to(self.device))
 
         for loader in CombinedLoader(loaders).flattened:
             dataset = getattr(loader, "dataset", None)
-            if not isinstance(dataset, GroupDataset):
+            if not isinstance(dataset, GroupList):
                 raise PolicyError(
                     "model.reference: cached needs to know all groups before training: use "
                     f"PreferenceDataModule, or adapters-off. Found a loader of {type(dataset)}."
@@ -279,46 +275,31 @@ class MPOModule(LightningModule):
 
     # ------------------------------------------------------------------------------- steps
 
+    def _measure(self, batch: GroupBatch) -> Measured:
+        reference_logps = self._reference(batch)
+        return Measured(
+            policy_logps=self._policy(batch),
+            reference_logps=reference_logps,
+            lengths=batch.lengths,
+            scores=batch.scores,
+            valid=batch.valid,
+        )
+
     def _step(self, batch: GroupBatch, metrics: GroupMetrics) -> tuple[Tensor, Tensor]:
         """Loss of each group (B,) and policy minus reference (B, N); the metrics are updated."""
-        reference_logps = self._reference(batch)
-        policy_logps = self._policy(batch)
-        log_ratios = policy_logps - reference_logps
-        loss = self.loss.of_logps(
-            policy_logps=policy_logps,
-            reference_logps=reference_logps,
-            lengths=batch.lengths,
-            scores=batch.scores,
-            valid=batch.valid,
-        )
-        chosen, rejected = self.loss.sets(batch.scores, batch.valid)
-        statistics = group_statistics(
-            loss=loss,
-            policy_logps=policy_logps,
-            reference_logps=reference_logps,
-            scores=batch.scores,
-            valid=batch.valid,
-            lengths=batch.lengths,
-            rewards=self._rewards(batch, policy_logps, reference_logps),
-            chosen=chosen,
-            rejected=rejected,
-        )
-        metrics.update(statistics, batch.counted)
-        return loss, log_ratios
-
-    def _rewards(self, batch: GroupBatch, policy_logps: Tensor, reference_logps: Tensor) -> Tensor:
-        """Implicit reward of each response, (B, N), without gradient."""
-        compared = self.loss.log_ratios(policy_logps, reference_logps, batch.lengths)
-        return self.loss.beta * compared.detach()
+        measured = self._measure(batch)
+        output = self.loss.evaluate(measured)
+        metrics.update(group_statistics(measured, output), batch.counted)
+        return output.loss, measured.log_ratios
 
     def on_train_batch_start(self, batch: GroupBatch, batch_idx: int) -> None:
-        """Let random numbers go on where the run that is resumed was."""
+        """Restore the random numbers of the run that is resumed."""
         self._run.before_batch()
 
     def on_train_batch_end(self, outputs: Any, batch: GroupBatch, batch_idx: int) -> None:
-        """Note where the run stands after each optimizer step, and end it if it is told to."""
+        """Note where the run stands after each optimizer step, and end it after SIGTERM."""
         self._run.after_batch(self.trainer)
-        self._ending.end_together(self.trainer)
+        self._sigterm.stop_together(self.trainer)
 
     def training_step(self, batch: GroupBatch, batch_idx: int) -> Tensor:
         """Sum of the groups' losses; on_before_optimizer_step makes the gradient a mean."""
@@ -327,9 +308,12 @@ class MPOModule(LightningModule):
         full = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
         self._policy.synchronize_gradients(full or self.trainer.is_last_batch)
         loss, log_ratios = self._step(batch, self.train_metrics)
+        if self._data is None or self._data.loss is None:
+            idle = ~self.loss.has_contrast(batch.scores, batch.valid) & batch.counted
+            self._idle_groups = self._idle_groups + idle.sum()
         if not self._checked:
             self._check_first_batch(batch, log_ratios)
-        self._window.append((batch, loss.detach(), log_ratios.detach()))
+        self._steps.add(batch, loss, log_ratios)
         return torch.where(batch.counted, loss, 0.0).sum()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -350,54 +334,33 @@ class MPOModule(LightningModule):
             if parameter.grad is not None
         ]
         groups = values["groups"]
-        if self._all_finite(values["loss"], parameters):
+        if self._steps.accept(self.trainer, values["loss"], parameters):
             # What Lightning and the strategy have divided the sum by so far, undone.
             factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / groups
             for parameter in parameters:
                 parameter.grad.mul_(factor.to(parameter.grad.dtype))
-        else:
-            self._without_update(parameters)
         # Also of a step that was left out: a logger would repeat the values of the step before.
         self._log("train", values)
-        self._window.clear()
+        self._steps.clear()
         if self.on_nonfinite == "skip":
-            self.log("train/skipped_steps", float(self._skipped_steps), batch_size=1)
+            self.log("train/skipped_steps", float(self._steps.skipped), batch_size=1)
         self.log("lr", optimizer.param_groups[0]["lr"], batch_size=1)
         self._run.before_update()
 
-    def _all_finite(self, loss: Tensor, parameters: list[Any]) -> bool:
-        """Whether the step can be made; all processes agree."""
-        finite = loss.isfinite()
-        precision = self.trainer.precision_plugin
-        # Gradients beyond float16 are the scaler's business: it leaves the step out by itself.
-        scaled = isinstance(precision, MixedPrecision) and precision.scaler is not None
-        if parameters and not scaled:
-            finite = finite & all_finite([parameter.grad for parameter in parameters])
-        failed = self.trainer.strategy.reduce((~finite).float(), reduce_op="sum")
-        return not bool(failed)
-
-    def _without_update(self, parameters: list[Any]) -> None:
-        """Stop, or leave a step out: optimizers pass over parameters without a gradient."""
-        here = [line for of_batch in self._window for line in describe_nonfinite(*of_batch)]
-        lines = [line for of_process in of_all_processes(here) for line in of_process]
-        step = self.trainer.global_step + 1
-        if lines:
-            what = f"the loss of {len(lines)} group(s) is not finite:\n  " + "\n  ".join(lines[:8])
-        else:
-            what = "all losses are finite, but the gradient is not."
-        if self.on_nonfinite == "stop":
-            raise NonFiniteError(
-                f"Optimizer step {step}: {what}\nThe weights are those of step {step - 1}. Look at "
-                "these rows, lower the learning rate, or set trainer.gradient_clip_val; "
-                "model.on_nonfinite: skip leaves such steps out."
+    def on_train_epoch_end(self) -> None:
+        """Warn of groups that taught the loss nothing, where the data module kept them."""
+        here = torch.as_tensor(self._idle_groups, device=self.device)
+        self._idle_groups = 0
+        idle = int(self.trainer.strategy.reduce(here, reduce_op="sum"))
+        if idle:
+            rank_zero_warn(
+                f"{idle} groups of this epoch teach {type(self.loss).__name__} nothing, and "
+                "count in the mean all the same. Give PreferenceDataModule the loss, and it leaves "
+                "them out."
             )
-        for parameter in parameters:
-            parameter.grad = None
-        self._skipped_steps += 1
-        rank_zero_warn(f"Optimizer step {step} is left out ({self._skipped_steps} so far): {what}")
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Lightning's, after which no gradient is left over."""
+        """Update the weights; afterwards no gradient is left over."""
         super().optimizer_step(*args, **kwargs)
         self._run.after_update()
 
@@ -407,7 +370,7 @@ class MPOModule(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Lightning's; FSDP1, which it refuses, clips by its own norm over all shards."""
+        """Clip as Lightning does; under FSDP1, which it refuses, by the norm over all shards."""
         by_norm = gradient_clip_algorithm in (None, "norm")
         if isinstance(self.trainer.strategy, FSDPStrategy) and gradient_clip_val and by_norm:
             model: Any = self.trainer.model
@@ -420,9 +383,9 @@ class MPOModule(LightningModule):
         self._step(batch, self.val_metrics)
 
     def on_validation_batch_end(self, *_: Any) -> None:
-        """End the run if it is told to."""
+        """End the run after SIGTERM."""
         if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
-            self._ending.end_together(self.trainer)
+            self._sigterm.stop_together(self.trainer)
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics."""
@@ -443,12 +406,10 @@ class MPOModule(LightningModule):
         """Log-probabilities, reward and rank of each response, one row a response; or answers."""
         if isinstance(batch, PromptBatch):
             return self._answer(batch)
-        reference_logps = self._reference(batch)
-        policy_logps = self._policy(batch)
+        measured = self._measure(batch)
         if not batch.counted.all():
             return []
-        rewards = self._rewards(batch, policy_logps, reference_logps)
-        return prediction_rows(batch, policy_logps, reference_logps, rewards)
+        return prediction_rows(batch, measured, self.loss.rewards(measured))
 
     def _answer(self, batch: PromptBatch) -> list[Answered]:
         """A response of the policy to each prompt."""
@@ -485,11 +446,11 @@ class MPOModule(LightningModule):
         self._policy.check_shards()
         if self._cache is not None:
             self._policy.check_reference(batch, self._cache.look_up)
-        if self._policy.is_fresh():
+        if self._policy.is_untrained():
             gaps = log_ratios.detach().abs()
             # Computed one after the other they agree to the last digit; cached values were
             # computed in batches of another shape.
-            tolerance = self._policy.rounding(batch.lengths) if self._cache else 1e-3
+            tolerance = self._policy.tolerance(batch.lengths) if self._cache else 1e-3
             if not bool((gaps <= tolerance)[batch.valid].all()):
                 raise PolicyError(
                     f"{type(self._policy.causal_lm).__name__}: the adapter is fresh, so policy and "
@@ -507,33 +468,13 @@ class MPOModule(LightningModule):
         if self.lr_scheduler is None:
             return optimizer
         if isinstance(self.lr_scheduler, RunSchedule):
-            scheduler = self.lr_scheduler(optimizer, self._optimizer_steps())
+            scheduler = self.lr_scheduler(optimizer, optimizer_steps(self.trainer))
         else:
             scheduler = self.lr_scheduler(optimizer)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
-
-    def _optimizer_steps(self) -> int:
-        """Optimizer steps of the whole run.
-
-        With a data module `trainer.estimated_stepping_batches` is avoided: it makes the training
-        loader before a checkpoint is restored, and a resumed run would start from that loader
-        (pytorch-lightning#20550).
-        """
-        trainer = self.trainer
-        datamodule = getattr(trainer, "datamodule", None)
-        if datamodule is None or trainer.max_epochs in (None, -1):
-            return int(trainer.estimated_stepping_batches)
-        batches = len(datamodule.train_dataloader())
-        limit = trainer.limit_train_batches
-        if isinstance(limit, int):
-            batches = min(batches, limit)
-        elif limit is not None:
-            batches = int(batches * limit)
-        steps = math.ceil(batches / trainer.accumulate_grad_batches) * int(trainer.max_epochs or 1)
-        return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
 
     # --------------------------------------------------------------------------- checkpoints
 
@@ -555,8 +496,8 @@ class MPOModule(LightningModule):
         # By itself, since some strategies have taken the weights out when a checkpoint is checked.
         checkpoint["adapter_shapes"] = shapes
         checkpoint["base"] = self._base()
-        checkpoint["optimizer_numbers"] = self._optimizer_numbers()
-        checkpoint["skipped_steps"] = self._skipped_steps
+        checkpoint["optimizer_param_indexing"] = self._optimizer_param_indexing()
+        checkpoint["skipped_steps"] = self._steps.skipped
         checkpoint["training"] = self._record()
 
     def _record(self) -> Record:
@@ -564,6 +505,7 @@ class MPOModule(LightningModule):
         loaded = {name: getattr(config, name) for name in ("revision", "quantization")}
         return training_record(
             self.trainer,
+            data=None if self._data is None else self._data.record(),
             base={"name": config.base, **loaded, **self._policy.identity()},
             loss=self.loss,
             schedule=self.lr_scheduler,
@@ -573,16 +515,16 @@ class MPOModule(LightningModule):
                 "reference": self.reference,
                 "gradient_checkpointing": config.gradient_checkpointing,
                 "on_nonfinite": self.on_nonfinite,
-                "skipped_steps": self._skipped_steps,
+                "skipped_steps": self._steps.skipped,
             },
             earlier_metrics=self._earlier_metrics,
         )
 
-    def _optimizer_numbers(self) -> str:
-        """What the numbers in an optimizer's state count, under this strategy."""
+    def _optimizer_param_indexing(self) -> str:
+        """Parameters that the numbers in an optimizer's state count, under this strategy."""
         strategy = self.trainer.strategy
         sharded = isinstance(strategy, FSDPStrategy | ModelParallelStrategy)
-        trained_only = getattr(strategy, "numbers_trained_weights", not sharded)
+        trained_only = getattr(strategy, "indexes_trained_parameters", not sharded)
         return "trained weights" if trained_only else "all weights"
 
     def _base(self) -> dict[str, str]:
@@ -600,7 +542,7 @@ class MPOModule(LightningModule):
         trainer = self._trainer
         if trainer is None or trainer.state.fn != TrainerFn.FITTING:
             return
-        self._skipped_steps = checkpoint["skipped_steps"]
+        self._steps.skipped = checkpoint["skipped_steps"]
         self._earlier_metrics = checkpoint["training"]["metrics"]
         self._run.load(checkpoint, trainer)
 
@@ -634,16 +576,16 @@ class MPOModule(LightningModule):
                 f"{expected.get(name, 'absent')} here. Use the model.policy settings that wrote it."
             )
         remedy = "Use the model.policy settings that wrote it."
-        compare("base model", checkpoint["base"], self._base(), remedy)
+        require_same("base model", checkpoint["base"], self._base(), remedy)
         if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
-        if checkpoint["optimizer_numbers"] != self._optimizer_numbers():
+        if checkpoint["optimizer_param_indexing"] != self._optimizer_param_indexing():
             raise ResumeError(
                 "The checkpoint numbers the optimizer's state by "
-                f"{checkpoint['optimizer_numbers']}, this strategy by {self._optimizer_numbers()}. "
-                "Lightning's own FSDPStrategy and ModelParallelStrategy go on from their own "
-                "checkpoints only; mpo_lightning.strategy.FSDP2 and unsharded runs from each "
-                "other's."
+                f"{checkpoint['optimizer_param_indexing']}, this strategy by "
+                f"{self._optimizer_param_indexing()}. Lightning's own FSDPStrategy and "
+                "ModelParallelStrategy resume from their own checkpoints only; "
+                "mpo_lightning.strategy.FSDP2 and unsharded runs from each other's."
             )
 
     def _write_adapter(self, path: Any, checkpoint: dict[str, Any]) -> None:
@@ -651,6 +593,5 @@ class MPOModule(LightningModule):
         weights = {name.removeprefix(ADAPTER_PREFIX): value for name, value in state_dict.items()}
         self._policy.save_adapter(path, weights)
         write_record(path, checkpoint["training"], self.trainer)
-        tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(path)
+        if self._data is not None and self._data.tokenizer is not None:
+            self._data.tokenizer.save_pretrained(path)

@@ -1,9 +1,10 @@
-"""Measures of given responses: log-probabilities, reward and rank of each, one row a response."""
+"""Rows of predictions: log-probabilities, reward and rank of each response."""
 
 import pyarrow as pa
 from torch import Tensor
 
 from mpo_lightning.batch import GroupBatch
+from mpo_lightning.losses.base import Measured
 
 __all__ = ["SCHEMA", "prediction_rows"]
 
@@ -25,7 +26,7 @@ SCHEMA = pa.schema(
 
 
 def prediction_rows(
-    batch: GroupBatch, policy_logps: Tensor, reference_logps: Tensor, rewards: Tensor
+    batch: GroupBatch, measured: Measured, rewards: Tensor
 ) -> list[dict[str, object]]:
     """One row per response, with the columns of SCHEMA.
 
@@ -34,8 +35,7 @@ def prediction_rows(
 
     Args:
         batch: the groups.
-        policy_logps: (B, N), nats.
-        reference_logps: (B, N), nats.
+        measured: log-probabilities of their responses.
         rewards: ``beta`` times the log-ratio that the loss compares, (B, N).
     """
     higher = (rewards[:, None, :] > rewards[:, :, None]) & batch.valid[:, None, :]
@@ -43,9 +43,9 @@ def prediction_rows(
     columns = {
         "score": batch.scores.tolist(),
         "tokens": batch.lengths.tolist(),
-        "policy_logp": policy_logps.tolist(),
-        "reference_logp": reference_logps.tolist(),
-        "log_ratio": (policy_logps - reference_logps).tolist(),
+        "policy_logp": measured.policy_logps.tolist(),
+        "reference_logp": measured.reference_logps.tolist(),
+        "log_ratio": measured.log_ratios.tolist(),
         "reward": rewards.tolist(),
         "rank": ranks,
     }

@@ -66,6 +66,7 @@ def package_versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
 def training_record(
     trainer: Trainer,
     *,
+    data: Record | None,
     base: Mapping[str, Any],
     loss: Any,
     schedule: Any,
@@ -76,6 +77,7 @@ def training_record(
 
     Args:
         trainer: of the run.
+        data: record of the data module, if it keeps one.
         base: the base model: its name, how it was loaded, its identity.
         loss: what is minimised.
         schedule: of the learning rate.
@@ -83,7 +85,6 @@ def training_record(
         earlier_metrics: of the checkpoint that the run went on from.
     """
     optimizer = trainer.optimizers[0] if trainer.optimizers else None
-    data = getattr(trainer, "datamodule", None)
     precision: Any = trainer.precision
     return {
         "steps": trainer.global_step,
@@ -103,8 +104,7 @@ def training_record(
             "device": _device_name(trainer.strategy.root_device),
             "seed_everything": os.environ.get("PL_GLOBAL_SEED"),
         },
-        # Data modules of the user's own need not tell.
-        "data": getattr(data, "record", lambda: None)(),
+        "data": data,
         "metrics": dict(earlier_metrics)
         | {name: describe(value) for name, value in trainer.callback_metrics.items()},
         "versions": package_versions(),

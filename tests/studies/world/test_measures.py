@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from mpo_lightning.losses import AboveMean
+from mpo_lightning.losses.base import LossOutput, Measured
 from mpo_lightning.studies.world.measures import Yardstick, at_divergence, group_measures
 from mpo_lightning.training.metrics import group_statistics
 
@@ -98,17 +99,15 @@ def test_group_measures_are_those_of_the_metrics() -> None:
     scores[3] = 1.0
     valid = torch.ones(8, 5, dtype=torch.bool)
     chosen, rejected = AboveMean()(scores, valid)
-    statistics = group_statistics(
-        loss=torch.zeros(8),
+    measured = Measured(
         policy_logps=log_ratios,
         reference_logps=torch.zeros(8, 5),
+        lengths=valid.long(),
         scores=scores,
         valid=valid,
-        lengths=valid.long(),
-        rewards=0.5 * log_ratios,
-        chosen=chosen,
-        rejected=rejected,
     )
+    output = LossOutput(torch.zeros(8), 0.5 * log_ratios, chosen, rejected)
+    statistics = group_statistics(measured, output)
     found = group_measures(log_ratios, chosen, 0.5)
     for name, metric in (
         ("effective_chosen", "effective_chosen"),
