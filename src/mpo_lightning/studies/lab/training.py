@@ -156,6 +156,7 @@ def train(run: TrainingRun, worlds: Path) -> Result:
             tokenizer=str(world.base),
             train=str(groups),
             groups_per_batch=max(1, run.prompts // STEPS_PER_EPOCH),
+            loss=run.loss,
             prompt_format="text",
             seed=run.seed,
             # Of groups that no other run reads.
