@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["RunSchedule", "WarmupCosine", "optimizer_steps"]
+__all__ = ["RunSchedule", "WarmupCosine"]
 
 
 class RunSchedule(ABC):
