@@ -344,13 +344,7 @@ class PreferenceDataModule(LightningDataModule):
                 expected=f"scores that give {loss} something to contrast",
                 remedy="Remove the rows, or set data.no_contrast: drop.",
             )
-        for reason, dropped in (
-            ("with all scores equal", ~contrast & equal),
-            (f"whose scores {loss} has no contrast for", ~contrast & ~equal),
-        ):
-            report.drop_all(
-                reason, [groups.source(i) for i in np.flatnonzero(dropped)[:3]], int(dropped.sum())
-            )
+        report.drop_without_contrast(contrast, equal, loss, groups.source)
         kept = Groups(groups.data, groups.scores, groups.kept[contrast])
         report.kept = len(kept)
         report.responses = int(kept.counts.sum())

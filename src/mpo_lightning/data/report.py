@@ -2,8 +2,12 @@
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mpo_lightning.data.groups import DataError
 
@@ -50,6 +54,28 @@ class DataReport:
             self.dropped[reason] += count
             for source in sources:
                 self._example(reason, source)
+
+    def drop_without_contrast(
+        self,
+        contrast: NDArray[np.bool_],
+        equal: NDArray[np.bool_],
+        rule: str,
+        source: Callable[[int], str],
+    ) -> None:
+        """Count the groups that a rule gives no contrast, under the reason why.
+
+        Args:
+            contrast: whether each group has a contrast, (G,).
+            equal: whether its scores are all equal, (G,).
+            rule: name of the loss or partition rule.
+            source: gives "file:row" of a group by its number.
+        """
+        for reason, dropped in (
+            ("with all scores equal", ~contrast & equal),
+            (f"whose scores {rule} has no contrast for", ~contrast & ~equal),
+        ):
+            first = [source(group) for group in np.flatnonzero(dropped)[:EXAMPLES].tolist()]
+            self.drop_all(reason, first, int(dropped.sum()))
 
     def note(self, reason: str, source: str, count: int = 1) -> None:
         """Count responses that were dropped or cut, or that are odd."""

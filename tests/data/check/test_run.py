@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-import mpo_lightning.data.check.tally
+import mpo_lightning.data.check.table
 from mpo_lightning.data.check.report import CheckReport
 from mpo_lightning.data.check.run import check
 from mpo_lightning.data.check.view import draw_picture, format_report, format_warnings
@@ -54,8 +54,8 @@ def random_rows(count: int, seed: int = 0) -> Rows:
     return rows
 
 
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mpo_lightning.data.check.tally, "CHUNK_GROUPS", 13)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mpo_lightning.data.check.table, "BLOCK", 50)
 
 
 def norm(text: str) -> str:
@@ -66,7 +66,7 @@ def norm(text: str) -> str:
 def test_statistics_are_those_of_plain_loops(
     write_jsonl: Write, monkeypatch: pytest.MonkeyPatch, alpha_unit: Any
 ) -> None:
-    small_chunks(monkeypatch)
+    small_blocks(monkeypatch)
     rows = random_rows(150)
     report = check(
         [write_jsonl(rows[:70], "a.jsonl"), write_jsonl(rows[70:], "b.jsonl")],
@@ -134,7 +134,7 @@ def test_statistics_are_those_of_plain_loops(
 def test_lengths_and_their_bias_are_those_of_plain_loops(
     write_jsonl: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small_chunks(monkeypatch)
+    small_blocks(monkeypatch)
     rows = random_rows(120, seed=1)
     report = check(write_jsonl(rows))
     within, chosen, rejected = [], [], []
@@ -161,7 +161,7 @@ def test_lengths_and_their_bias_are_those_of_plain_loops(
 def test_repeats_and_columns_are_those_of_plain_loops(
     write_jsonl: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small_chunks(monkeypatch)
+    small_blocks(monkeypatch)
     rows = random_rows(200, seed=2)
     a, b = write_jsonl(rows[:90], "a.jsonl"), write_jsonl(rows[90:], "b.jsonl")
     report = check([a, b])
@@ -221,7 +221,7 @@ def test_repeats_and_columns_are_those_of_plain_loops(
         assert source.mean == pytest.approx(np.concatenate(theirs).mean())
         spread = np.concatenate([s - s.mean() for s in theirs])
         assert source.std == pytest.approx(np.sqrt(np.square(spread).mean()))
-        assert source.equal == sum(s.std() == 0 for s in theirs)
+        assert source.no_contrast == sum(s.std() == 0 for s in theirs)
 
 
 def test_tokens_are_those_of_the_run(write_jsonl: Write, tokenizer: Any) -> None:

@@ -1,11 +1,10 @@
-"""What a check of scored groups found, as numbers."""
+"""Results of a check of scored groups, as numbers."""
 
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 
-from mpo_lightning.data.check.streaming import Flagged, IntegerCounts, Moments, Sample
 from mpo_lightning.data.report import DataReport
 
 __all__ = [
@@ -13,6 +12,7 @@ __all__ = [
     "DataWarning",
     "Duplicates",
     "FileReport",
+    "Flagged",
     "LengthBias",
     "Lengths",
     "OfGroups",
@@ -26,46 +26,45 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """Of all values, exact; what is undefined is None.
+@dataclass(frozen=True)
+class Flagged:
+    """A count, with examples.
 
     Attributes:
-        count: number of values.
-        mean: their mean.
-        std: standard deviation (population form).
-        skewness: third standardised moment.
-        kurtosis: fourth standardised moment minus 3.
-        low: the smallest.
-        high: the largest.
+        count: number of things counted.
+        rows: "file:row" of the first three groups among them.
     """
 
     count: int
-    mean: float | None
-    std: float | None
-    skewness: float | None
-    kurtosis: float | None
-    low: float | None
-    high: float | None
+    rows: list[str]
 
-    @classmethod
-    def of(cls, moments: Moments) -> "Summary":
-        """The summary of a tally."""
-        some = moments.count > 0
-        return cls(
-            count=moments.count,
-            mean=moments.mean if some and math.isfinite(moments.mean) else None,
-            std=moments.std,
-            skewness=moments.skewness,
-            kurtosis=moments.kurtosis,
-            low=moments.low if some else None,
-            high=moments.high if some else None,
-        )
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Moments and range of numbers; None where undefined.
+
+    Attributes:
+        count: number of values.
+        mean: mean.
+        std: standard deviation (population form).
+        skewness: third standardised moment.
+        kurtosis: fourth standardised moment minus 3.
+        low: smallest value.
+        high: largest value.
+    """
+
+    count: int
+    mean: float | None = None
+    std: float | None = None
+    skewness: float | None = None
+    kurtosis: float | None = None
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Lengths in characters or tokens, exact."""
+    """Mean and quantiles of lengths in characters or tokens; None where there are none."""
 
     count: int
     mean: float | None
@@ -76,58 +75,38 @@ class Lengths:
     p99: int | None
     high: int | None
 
-    @classmethod
-    def of(cls, counts: IntegerCounts) -> "Lengths":
-        """The summary of a tally."""
-        low, p5, median, p95, p99, high = map(counts.quantile, (0.0, 0.05, 0.5, 0.95, 0.99, 1.0))
-        return cls(
-            count=counts.total,
-            mean=counts.mean,
-            low=low,
-            p5=p5,
-            median=median,
-            p95=p95,
-            p99=p99,
-            high=high,
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class Quantiles:
-    """Quantiles of one number a group.
+    """Quantiles of a number that each group has; None where there are no groups.
 
     Attributes:
         count: number of groups.
-        p10: a tenth of the groups lie below.
-        median: half of them.
-        p90: nine tenths.
-        exact: False where they are estimated from a sample of the groups.
+        p10: 10th percentile.
+        median: 50th percentile.
+        p90: 90th percentile.
     """
 
     count: int
-    p10: float | None
-    median: float | None
-    p90: float | None
-    exact: bool
-
-    @classmethod
-    def of(cls, sample: Sample) -> "Quantiles":
-        """The quantiles of a tally."""
-        p10, median, p90 = sample.quantiles((0.1, 0.5, 0.9))
-        return cls(count=sample.seen, p10=p10, median=median, p90=p90, exact=sample.is_exact)
+    p10: float | None = None
+    median: float | None = None
+    p90: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileReport:
-    """One file, or all of them.
+    """Counts of one file, or of all files together.
 
     Attributes:
-        read: what became of the rows: kept, dropped, failed, and the schema's notes.
+        read: counts of rows read, kept, dropped and unusable, and the schema's notes.
+        no_contrast: groups without contrast: the partition rule leaves one of their sets empty.
+            They are among the dropped.
         responses: responses of all groups that could be read.
-        scores: their scores.
+        scores: summary of their scores.
     """
 
     read: DataReport
+    no_contrast: int
     responses: int
     scores: Summary
 
@@ -139,9 +118,9 @@ class Ties:
     Attributes:
         groups: groups in which at least two responses have the same score.
         pairs: pairs of responses of the same group.
-        tied_pairs: those with equal scores.
+        tied_pairs: pairs with equal scores.
         best: groups in which several responses share the best score.
-        highest: the highest score of all.
+        highest: highest score of all.
         at_highest: responses that have it.
     """
 
@@ -155,16 +134,16 @@ class Ties:
 
 @dataclass(frozen=True, kw_only=True)
 class LengthBias:
-    """How scores go with lengths.
+    """Relation of scores to lengths.
 
     Attributes:
-        groups: groups in which both scores and lengths vary.
-        within: mean over these groups of Pearson's correlation of score and length among a group's
-            responses. What distinguishes prompts has no part in it; of pairs it is the share in
-            which the longer response scores higher minus the share in which the shorter one does.
+        groups: groups with contrast in which both scores and lengths vary.
+        within: Pearson's correlation of score and length among a group's responses, averaged over
+            these groups. Differences between prompts have no part in it. Of a pair it is 1 where
+            the longer response scores higher, and -1 where the shorter one does.
         pooled: Pearson's correlation over all responses, prompts mixed, for comparison.
         chosen: mean length of the chosen responses.
-        rejected: mean length of the rejected responses (of groups with a chosen one).
+        rejected: mean length of the rejected responses.
     """
 
     groups: int
@@ -179,17 +158,17 @@ class Tokens:
     """Lengths in tokens.
 
     Attributes:
-        prompt: tokens of the rendered prompts.
-        response: tokens of the responses, end of turn included.
-        max_length: the limit on prompt + response.
+        prompt: lengths of the rendered prompts.
+        response: lengths of the responses, end of turn included.
+        max_length: limit on prompt + response.
         beyond: responses beyond the limit.
-        beyond_chosen: those of them that are chosen.
-        beyond_rejected: those that are rejected.
+        beyond_chosen: chosen responses beyond the limit.
+        beyond_rejected: rejected responses beyond the limit.
         chosen: chosen responses.
-        rejected: rejected responses of groups with a chosen one.
+        rejected: rejected responses.
         groups_beyond: groups with a response beyond the limit.
         prompts_beyond: groups whose prompt leaves no room for a response.
-        bias: how scores go with lengths in tokens.
+        bias: relation of scores to lengths in tokens.
     """
 
     prompt: Lengths
@@ -213,11 +192,11 @@ class Weights:
         alpha: strength.
         power: exponent.
         alpha_unit: "score" or "std".
-        largest: a group's largest weight.
-        effective: exp(entropy of the weights) over the number of responses: 1 where all weigh the
-            same, 1 / n where one response has all the weight.
-        dominated: groups of at least three responses one of which has more than 0.9 of the weight.
-        even: groups in which `effective` is above 0.99.
+        largest: largest weight of each group with contrast.
+        effective: exp(entropy of its weights) over its number of responses n: 1 where all weigh
+            the same, 1 / n where one response has all the weight.
+        dominated: groups of at least three responses, one of which has more than 0.9 of the weight.
+        even: groups of at least three responses in which ``effective`` is above 0.99.
         even_of: groups of at least three responses: of two, both always weigh the same.
     """
 
@@ -236,15 +215,13 @@ class Outliers:
     """Responses that lie far from their group's mean score.
 
     Attributes:
-        limit: five times the root mean square of all deviations.
+        limit: five times the root mean square of all deviations; None where it is 0 or undefined.
         count: responses beyond it.
-        more: whether there may be more than were counted.
-        rows: the first of the largest deviations, "file:row (deviation)".
+        rows: "file:row (deviation)" of the three largest deviations.
     """
 
     limit: float | None
     count: int
-    more: bool
     rows: list[str]
 
 
@@ -253,14 +230,13 @@ class Duplicates:
     """Repeated texts.
 
     Attributes:
-        exact: responses that repeat another one of their group.
-        normalized: the same, upper and lower case and white space ignored.
+        exact: responses that repeat another one of their group to the letter.
+        normalized: responses that do so when case and white space are ignored.
         unequal: groups in which the same response has different scores.
         contradicting: groups in which the same response is chosen and rejected.
         near_empty: responses of at most three characters, white space at the ends ignored.
-        prompts: groups whose prompt came before, normalised, in whichever file.
-        shared: for each two of the files that share prompts: their names, how many prompts, and the
-            first rows.
+        prompts: groups whose normalised prompt came before, in whichever file.
+        shared: for each two files that share prompts, their names and the number of such prompts.
     """
 
     exact: Flagged
@@ -274,14 +250,14 @@ class Duplicates:
 
 @dataclass(frozen=True, kw_only=True)
 class OfResponses:
-    """The responses with one value in a column that has one a response, such as the model.
+    """Responses with one value in a column that has a value a response, such as the model.
 
     Attributes:
         name: the value.
-        responses: how many.
-        mean: their mean score.
+        responses: number of responses.
+        mean: mean of their scores.
         deviation: mean of score minus the group's mean score.
-        contrasted: responses in groups with a chosen and a rejected set.
+        contrasted: responses in groups with contrast.
         chosen: share of these that are chosen.
         best: share of these that have their group's best score.
     """
@@ -297,15 +273,15 @@ class OfResponses:
 
 @dataclass(frozen=True, kw_only=True)
 class OfGroups:
-    """The groups with one value in a column that has one a row, such as the source.
+    """Groups with one value in a column that has a value a row, such as the source.
 
     Attributes:
         name: the value.
-        groups: how many.
-        responses: their responses.
+        groups: number of groups.
+        responses: number of their responses.
         mean: mean score of the responses.
-        std: root mean square deviation from the groups' mean scores.
-        equal: groups whose scores are all equal.
+        std: root mean square of score minus the group's mean score.
+        no_contrast: groups without contrast.
     """
 
     name: str
@@ -313,7 +289,7 @@ class OfGroups:
     responses: int
     mean: float
     std: float
-    equal: int
+    no_contrast: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,11 +297,11 @@ class DataWarning:
     """Something that a user should look at before training.
 
     Attributes:
-        name: of the kind of warning; docs/data-check.md lists them with their thresholds.
+        name: kind of warning; docs/data-check.md lists them with their thresholds.
         found: what was found, with numbers.
         why: why it matters.
         remedy: what to do.
-        rows: the first rows concerned, "file:row".
+        rows: "file:row" of the first rows concerned.
     """
 
     name: str
@@ -337,31 +313,31 @@ class DataWarning:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckReport:
-    """All that a check found.
+    """All results of a check.
 
     Attributes:
-        files: each file.
-        total: all files together.
-        histogram: ``(from, to, count)`` of the scores; a value of its own where both are equal.
-        deviations: of score minus the group's mean score, over all groups with a chosen set: the
-            moments of scores within groups.
+        files: report of each file.
+        total: report of all files together.
+        histogram: ``(from, to, count)`` of the scores; a single value where both are equal.
+        deviations: summary of score minus the group's mean score, over all groups with contrast.
         group_skewness: mean over these groups of the skewness of a group's scores.
-        group_kurtosis: the same of kurtosis (minus 3). Both are bounded by the number of responses.
+        group_kurtosis: mean of their kurtosis (minus 3). Both are bounded by the number of
+            responses.
         group_std: standard deviation of a group's scores, over these groups.
-        sets: how many groups have so many responses (first key), and so many of them in the chosen
-            set (second key); none chosen means that all scores are equal.
+        sets: number of groups by number of responses (first key) and by size of the chosen set
+            (second key), which is 0 in groups without contrast.
         equal: groups whose scores are all equal.
         ties: equal scores.
-        prompt_chars: lengths of the prompts, all messages together.
-        response_chars: lengths of the responses.
-        bias: how scores go with lengths in characters.
-        tokens: lengths in tokens, where a tokenizer was given.
-        weights: what deviation weighting makes of the groups with a chosen set.
+        prompt_chars: lengths of the prompts in characters, all messages together.
+        response_chars: lengths of the responses in characters.
+        bias: relation of scores to lengths in characters.
+        tokens: lengths in tokens; None without a tokenizer.
+        weights: deviation weights of the groups with contrast.
         outliers: responses far from their group's mean.
         duplicates: repeated texts.
-        of_responses: per column, its values, most frequent first.
-        of_groups: the same for columns with one value a row.
-        warnings: what should be looked at.
+        of_responses: for each column with a value a response, its values, most frequent first.
+        of_groups: for each column with a value a row, its values, most frequent first.
+        warnings: warnings, in the order of docs/data-check.md.
     """
 
     files: list[FileReport]
@@ -387,16 +363,16 @@ class CheckReport:
 
     @property
     def groups(self) -> int:
-        """Groups that could be read."""
+        """Number of groups that could be read."""
         return sum(self.groups_of_size.values())
 
     @property
     def groups_of_size(self) -> dict[int, int]:
-        """How many groups have so many responses."""
+        """Number of groups by number of responses."""
         return {n: sum(chosen.values()) for n, chosen in self.sets.items()}
 
     def to_json(self, indent: int | None = None) -> str:
-        """As JSON; numbers beyond JSON's are null."""
+        """Return JSON; numbers that are not finite are null."""
         return json.dumps(_plain(self), indent=indent, allow_nan=False)
 
 

@@ -4,8 +4,14 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
-from mpo_lightning.data.check.report import CheckReport, LengthBias, Lengths, Quantiles, Summary
-from mpo_lightning.data.check.streaming import Flagged
+from mpo_lightning.data.check.report import (
+    CheckReport,
+    Flagged,
+    LengthBias,
+    Lengths,
+    Quantiles,
+    Summary,
+)
 from mpo_lightning.data.counting import failures
 from mpo_lightning.data.groups import DataError
 
@@ -46,9 +52,8 @@ def _lengths(lengths: Lengths) -> str:
 
 
 def _quantiles(quantiles: Quantiles) -> str:
-    about = "" if quantiles.exact else " (of a sample)"
     p10, median, p90 = map(_number, (quantiles.p10, quantiles.median, quantiles.p90))
-    return f"median {median}, 10% to 90% {p10} to {p90}{about}"
+    return f"median {median}, 10% to 90% {p10} to {p90}"
 
 
 def _bias(bias: LengthBias) -> str:
@@ -77,9 +82,8 @@ def _files(report: CheckReport) -> Iterator[str]:
     rows: list[tuple[str, ...]] = [titles]
     for file in [*report.files, report.total] if len(report.files) > 1 else report.files:
         read = file.read
-        equal = read.dropped["with all scores equal"]
-        skipped = read.dropped.total() - equal
-        numbers = (read.groups, read.failed, skipped, equal, read.kept)
+        skipped = read.dropped.total() - file.no_contrast
+        numbers = (read.groups, read.failed, skipped, file.no_contrast, read.kept)
         rows.append(
             (
                 read.data,
@@ -98,7 +102,7 @@ def _statistics(report: CheckReport) -> Iterator[str]:
     groups, responses = report.groups, report.total.responses
     sizes = report.groups_of_size
     yield "responses a group   " + _counts(sizes)
-    yield "chosen              " + _counts(_chosen(report)) + " (0: all scores equal)"
+    yield "chosen              " + _counts(_chosen(report)) + " (0: no contrast)"
     yield f"scores              mean {_number(report.total.scores.mean)}, " + _moments(
         report.total.scores
     )
@@ -120,7 +124,7 @@ def _statistics(report: CheckReport) -> Iterator[str]:
     )
     outliers = report.outliers
     yield (
-        f"outliers            {'at least ' * outliers.more}{outliers.count:,} beyond "
+        f"outliers            {outliers.count:,} beyond "
         f"{_number(outliers.limit)} from their group's mean"
     )
     weights = report.weights
@@ -184,7 +188,7 @@ def _columns(report: CheckReport) -> Iterator[str]:
         for of in groups[:SHOWN_VALUES]:
             yield (
                 f"  {of.name[:40]:<40}  {of.groups:,} groups, mean {_number(of.mean)}, std within "
-                f"groups {_number(of.std)}, no contrast {_share(of.equal, of.groups)}"
+                f"groups {_number(of.std)}, no contrast {_share(of.no_contrast, of.groups)}"
             )
         yield from _more(len(groups))
 
@@ -240,7 +244,7 @@ def draw_picture(report: CheckReport, path: str | Path) -> None:
     sizes.set(title="Responses of a group", xlabel="n", ylabel="groups")
     of_chosen = _chosen(report)
     chosen.bar(list(of_chosen), list(of_chosen.values()))
-    chosen.set(title="Chosen set (0: all scores equal)", xlabel="|Y+|", ylabel="groups")
+    chosen.set(title="Chosen set (0: no contrast)", xlabel="|Y+|", ylabel="groups")
     quantiles = {
         "largest weight": report.weights.largest,
         "effective / n": report.weights.effective,

@@ -1,4 +1,4 @@
-"""What a check warns of: when, why it matters, and what to do."""
+"""Warnings of a check: when they are given, why they matter, and what to do."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ class Kind:
     """A kind of warning.
 
     Attributes:
-        name: of the kind.
-        threshold: a number beyond which there is a warning.
-        when: what the number is, in words.
+        name: the name that users see.
+        threshold: number beyond which there is a warning.
+        when: meaning of the number.
         why: why it matters.
         remedy: what to do.
-        test: what was found, and the first rows, if the threshold is exceeded.
+        test: returns what was found and the first rows if a report exceeds the threshold.
     """
 
     name: str
@@ -35,21 +35,15 @@ class Kind:
 
 
 def find_warnings(report: CheckReport) -> list[DataWarning]:
-    """The warnings that a report gives reason for, in the order of `KINDS`."""
-    warnings = []
-    for kind in KINDS:
-        found = kind.test(report, kind.threshold)
-        if found is not None:
-            warnings.append(
-                DataWarning(
-                    name=kind.name,
-                    found=found[0],
-                    why=kind.why,
-                    remedy=kind.remedy,
-                    rows=found[1],
-                )
-            )
-    return warnings
+    """Return the warnings that a report gives reason for, in the order of `KINDS`."""
+    found = [(kind, kind.test(report, kind.threshold)) for kind in KINDS]
+    return [
+        DataWarning(
+            name=kind.name, found=text_rows[0], why=kind.why, remedy=kind.remedy, rows=text_rows[1]
+        )
+        for kind, text_rows in found
+        if text_rows is not None
+    ]
 
 
 def _of(count: int, whole: int, what: str) -> str:
@@ -98,9 +92,8 @@ def _outliers(report: CheckReport, threshold: float) -> Found | None:
     outliers, responses = report.outliers, report.deviations.count
     if outliers.limit is None or outliers.count <= threshold * responses:
         return None
-    at_least = "at least " if outliers.more else ""
     return (
-        f"{at_least}{_of(outliers.count, responses, 'responses')} lie more than "
+        f"{_of(outliers.count, responses, 'responses')} lie more than "
         f"{outliers.limit:.3g} from their group's mean score (five times the root mean square; "
         f"kurtosis {report.deviations.kurtosis or 0.0:.1f})",
         outliers.rows,
@@ -108,13 +101,10 @@ def _outliers(report: CheckReport, threshold: float) -> Found | None:
 
 
 def _lopsided_sets(report: CheckReport, threshold: float) -> Found | None:
-    one_chosen = one_rejected = whole = 0
-    for n, sizes in report.sets.items():
-        for chosen, groups in sizes.items():
-            if n >= 4 and chosen:
-                whole += groups
-                one_chosen += groups * (chosen == 1)
-                one_rejected += groups * (chosen == n - 1)
+    large = {n: sizes for n, sizes in report.sets.items() if n >= 4}
+    whole = sum(sum(sizes.values()) - sizes.get(0, 0) for sizes in large.values())
+    one_chosen = sum(sizes.get(1, 0) for sizes in large.values())
+    one_rejected = sum(sizes.get(n - 1, 0) for n, sizes in large.items())
     if max(one_chosen, one_rejected) <= threshold * whole:
         return None
     what = "groups of four or more responses"
@@ -272,10 +262,11 @@ def _one_sided_column(report: CheckReport, threshold: float) -> Found | None:
 
 def _source_without_contrast(report: CheckReport, threshold: float) -> Found | None:
     found = [
-        f"{column} {value.name!r}: {_of(value.equal, value.groups, 'groups')} have equal scores"
+        f"{column} {value.name!r}: {_of(value.no_contrast, value.groups, 'groups')} have no "
+        "contrast"
         for column, values in report.of_groups.items()
         for value in values
-        if value.groups >= ENOUGH and value.equal > threshold * value.groups
+        if value.groups >= ENOUGH and value.no_contrast > threshold * value.groups
     ]
     return ("; ".join(found), []) if found else None
 
@@ -455,7 +446,7 @@ KINDS = (
     Kind(
         name="source-without-contrast",
         threshold=0.5,
-        when=f"share of a value's groups whose scores are all equal, of {ENOUGH} groups or more",
+        when=f"share of a value's groups without contrast, of {ENOUGH} groups or more",
         why="Most of this source is dropped, and the mixture is not what it seems.",
         remedy="Score it in another way, or leave it out knowingly.",
         test=_source_without_contrast,
