@@ -60,7 +60,7 @@ def _parser(purpose: str) -> SettingsParser:
 
 
 def _check_parser() -> SettingsParser:
-    parser = _parser("Say what is in files of scored groups, and what to look at before training.")
+    parser = _parser("Report what is in files of scored groups, with warnings before training.")
     add = parser.add_argument
     add("--tokenizer", type=str | None, help="folder or hub id, to count tokens as well")
     add("--trust_remote_code", action="store_true", help="run a hub tokenizer's own code")
@@ -71,16 +71,16 @@ def _check_parser() -> SettingsParser:
     add(
         "--partition",
         type=Partition | None,
-        help="chosen and rejected set, as in model.loss; above the group's mean if not given",
+        help="rule that splits groups, as in model.loss. Defaults to above the group's mean",
     )
     add("--alpha", type=float, default=0.0, help="strength of deviation weights, as in W-MPO")
     add("--power", type=float, default=1.0, help="exponent of the deviation")
-    add("--alpha_unit", type=AlphaUnit, default="score", help="what alpha counts per")
+    add("--alpha_unit", type=AlphaUnit, default="score", help="unit of the deviation")
     add(
         "--by",
         type=list[str],
         default=["models", "source"],
-        help="columns of texts, one a response or one a row, whose values are told apart",
+        help="columns with a text a response, or a text a row, whose values are told apart",
     )
     add("--json", type=str | None, help="file to write all numbers to")
     add("--picture", type=str | None, help="file to draw to, such as check.png (needs matplotlib)")
@@ -112,7 +112,7 @@ def _sources(chosen: Namespace) -> Sources:
 def _print_check(report: CheckReport) -> None:
     from rich.console import Console
 
-    # Plain where it is no terminal; never cut to a width.
+    # Without colours where the output is no terminal; lines are never cut to a width.
     console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     console.print(format_report(report))
     warnings = format_warnings(report)
@@ -160,7 +160,7 @@ def _check(chosen: Namespace) -> None:
 
 
 def _show(chosen: Namespace, tokenizer: Any) -> None:
-    """The first groups, as many as wanted, that can be used."""
+    """Show the first groups that can be used, as many as wanted."""
     tokenize = GroupTokenizer(
         tokenizer,
         max_length=chosen.max_length,
@@ -173,7 +173,7 @@ def _show(chosen: Namespace, tokenizer: Any) -> None:
         for outcome in _sources(chosen).outcomes(name):
             if len(groups) == chosen.show:
                 break
-            # What is wrong with others is told by the report.
+            # The report says what is wrong with the others.
             if outcome.group is not None:
                 ids = tokenize(outcome.group, DataReport(name))
                 if ids is not None:

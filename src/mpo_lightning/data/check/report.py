@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 
@@ -62,7 +63,7 @@ class Summary:
     high: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Lengths:
     """Mean and quantiles of lengths in characters or tokens; None where there are none."""
 
@@ -292,7 +293,7 @@ class OfGroups:
     no_contrast: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class DataWarning:
     """Something that a user should look at before training.
 
@@ -370,6 +371,12 @@ class CheckReport:
     def groups_of_size(self) -> dict[int, int]:
         """Number of groups by number of responses."""
         return {n: sum(chosen.values()) for n, chosen in self.sets.items()}
+
+    @property
+    def groups_of_chosen(self) -> dict[int, int]:
+        """Number of groups by size of the chosen set, ascending."""
+        total = sum(map(Counter, self.sets.values()), Counter())
+        return dict(sorted(total.items()))
 
     def to_json(self, indent: int | None = None) -> str:
         """Return JSON; numbers that are not finite are null."""

@@ -1,7 +1,7 @@
 """The report of a check, section by section, from the arrays of all groups."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -55,16 +55,10 @@ def make_report(
     alpha_unit: AlphaUnit,
     max_length: int | None,
 ) -> CheckReport:
-    """Compute all sections of a report; its warnings are left empty.
+    """Compute all sections of a report but its warnings; the settings are those of `check`.
 
-    Args:
-        table: numbers of all groups.
-        reads: for each file, counts of the rows that gave no group; completed here.
-        partition: rule that splits groups.
-        alpha: strength of the deviation weights.
-        power: exponent of the deviation.
-        alpha_unit: "score" or "std"; see `deviation_log_weights`.
-        max_length: limit on prompt + response, in tokens; None where tokens were not counted.
+    ``reads`` has, for each file, counts of the rows that gave no group, and is completed here.
+    ``max_length`` is None where tokens were not counted.
     """
     groups = ScoredGroups.split(table, partition)
     rule = type(partition).__name__
@@ -103,29 +97,18 @@ def make_report(
 
 
 def _file_report(groups: ScoredGroups, number: int, read: DataReport, rule: str) -> FileReport:
-    """Report one file.
-
-    Args:
-        groups: those of all files.
-        number: of the file.
-        read: counts of the rows that gave no group; completed here.
-        rule: name of the partition rule.
-    """
+    """Report the file of this number; ``read`` has counted its rows that gave no group."""
     start, stop = np.searchsorted(groups.table.files, [number, number + 1]).tolist()
-    contrast, scores = (
-        groups.contrast[start:stop],
-        groups.scores[groups.bounds[start] : groups.bounds[stop]],
-    )
+    contrast = groups.contrast[start:stop]
+    scores = groups.scores[groups.bounds[start] : groups.bounds[stop]]
     read.kept = int(contrast.sum())
     read.responses = int(groups.counts[start:stop][contrast].sum())
     read.drop_without_contrast(
         contrast, groups.equal[start:stop], rule, lambda group: groups.table.row(start + group)
     )
+    no_contrast = len(contrast) - read.kept
     return FileReport(
-        read=read,
-        no_contrast=int((~contrast).sum()),
-        responses=len(scores),
-        scores=summary(scores),
+        read=read, no_contrast=no_contrast, responses=len(scores), scores=summary(scores)
     )
 
 
@@ -193,12 +176,8 @@ def _outliers(groups: ScoredGroups, deviations: Summary) -> Outliers:
     beyond = np.flatnonzero((size > limit) & groups.spread(groups.contrast))
     # Stable: of equal deviations the first.
     largest = beyond[np.argsort(-size[beyond], kind="stable")[:3]]
-    rows = [
-        f"{groups.table.row(group)} ({value:.3g} from its mean)"
-        for group, value in zip(
-            groups.of_responses(largest).tolist(), size[largest].tolist(), strict=True
-        )
-    ]
+    named = zip(groups.of_responses(largest).tolist(), size[largest].tolist(), strict=True)
+    rows = [f"{groups.table.row(group)} ({value:.3g} from its mean)" for group, value in named]
     return Outliers(limit=limit, count=len(beyond), rows=rows)
 
 
@@ -207,14 +186,10 @@ def _weights(groups: ScoredGroups, *, alpha: float, power: float, alpha_unit: Al
     largest, effective = np.zeros((2, len(groups.counts)))
     for rows, slots in groups.blocks():
         scores = torch.from_numpy(groups.scores[slots])
-        log_weights = deviation_log_weights(
-            scores,
-            torch.ones_like(scores, dtype=torch.bool),
-            alpha=alpha,
-            power=power,
-            alpha_unit=alpha_unit,
-        )
-        of_group = log_weights.softmax(1)
+        valid = torch.ones_like(scores, dtype=torch.bool)
+        of_group = deviation_log_weights(
+            scores, valid, alpha=alpha, power=power, alpha_unit=alpha_unit
+        ).softmax(1)
         largest[rows] = of_group.amax(1)
         effective[rows] = torch.special.entr(of_group).sum(1).exp() / scores.shape[1]
     several = groups.contrast & (groups.counts > 2)
@@ -239,7 +214,8 @@ def _length_bias(groups: ScoredGroups, lengths: Integers) -> LengthBias:
     def unit(values: Floats) -> Floats:
         # Divided by the largest first, so that squares neither overflow nor vanish.
         values = values / groups.spread(groups.highest(np.abs(values)))
-        return values / groups.spread(np.sqrt(groups.sums(values * values)))
+        result: Floats = values / groups.spread(np.sqrt(groups.sums(values * values)))
+        return result
 
     floats = lengths.astype(np.float64)
     varies = groups.highest(floats) > -groups.highest(-floats)
@@ -319,70 +295,62 @@ def _shared_prompts(groups: ScoredGroups, files: Sequence[str]) -> list[tuple[st
 # --------------------------------------------------------------------------------------- columns
 
 
+def _sums_by_value(
+    names: Collection[str], numbers: Integers, *arrays: Floats | Bools | Integers
+) -> list[tuple[str, list[float]]]:
+    """Count the entries of each value of a column, and sum arrays over them.
+
+    Args:
+        names: the column's values.
+        numbers: number of each entry's value; -1 where it has none.
+        arrays: what is summed.
+
+    Returns:
+        name, and count with sums, of each value that occurs, most frequent first.
+    """
+    known = np.flatnonzero(numbers >= 0)
+    of_values = numbers[known]
+    counts = np.bincount(of_values, minlength=len(names))
+    sums = [counts, *(np.bincount(of_values, array[known], len(names)) for array in arrays)]
+    rows = zip(names, np.stack(sums, axis=1).tolist(), strict=True)
+    return sorted((row for row in rows if row[1][0]), key=lambda row: -row[1][0])
+
+
 def _values_of_responses(groups: ScoredGroups, column: ValueColumn) -> list[OfResponses]:
-    """Describe the responses with each value that belongs to responses, most frequent first."""
-    numbers = np.asarray(column.of_responses)
+    """Describe the responses with each value that belongs to responses."""
     contrast = groups.spread(groups.contrast)
     best = groups.scores == groups.spread(groups.highest(groups.scores))
-
-    def count(flags: Bools) -> list[int]:
-        return np.bincount(numbers[flags], minlength=len(column.numbers)).tolist()
-
-    def total(values: Floats) -> list[float]:
-        return np.bincount(numbers[known], values[known], minlength=len(column.numbers)).tolist()
-
-    known = numbers >= 0
-    values = [
+    arrays = groups.scores, groups.deviations, contrast, groups.chosen, contrast & best
+    return [
         OfResponses(
             name=name,
-            responses=responses,
-            mean=scores / responses,
-            deviation=deviations / responses,
-            contrasted=contrasted,
+            responses=int(count),
+            mean=scores / count,
+            deviation=deviations / count,
+            contrasted=int(contrasted),
             chosen=chosen / contrasted if contrasted else None,
             best=of_best / contrasted if contrasted else None,
         )
-        for name, responses, scores, deviations, contrasted, chosen, of_best in zip(
-            column.numbers,
-            count(known),
-            total(groups.scores),
-            total(groups.deviations),
-            count(known & contrast),
-            count(known & groups.chosen),
-            count(known & contrast & best),
-            strict=True,
+        for name, (count, scores, deviations, contrasted, chosen, of_best) in _sums_by_value(
+            column.numbers, np.asarray(column.of_responses), *arrays
         )
-        if responses
     ]
-    return sorted(values, key=lambda value: -value.responses)
 
 
 def _values_of_groups(groups: ScoredGroups, column: ValueColumn) -> list[OfGroups]:
-    """Describe the groups with each value that belongs to rows, most frequent first."""
-    numbers = np.asarray(column.of_groups)
-    known = numbers >= 0
-
-    def total(values: Floats | Bools | Integers) -> list[float]:
-        return np.bincount(numbers[known], values[known], minlength=len(column.numbers)).tolist()
-
-    values = [
+    """Describe the groups with each value that belongs to rows."""
+    scores, squares = groups.sums(groups.scores), groups.sums(np.square(groups.deviations))
+    arrays = groups.counts, scores, squares, ~groups.contrast
+    return [
         OfGroups(
             name=name,
-            groups=int(number),
+            groups=int(count),
             responses=int(responses),
-            mean=scores / responses,
-            std=(squares / responses) ** 0.5,
+            mean=score / responses,
+            std=float(np.sqrt(square / responses)),
             no_contrast=int(no_contrast),
         )
-        for name, number, responses, scores, squares, no_contrast in zip(
-            column.numbers,
-            total(known),
-            total(groups.counts),
-            total(groups.sums(groups.scores)),
-            total(groups.sums(groups.deviations**2)),
-            total(~groups.contrast),
-            strict=True,
+        for name, (count, responses, score, square, no_contrast) in _sums_by_value(
+            column.numbers, np.asarray(column.of_groups), *arrays
         )
-        if number
     ]
-    return sorted(values, key=lambda value: -value.groups)

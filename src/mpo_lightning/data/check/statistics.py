@@ -61,16 +61,8 @@ def length_summary(values: Integers) -> Lengths:
         place = max(math.ceil(share * len(ordered)) - 1, 0)
         return int(ordered[place]) if len(ordered) else None
 
-    return Lengths(
-        count=len(ordered),
-        mean=mean(ordered),
-        low=quantile(0.0),
-        p5=quantile(0.05),
-        median=quantile(0.5),
-        p95=quantile(0.95),
-        p99=quantile(0.99),
-        high=quantile(1.0),
-    )
+    low, p5, median, p95, p99, high = map(quantile, (0.0, 0.05, 0.5, 0.95, 0.99, 1.0))
+    return Lengths(len(ordered), mean(ordered), low, p5, median, p95, p99, high)
 
 
 def quantiles(values: Floats) -> Quantiles:
@@ -83,13 +75,7 @@ def quantiles(values: Floats) -> Quantiles:
 
 def correlation(x: Floats, y: Floats) -> float | None:
     """Pearson's correlation; None where one of the two does not vary."""
-    if not len(x):
-        return None
-    dx, dy = x - x.mean(), y - y.mean()
-    xx, yy, xy = float((dx * dx).sum()), float((dy * dy).sum()), float((dx * dy).sum())
-    if not (0 < xx < math.inf and 0 < yy < math.inf):
-        return None
-    return _finite(xy / math.sqrt(xx) / math.sqrt(yy))
+    return _finite(np.corrcoef(x, y)[0, 1]) if len(x) else None
 
 
 def histogram(values: Floats, bins: int = 16) -> list[tuple[float, float, int]]:

@@ -1,17 +1,18 @@
-"""Numbers of the groups that a check has read, as arrays; their texts are not kept.
+"""Numbers of the groups that a check has read, as arrays; texts are not kept.
 
-Shapes: ``G`` groups have ``R`` responses together. An array of responses, (R,), holds those of
-one group after those of another.
+Shapes: ``G`` groups have ``R`` responses together. An array of shape (R,) holds one entry a
+response, group after group.
 """
 
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mpo_lightning.data.check.report import Flagged
 from mpo_lightning.data.check.statistics import Bools, Floats, Integers
@@ -21,21 +22,23 @@ from mpo_lightning.losses import Partition, deviations
 
 __all__ = ["GroupTable", "ScoredGroups", "ValueColumn"]
 
+Item = TypeVar("Item", bound=np.generic)
+
 NEAR_EMPTY = 3
-# Values of a column that are told apart.
+# Different values of a column that get a number of their own.
 NAMES = 1000
 OTHER_NAMES = "(other)"
-# Responses in one table of groups of equal size.
+# Responses that are computed with at a time.
 BLOCK = 1 << 17
 
 
 class ValueColumn:
-    """One column with a text a response or a text a row; its values are numbered.
+    """Values of one column, which holds a text a response or a text a row.
 
     Attributes:
-        numbers: number of each value; those after the first thousand share one.
-        of_responses: number of each response's value, (R,); -1 where there is none.
-        of_groups: number of each row's value, (G,); -1 where there is none.
+        numbers: number of each different value; those after the first thousand share one.
+        of_responses: number of each response's value, (R,); -1 where it has none.
+        of_groups: number of each group's value, (G,); -1 where it has none.
     """
 
     def __init__(self) -> None:
@@ -45,9 +48,12 @@ class ValueColumn:
 
     def add(self, value: object, count: int) -> None:
         """Append the value of a group of ``count`` responses."""
-        of_responses = isinstance(value, list) and len(value) == count
-        self.of_responses.extend(map(self._number, value) if of_responses else [-1] * count)
-        self.of_groups.append(-1 if of_responses else self._number(value))
+        if isinstance(value, list) and len(value) == count:
+            self.of_responses.extend(map(self._number, value))
+            self.of_groups.append(-1)
+        else:
+            self.of_responses.extend([-1] * count)
+            self.of_groups.append(self._number(value))
 
     def _number(self, value: object) -> int:
         if not isinstance(value, str):
@@ -76,8 +82,8 @@ class GroupTable:
             the ends, counted from 0, ascending.
         exact_repeats: numbers of those that repeat an earlier one of their group to the letter.
         repeats: numbers of those that repeat an earlier one when both are normalised.
-        repeated: for each of ``repeats`` the number of the first such response.
-        columns: by name.
+        repeated: number of the first such response, for each of ``repeats``.
+        columns: values of each column of ``by``.
     """
 
     def __init__(self, by: Sequence[str]) -> None:
@@ -88,7 +94,7 @@ class GroupTable:
         self.near_empty, self.exact_repeats = array("q"), array("q")
         self.repeats, self.repeated = array("q"), array("q")
         self.columns = {name: ValueColumn() for name in by}
-        # Where a group comes from, "file:row", in two numbers. A folder has several files.
+        # Place of each group, "file:row", as two numbers. A folder has several files.
         self._names: dict[str, int] = {}
         self._sources, self._rows = array("i"), array("q")
 
@@ -198,7 +204,7 @@ class ScoredGroups:
     def blocks(self) -> Iterator[tuple[Integers, Integers]]:
         """Yield numbers of groups of equal size n, (B,), and of their responses, (B, n).
 
-        Every group comes once. Blocks are small, so that what is computed of one takes no memory.
+        Every group comes once. Blocks are small, so that intermediate results take little memory.
         """
         by_size = np.argsort(self.counts, kind="stable")
         sizes, first = np.unique(self.counts[by_size], return_index=True)
@@ -207,7 +213,7 @@ class ScoredGroups:
                 block = groups[start : start + max(BLOCK // size, 1)]
                 yield block, self.bounds[block][:, None] + np.arange(size)
 
-    def spread(self, values: Floats | Bools | Integers) -> Any:
+    def spread(self, values: NDArray[Item]) -> NDArray[Item]:
         """Repeat a value of each group, (G,), for its responses, (R,)."""
         return np.repeat(values, self.counts)
 

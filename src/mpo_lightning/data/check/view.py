@@ -1,4 +1,4 @@
-"""A check's report as text on one screen, and as a picture."""
+"""Views of a check's report: text for one screen, and a picture."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -18,7 +18,7 @@ from mpo_lightning.data.groups import DataError
 __all__ = ["draw_picture", "format_report", "format_warnings"]
 
 BAR = 30
-# Values of a column that are shown.
+# Values of a column, and sizes of groups or sets, that are shown.
 SHOWN_VALUES = 8
 
 
@@ -64,48 +64,30 @@ def _bias(bias: LengthBias) -> str:
 
 
 def format_report(report: CheckReport) -> str:
-    """The report as text, without its warnings."""
+    """Return the report as text, without its warnings."""
     return "\n".join([*_files(report), "", *_statistics(report), *_columns(report), *_lost(report)])
 
 
 def _files(report: CheckReport) -> Iterator[str]:
-    titles = (
-        "file",
-        "groups",
-        "bad",
-        "skipped",
-        "no contrast",
-        "usable",
-        "responses",
-        "mean score",
-    )
-    rows: list[tuple[str, ...]] = [titles]
+    counts = ("groups", "bad", "skipped", "no contrast", "usable", "responses")
+    rows: list[tuple[str, ...]] = [("file", *counts, "mean score")]
     for file in [*report.files, report.total] if len(report.files) > 1 else report.files:
         read = file.read
-        skipped = read.dropped.total() - file.no_contrast
-        numbers = (read.groups, read.failed, skipped, file.no_contrast, read.kept)
-        rows.append(
-            (
-                read.data,
-                *(f"{number:,}" for number in numbers),
-                f"{file.responses:,}",
-                _number(file.scores.mean),
-            )
-        )
+        no_contrast, dropped = file.no_contrast, read.dropped.total()
+        numbers = (read.groups, read.failed, dropped - no_contrast, no_contrast, read.kept)
+        cells = (f"{number:,}" for number in (*numbers, file.responses))
+        rows.append((read.data, *cells, _number(file.scores.mean)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for name, *cells in rows:
-        columns = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+    for name, *others in rows:
+        columns = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
         yield "  ".join([name.ljust(widths[0]), *columns])
 
 
 def _statistics(report: CheckReport) -> Iterator[str]:
-    groups, responses = report.groups, report.total.responses
-    sizes = report.groups_of_size
-    yield "responses a group   " + _counts(sizes)
-    yield "chosen              " + _counts(_chosen(report)) + " (0: no contrast)"
-    yield f"scores              mean {_number(report.total.scores.mean)}, " + _moments(
-        report.total.scores
-    )
+    groups, responses, scores = report.groups, report.total.responses, report.total.scores
+    yield "responses a group   " + _counts(report.groups_of_size)
+    yield "chosen              " + _counts(report.groups_of_chosen) + " (0: no contrast)"
+    yield f"scores              mean {_number(scores.mean)}, {_moments(scores)}"
     yield "  within groups     " + _moments(report.deviations)
     yield (
         f"  of a group        std {_quantiles(report.group_std)}; mean skewness "
@@ -122,11 +104,8 @@ def _statistics(report: CheckReport) -> Iterator[str]:
         f"{_share(ties.best, groups)} groups share their best score; "
         f"{_share(ties.at_highest, responses)} responses have the highest"
     )
-    outliers = report.outliers
-    yield (
-        f"outliers            {outliers.count:,} beyond "
-        f"{_number(outliers.limit)} from their group's mean"
-    )
+    limit = _number(report.outliers.limit)
+    yield f"outliers            {report.outliers.count:,} beyond {limit} from their group's mean"
     weights = report.weights
     yield (
         f"weights at start    alpha {weights.alpha:g} ({weights.alpha_unit}), power "
@@ -153,14 +132,6 @@ def _statistics(report: CheckReport) -> Iterator[str]:
     )
     yield f"near-empty          {_flagged(duplicates.near_empty, responses)}"
     yield f"repeated prompts    {_flagged(duplicates.prompts, groups)}"
-
-
-def _chosen(report: CheckReport) -> dict[int, int]:
-    chosen: dict[int, int] = {}
-    for sizes in report.sets.values():
-        for size, count in sizes.items():
-            chosen[size] = chosen.get(size, 0) + count
-    return dict(sorted(chosen.items()))
 
 
 def _counts(counts: dict[int, int]) -> str:
@@ -207,7 +178,7 @@ def _lost(report: CheckReport) -> Iterator[str]:
 
 
 def format_warnings(report: CheckReport) -> list[str]:
-    """Each warning as text."""
+    """Return each warning as text."""
     return [
         f"{warning.name}: {warning.found}."
         + (f" First: {', '.join(warning.rows)}." if warning.rows else "")
@@ -220,7 +191,7 @@ def draw_picture(report: CheckReport, path: str | Path) -> None:
     """Draw scores, set sizes, group sizes and weights to a file (``.png``, ``.svg``, ``.pdf``).
 
     Raises:
-        DataError: if matplotlib is missing.
+        DataError: if matplotlib is missing, or the file cannot be written.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -230,7 +201,7 @@ def draw_picture(report: CheckReport, path: str | Path) -> None:
             "The picture needs matplotlib: pip install 'mpo-lightning[plots]'"
         ) from error
 
-    # A figure of its own on the Agg canvas: pyplot's global backend is not touched.
+    # Not a figure of pyplot, which would change its global backend.
     figure = Figure(figsize=(12, 7), layout="constrained")
     FigureCanvasAgg(figure)
     scores, chosen, sizes, spread = figure.subplots(2, 2).flat
@@ -239,25 +210,21 @@ def draw_picture(report: CheckReport, path: str | Path) -> None:
     alike = all(low == high for low, high in zip(lows, highs, strict=True))
     scores.bar(lows, counts, width, align="center" if alike else "edge")
     scores.set(title="Scores", xlabel="score", ylabel="responses")
-    of_size = report.groups_of_size
-    sizes.bar(list(of_size), list(of_size.values()))
-    sizes.set(title="Responses of a group", xlabel="n", ylabel="groups")
-    of_chosen = _chosen(report)
-    chosen.bar(list(of_chosen), list(of_chosen.values()))
-    chosen.set(title="Chosen set (0: no contrast)", xlabel="|Y+|", ylabel="groups")
-    quantiles = {
-        "largest weight": report.weights.largest,
-        "effective / n": report.weights.effective,
-    }
-    for axis, numbers_of in ((sizes, of_size), (chosen, of_chosen)):
-        axis.set_xlim(min(numbers_of, default=0) - 1, max(numbers_of, default=0) + 1)
+    for axis, groups, title, label in (
+        (sizes, report.groups_of_size, "Responses of a group", "n"),
+        (chosen, report.groups_of_chosen, "Chosen set (0: no contrast)", "|Y+|"),
+    ):
+        axis.bar(list(groups), list(groups.values()))
+        limits = min(groups, default=0) - 1, max(groups, default=0) + 1
+        axis.set(title=title, xlabel=label, ylabel="groups", xlim=limits)
         axis.xaxis.get_major_locator().set_params(integer=True)
+    weights = report.weights
+    quantiles = {"largest weight": weights.largest, "effective / n": weights.effective}
     for place, numbers in enumerate(quantiles.values()):
         if numbers.p10 is not None and numbers.median is not None:
             spread.plot([numbers.p10, numbers.p90], [place, place], linewidth=6, alpha=0.5)
             spread.plot([numbers.median], [place], "k|", markersize=14)
     spread.set_yticks(range(len(quantiles)), list(quantiles))
-    weights = report.weights
     title = f"Weights: 10%, median, 90% of groups (alpha {weights.alpha:g}, {weights.alpha_unit})"
     spread.set(title=title, xlim=(0, 1), ylim=(-0.5, len(quantiles) - 0.5))
     figure.suptitle(", ".join(file.read.data for file in report.files[:4]))

@@ -7,13 +7,14 @@ from mpo_lightning.data.check.report import CheckReport, DataWarning, LengthBias
 
 __all__ = ["KINDS", "Kind", "find_warnings"]
 
-# A statement about the values of a column needs as many responses, or groups, with the value.
+# Responses, or groups, that a value of a column must have for a warning about it.
 ENOUGH = 30
 
 Found = tuple[str, list[str]]
+Test = Callable[[CheckReport, float], Found | None]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Kind:
     """A kind of warning.
 
@@ -31,28 +32,69 @@ class Kind:
     when: str
     why: str
     remedy: str
-    test: Callable[[CheckReport, float], Found | None]
+    test: Test
+
+
+KINDS: list[Kind] = []
+
+
+def _kind(
+    name: str, *, threshold: float, when: str, why: str, remedy: str
+) -> Callable[[Test], Test]:
+    """Add a kind of warning with the decorated test to `KINDS`."""
+
+    def add(test: Test) -> Test:
+        KINDS.append(Kind(name, threshold, when, why, remedy, test))
+        return test
+
+    return add
 
 
 def find_warnings(report: CheckReport) -> list[DataWarning]:
     """Return the warnings that a report gives reason for, in the order of `KINDS`."""
-    found = [(kind, kind.test(report, kind.threshold)) for kind in KINDS]
-    return [
-        DataWarning(
-            name=kind.name, found=text_rows[0], why=kind.why, remedy=kind.remedy, rows=text_rows[1]
-        )
-        for kind, text_rows in found
-        if text_rows is not None
-    ]
+    warnings = []
+    for kind in KINDS:
+        found = kind.test(report, kind.threshold)
+        if found is not None:
+            warnings.append(DataWarning(kind.name, found[0], kind.why, kind.remedy, found[1]))
+    return warnings
 
 
 def _of(count: int, whole: int, what: str) -> str:
     return f"{count:,} of {whole:,} {what} ({count / whole:.1%})"
 
 
+# ------------------------------------------------------------------------------------------ rows
+
+
+@_kind(
+    "schema-notes",
+    threshold=0,
+    when="notes of the schema",
+    why="Other columns of these rows contradict the score, or the row was changed to be "
+    "read. A top score that is an error is an outlier, which deviation weighting "
+    "amplifies.",
+    remedy="Look at the rows; the schema's settings say what can be done about them.",
+)
+def _schema_notes(report: CheckReport, threshold: float) -> Found | None:
+    read = report.total.read
+    if read.changed.total() <= threshold:
+        return None
+    found = "; ".join(f"{count:,} {note}" for note, count in read.changed.most_common())
+    rows = [row for note in read.changed for row in read.examples[note]]
+    return f"responses noted while reading: {found}", rows[:3]
+
+
 # ---------------------------------------------------------------------------------------- scores
 
 
+@_kind(
+    "equal-scores",
+    threshold=0.1,
+    when="share of groups whose scores are all equal",
+    why="Such a group has no chosen set and teaches nothing; it is dropped.",
+    remedy="Score these responses on a finer scale, or sample more varied ones.",
+)
 def _equal_scores(report: CheckReport, threshold: float) -> Found | None:
     count = report.equal.count
     if count <= threshold * report.groups:
@@ -60,6 +102,15 @@ def _equal_scores(report: CheckReport, threshold: float) -> Found | None:
     return f"{_of(count, report.groups, 'groups')} have equal scores only", report.equal.rows
 
 
+@_kind(
+    "ties",
+    threshold=0.3,
+    when="share of pairs of a group with equal scores",
+    why="Which of them is chosen depends on the rest of the group, not on the two. "
+    "Pairwise losses skip them or pick one by its place.",
+    remedy="Use scores of a finer scale, such as the mean over several judgements or a reward "
+    "model's.",
+)
 def _ties(report: CheckReport, threshold: float) -> Found | None:
     ties = report.ties
     if ties.tied_pairs <= threshold * ties.pairs:
@@ -71,6 +122,14 @@ def _ties(report: CheckReport, threshold: float) -> Found | None:
     )
 
 
+@_kind(
+    "score-ceiling",
+    threshold=0.3,
+    when="share of responses that have the highest score of all",
+    why="The judge does not tell good responses apart, and those just below the top are "
+    "pushed away as rejected.",
+    remedy="Score on a wider scale, or by comparison within the group.",
+)
 def _score_ceiling(report: CheckReport, threshold: float) -> Found | None:
     ties, responses = report.ties, report.total.responses
     varies = report.total.scores.low != report.total.scores.high
@@ -80,6 +139,15 @@ def _score_ceiling(report: CheckReport, threshold: float) -> Found | None:
     return f"{share} have the highest score, {ties.highest:g}", []
 
 
+@_kind(
+    "skewed-scores",
+    threshold=1.0,
+    when="skewness of deviations from the group's mean, either sign",
+    why="A few extreme scores move the group's mean, and with it the border between chosen "
+    "and rejected: ordinary responses end up on one side.",
+    remedy="Look at the extreme scores; ranks within the group, or a split at the median, do "
+    "not move with them.",
+)
 def _skewed_scores(report: CheckReport, threshold: float) -> Found | None:
     skewness = report.deviations.skewness
     if skewness is None or abs(skewness) <= threshold:
@@ -88,6 +156,15 @@ def _skewed_scores(report: CheckReport, threshold: float) -> Found | None:
     return f"skewness {skewness:.2f} of scores within groups: {side} their group's mean", []
 
 
+@_kind(
+    "outliers",
+    threshold=0.001,
+    when="share of responses beyond five root mean square deviations from their group's mean",
+    why="W-MPO adds alpha times this distance to a response's energy: if its score is wrong, "
+    "the error weighs most.",
+    remedy="Check their scores. Otherwise use --alpha_unit std, a smaller alpha, or cap the "
+    "scores.",
+)
 def _outliers(report: CheckReport, threshold: float) -> Found | None:
     outliers, responses = report.outliers, report.deviations.count
     if outliers.limit is None or outliers.count <= threshold * responses:
@@ -100,6 +177,16 @@ def _outliers(report: CheckReport, threshold: float) -> Found | None:
     )
 
 
+@_kind(
+    "lopsided-sets",
+    threshold=0.5,
+    when="share of groups of four or more with one chosen, or one rejected, response",
+    why="MPO contrasts two sets. With a single response in one of them most of what a "
+    "group of many responses could teach is gone: it is one response against all "
+    "others.",
+    remedy="Look at the score histogram for a ceiling, a floor or outliers; a split at the "
+    "median gives even sets.",
+)
 def _lopsided_sets(report: CheckReport, threshold: float) -> Found | None:
     large = {n: sizes for n, sizes in report.sets.items() if n >= 4}
     whole = sum(sum(sizes.values()) - sizes.get(0, 0) for sizes in large.values())
@@ -115,6 +202,13 @@ def _lopsided_sets(report: CheckReport, threshold: float) -> Found | None:
     )
 
 
+@_kind(
+    "scale-varies",
+    threshold=10.0,
+    when="90th over 10th percentile of the groups' standard deviations",
+    why="An alpha per unit of score is strong in one group and without effect in another.",
+    remedy="Use alpha_unit: std, which measures in the group's own standard deviations.",
+)
 def _scale_varies(report: CheckReport, threshold: float) -> Found | None:
     std = report.group_std
     if std.p10 is None or std.p90 is None or std.p90 <= threshold * std.p10:
@@ -126,6 +220,13 @@ def _scale_varies(report: CheckReport, threshold: float) -> Found | None:
     )
 
 
+@_kind(
+    "weight-dominance",
+    threshold=0.1,
+    when="share of groups of three or more where one response has over 0.9 of the weight",
+    why="The loss sees one response and hardly the others: a large group works like a small one.",
+    remedy="Lower alpha, or use alpha_unit: std.",
+)
 def _weight_dominance(report: CheckReport, threshold: float) -> Found | None:
     weights = report.weights
     if weights.dominated.count <= threshold * weights.even_of:
@@ -138,6 +239,13 @@ def _weight_dominance(report: CheckReport, threshold: float) -> Found | None:
     )
 
 
+@_kind(
+    "weight-without-effect",
+    threshold=0.5,
+    when="share of groups of three or more whose effective number of responses is over 0.99 n",
+    why="With this alpha W-MPO is MPO.",
+    remedy="Raise alpha to the scale of the scores, or use alpha_unit: std.",
+)
 def _weight_without_effect(report: CheckReport, threshold: float) -> Found | None:
     weights = report.weights
     # A power of zero weighs all alike by its definition.
@@ -154,6 +262,14 @@ def _weight_without_effect(report: CheckReport, threshold: float) -> Found | Non
 # --------------------------------------------------------------------------------------- lengths
 
 
+@_kind(
+    "length-bias",
+    threshold=0.3,
+    when="mean correlation of score and length within groups, either sign",
+    why="Length alone then tells chosen from rejected, and it is the easiest thing to "
+    "learn. Summed log-probabilities make it easier still.",
+    remedy="Control the judge for length, balance the groups, or use a length-normalised loss.",
+)
 def _length_bias(report: CheckReport, threshold: float) -> Found | None:
     def far(bias: LengthBias) -> bool:
         return bias.within is not None and abs(bias.within) > threshold
@@ -170,6 +286,14 @@ def _length_bias(report: CheckReport, threshold: float) -> Found | None:
     return ("scores within groups: " + "; ".join(found), []) if found else None
 
 
+@_kind(
+    "beyond-max-length",
+    threshold=0.01,
+    when="share of responses that do not fit into max_length with their prompt",
+    why="They are dropped with their group, dropped alone, or cut, as data.over_long says; "
+    "where it concerns one set more than the other, what remains is biased.",
+    remedy="Raise max_length, or choose data.over_long knowing these numbers.",
+)
 def _beyond_max_length(report: CheckReport, threshold: float) -> Found | None:
     tokens = report.tokens
     if tokens is None or tokens.beyond.count <= threshold * tokens.response.count:
@@ -196,6 +320,13 @@ def _by_set(tokens: Tokens) -> str:
 # ----------------------------------------------------------------------------------------- texts
 
 
+@_kind(
+    "near-empty-responses",
+    threshold=0.01,
+    when="share of responses of at most 3 characters",
+    why="Often failed generations. If one is chosen the model learns to say nothing.",
+    remedy="Remove them with their scores, unless the answers are meant to be that short.",
+)
 def _near_empty_responses(report: CheckReport, threshold: float) -> Found | None:
     short, responses = report.duplicates.near_empty, report.total.responses
     if short.count <= threshold * responses:
@@ -203,6 +334,13 @@ def _near_empty_responses(report: CheckReport, threshold: float) -> Found | None
     return f"{_of(short.count, responses, 'responses')} have at most 3 characters", short.rows
 
 
+@_kind(
+    "duplicate-responses",
+    threshold=0.01,
+    when="share of responses that repeat one of their group (case and white space ignored)",
+    why="A repeated response counts twice in its set, and n is smaller than it looks.",
+    remedy="Keep one of each, or sample at a higher temperature.",
+)
 def _duplicate_responses(report: CheckReport, threshold: float) -> Found | None:
     duplicates, responses = report.duplicates, report.total.responses
     if duplicates.normalized.count <= threshold * responses:
@@ -214,6 +352,13 @@ def _duplicate_responses(report: CheckReport, threshold: float) -> Found | None:
     )
 
 
+@_kind(
+    "contradicting-duplicates",
+    threshold=0,
+    when="groups in which the same response is chosen and rejected",
+    why="The loss pulls the same text up and down at once; the judge contradicts itself.",
+    remedy="Keep one of them with its mean score.",
+)
 def _contradicting_duplicates(report: CheckReport, threshold: float) -> Found | None:
     flagged = report.duplicates.contradicting
     if flagged.count <= threshold * report.groups:
@@ -226,6 +371,15 @@ def _contradicting_duplicates(report: CheckReport, threshold: float) -> Found | 
     )
 
 
+@_kind(
+    "repeated-prompts",
+    threshold=0.01,
+    when="share of groups whose prompt came before (normalised)",
+    why="A prompt split over several groups compares each response with some of the others "
+    "only, and a split by rows puts it on both sides.",
+    remedy="Join the groups of a prompt where their scores are comparable; use `data split` "
+    "to divide the data.",
+)
 def _repeated_prompts(report: CheckReport, threshold: float) -> Found | None:
     flagged = report.duplicates.prompts
     if flagged.count <= threshold * report.groups:
@@ -233,6 +387,13 @@ def _repeated_prompts(report: CheckReport, threshold: float) -> Found | None:
     return f"{_of(flagged.count, report.groups, 'groups')} repeat a prompt", flagged.rows
 
 
+@_kind(
+    "shared-prompts",
+    threshold=0,
+    when="prompts that two of the files have in common",
+    why="If one of the files is for validation or test, its numbers are too good.",
+    remedy="Divide the data with `data split`, which keeps a prompt on one side.",
+)
 def _shared_prompts(report: CheckReport, threshold: float) -> Found | None:
     shared = [entry for entry in report.duplicates.shared if entry[2].count > threshold]
     if not shared:
@@ -244,6 +405,14 @@ def _shared_prompts(report: CheckReport, threshold: float) -> Found | None:
 # --------------------------------------------------------------------------------------- columns
 
 
+@_kind(
+    "one-sided-column",
+    threshold=0.95,
+    when="share of a value's responses that are chosen, or rejected, of "
+    f"{ENOUGH} responses or more",
+    why="What tells the sets apart may then be the writer's style, not quality.",
+    remedy="Add responses of that model that lose (or win), or leave it out.",
+)
 def _one_sided_column(report: CheckReport, threshold: float) -> Found | None:
     found = []
     for column, values in report.of_responses.items():
@@ -260,6 +429,13 @@ def _one_sided_column(report: CheckReport, threshold: float) -> Found | None:
     return ("; ".join(found), []) if found else None
 
 
+@_kind(
+    "source-without-contrast",
+    threshold=0.5,
+    when=f"share of a value's groups without contrast, of {ENOUGH} groups or more",
+    why="Most of this source is dropped, and the mixture is not what it seems.",
+    remedy="Score it in another way, or leave it out knowingly.",
+)
 def _source_without_contrast(report: CheckReport, threshold: float) -> Found | None:
     found = [
         f"{column} {value.name!r}: {_of(value.no_contrast, value.groups, 'groups')} have no "
@@ -269,186 +445,3 @@ def _source_without_contrast(report: CheckReport, threshold: float) -> Found | N
         if value.groups >= ENOUGH and value.no_contrast > threshold * value.groups
     ]
     return ("; ".join(found), []) if found else None
-
-
-def _schema_notes(report: CheckReport, threshold: float) -> Found | None:
-    read = report.total.read
-    if read.changed.total() <= threshold:
-        return None
-    found = "; ".join(f"{count:,} {note}" for note, count in read.changed.most_common())
-    rows = [row for note in read.changed for row in read.examples[note]]
-    return f"responses noted while reading: {found}", rows[:3]
-
-
-KINDS = (
-    Kind(
-        name="schema-notes",
-        threshold=0,
-        when="notes of the schema",
-        why="Other columns of these rows contradict the score, or the row was changed to be "
-        "read. A top score that is an error is an outlier, which deviation weighting "
-        "amplifies.",
-        remedy="Look at the rows; the schema's settings say what can be done about them.",
-        test=_schema_notes,
-    ),
-    Kind(
-        name="equal-scores",
-        threshold=0.1,
-        when="share of groups whose scores are all equal",
-        why="Such a group has no chosen set and teaches nothing; it is dropped.",
-        remedy="Score these responses on a finer scale, or sample more varied ones.",
-        test=_equal_scores,
-    ),
-    Kind(
-        name="ties",
-        threshold=0.3,
-        when="share of pairs of a group with equal scores",
-        why="Which of them is chosen depends on the rest of the group, not on the two. "
-        "Pairwise losses skip them or pick one by its place.",
-        remedy="Use scores of a finer scale, such as the mean over several judgements or a reward "
-        "model's.",
-        test=_ties,
-    ),
-    Kind(
-        name="score-ceiling",
-        threshold=0.3,
-        when="share of responses that have the highest score of all",
-        why="The judge does not tell good responses apart, and those just below the top are "
-        "pushed away as rejected.",
-        remedy="Score on a wider scale, or by comparison within the group.",
-        test=_score_ceiling,
-    ),
-    Kind(
-        name="skewed-scores",
-        threshold=1.0,
-        when="skewness of deviations from the group's mean, either sign",
-        why="A few extreme scores move the group's mean, and with it the border between chosen "
-        "and rejected: ordinary responses end up on one side.",
-        remedy="Look at the extreme scores; ranks within the group, or a split at the median, do "
-        "not move with them.",
-        test=_skewed_scores,
-    ),
-    Kind(
-        name="outliers",
-        threshold=0.001,
-        when="share of responses beyond five root mean square deviations from their group's mean",
-        why="W-MPO adds alpha times this distance to a response's energy: if its score is wrong, "
-        "the error weighs most.",
-        remedy="Check their scores. Otherwise use --alpha_unit std, a smaller alpha, or cap the "
-        "scores.",
-        test=_outliers,
-    ),
-    Kind(
-        name="lopsided-sets",
-        threshold=0.5,
-        when="share of groups of four or more with one chosen, or one rejected, response",
-        why="MPO contrasts two sets. With a single response in one of them most of what a "
-        "group of many responses could teach is gone: it is one response against all "
-        "others.",
-        remedy="Look at the score histogram for a ceiling, a floor or outliers; a split at the "
-        "median gives even sets.",
-        test=_lopsided_sets,
-    ),
-    Kind(
-        name="scale-varies",
-        threshold=10.0,
-        when="90th over 10th percentile of the groups' standard deviations",
-        why="An alpha per unit of score is strong in one group and without effect in another.",
-        remedy="Use alpha_unit: std, which measures in the group's own standard deviations.",
-        test=_scale_varies,
-    ),
-    Kind(
-        name="weight-dominance",
-        threshold=0.1,
-        when="share of groups of three or more where one response has over 0.9 of the weight",
-        why="The loss sees one response and hardly the others: a large group works like a small "
-        "one.",
-        remedy="Lower alpha, or use alpha_unit: std.",
-        test=_weight_dominance,
-    ),
-    Kind(
-        name="weight-without-effect",
-        threshold=0.5,
-        when="share of groups of three or more whose effective number of responses is over 0.99 n",
-        why="With this alpha W-MPO is MPO.",
-        remedy="Raise alpha to the scale of the scores, or use alpha_unit: std.",
-        test=_weight_without_effect,
-    ),
-    Kind(
-        name="length-bias",
-        threshold=0.3,
-        when="mean correlation of score and length within groups, either sign",
-        why="Length alone then tells chosen from rejected, and it is the easiest thing to "
-        "learn. Summed log-probabilities make it easier still.",
-        remedy="Control the judge for length, balance the groups, or use a length-normalised loss.",
-        test=_length_bias,
-    ),
-    Kind(
-        name="beyond-max-length",
-        threshold=0.01,
-        when="share of responses that do not fit into max_length with their prompt",
-        why="They are dropped with their group, dropped alone, or cut, as data.over_long says; "
-        "where it concerns one set more than the other, what remains is biased.",
-        remedy="Raise max_length, or choose data.over_long knowing these numbers.",
-        test=_beyond_max_length,
-    ),
-    Kind(
-        name="near-empty-responses",
-        threshold=0.01,
-        when="share of responses of at most 3 characters",
-        why="Often failed generations. If one is chosen the model learns to say nothing.",
-        remedy="Remove them with their scores, unless the answers are meant to be that short.",
-        test=_near_empty_responses,
-    ),
-    Kind(
-        name="duplicate-responses",
-        threshold=0.01,
-        when="share of responses that repeat one of their group (case and white space ignored)",
-        why="A repeated response counts twice in its set, and n is smaller than it looks.",
-        remedy="Keep one of each, or sample at a higher temperature.",
-        test=_duplicate_responses,
-    ),
-    Kind(
-        name="contradicting-duplicates",
-        threshold=0,
-        when="groups in which the same response is chosen and rejected",
-        why="The loss pulls the same text up and down at once; the judge contradicts itself.",
-        remedy="Keep one of them with its mean score.",
-        test=_contradicting_duplicates,
-    ),
-    Kind(
-        name="repeated-prompts",
-        threshold=0.01,
-        when="share of groups whose prompt came before (normalised)",
-        why="A prompt split over several groups compares each response with some of the others "
-        "only, and a split by rows puts it on both sides.",
-        remedy="Join the groups of a prompt where their scores are comparable; use `data split` "
-        "to divide the data.",
-        test=_repeated_prompts,
-    ),
-    Kind(
-        name="shared-prompts",
-        threshold=0,
-        when="prompts that two of the files have in common",
-        why="If one of the files is for validation or test, its numbers are too good.",
-        remedy="Divide the data with `data split`, which keeps a prompt on one side.",
-        test=_shared_prompts,
-    ),
-    Kind(
-        name="one-sided-column",
-        threshold=0.95,
-        when="share of a value's responses that are chosen, or rejected, of "
-        f"{ENOUGH} responses or more",
-        why="What tells the sets apart may then be the writer's style, not quality.",
-        remedy="Add responses of that model that lose (or win), or leave it out.",
-        test=_one_sided_column,
-    ),
-    Kind(
-        name="source-without-contrast",
-        threshold=0.5,
-        when=f"share of a value's groups without contrast, of {ENOUGH} groups or more",
-        why="Most of this source is dropped, and the mixture is not what it seems.",
-        remedy="Score it in another way, or leave it out knowingly.",
-        test=_source_without_contrast,
-    ),
-)

@@ -1,0 +1,117 @@
+"""Each warning of the check, and its documentation."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpo_lightning.data.check.report import CheckReport
+from mpo_lightning.data.check.run import check
+from mpo_lightning.data.check.view import format_warnings
+from mpo_lightning.data.check.warnings import KINDS
+from mpo_lightning.losses import AboveThreshold
+from tests.data.check.rows import Rows, group, plain
+
+Write = Callable[..., str]
+
+
+CASES: dict[str, tuple[Rows, dict[str, Any]]] = {
+    "equal-scores": (plain() + [group(100 + i, [2.0, 2.0]) for i in range(10)], {}),
+    "ties": (plain() + [group(100 + i, [1.0, 1.0, 1.0, 1.0, 3.0, 3.0]) for i in range(60)], {}),
+    "score-ceiling": (plain() + [group(100 + i, [4.0, 4.0, 2.0, 1.0]) for i in range(60)], {}),
+    "skewed-scores": (plain() + [group(100 + i, [1.0, 2.0, 3.0, 30.0]) for i in range(8)], {}),
+    "outliers": ([*plain(400), group(500, [1.0, 2.0, 3.0, 90.0])], {}),
+    "lopsided-sets": ([group(i, [1.0, 2.0, 3.0, 9.0]) for i in range(60)], {}),
+    "scale-varies": (
+        [group(i, [s * 10.0 ** (i % 3) for s in (1.0, 2.0, 3.0, 4.0)]) for i in range(60)],
+        {},
+    ),
+    "weight-dominance": ([group(i, [1.0, 1.1, 1.2, 9.0]) for i in range(60)], {"alpha": 2.0}),
+    "weight-without-effect": (plain(), {"alpha": 0.001}),
+    "length-bias": (
+        [
+            group(i, [1.0, 2.0, 3.0, 4.0], responses=[f"text {i} " + "x" * k for k in range(4)])
+            for i in range(60)
+        ],
+        {},
+    ),
+    "near-empty-responses": (
+        [*plain(), *(group(100 + i, [1.0, 2.0], responses=["no", "yes."]) for i in range(5))],
+        {},
+    ),
+    "duplicate-responses": (
+        [
+            *plain(),
+            *(
+                group(100 + i, [1.0, 1.5, 4.0], responses=["abcd", " ABCD", "efghi"])
+                for i in [0, 1]
+            ),
+            group(103, [1.0, 1.5, 4.0], responses=["abcd", "Abcd", "efghi"]),
+        ],
+        {},
+    ),
+    "contradicting-duplicates": (
+        [*plain(200), group(300, [1.0, 4.0], responses=["same", "same"])],
+        {},
+    ),
+    "repeated-prompts": (plain() + plain(4), {}),
+    "one-sided-column": (
+        [{**row, "models": [f"m{s:g}" for s in row["scores"]]} for row in plain()],
+        {},
+    ),
+    "source-without-contrast": (
+        [
+            *({**row, "source": "good"} for row in plain(400)),
+            *(group(500 + i, [2.0, 2.0], source="flat") for i in range(35)),
+        ],
+        {},
+    ),
+}
+
+
+def names(report: CheckReport) -> list[str]:
+    return [warning.name for warning in report.warnings]
+
+
+def test_there_is_nothing_to_warn_of_where_all_is_well(write_jsonl: Write) -> None:
+    assert names(check(write_jsonl(plain()), alpha=0.5)) == []
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_warning_is_given_where_there_is_reason(name: str, write_jsonl: Write) -> None:
+    rows, settings = CASES[name]
+    report = check(write_jsonl(rows), **settings)
+    assert name in names(report)
+    (text,) = [t for t in format_warnings(report) if t.startswith(f"{name}: ")]
+    assert "Why: " in text
+    assert "What to do: " in text
+
+
+def test_files_that_share_prompts_are_warned_of(write_jsonl: Write) -> None:
+    rows = plain()
+    files = [write_jsonl(rows[:30], "train.jsonl"), write_jsonl(rows[29:], "val.jsonl")]
+    report = check(files)
+    (warning,) = [w for w in report.warnings if w.name == "shared-prompts"]
+    assert warning.rows == [f"{files[1]}:1"]
+    assert f"1 by {files[0]} and {files[1]}" in warning.found
+    assert "shared-prompts" not in names(check([files[0], write_jsonl(rows[30:], "other.jsonl")]))
+
+
+def test_a_source_on_one_side_of_a_threshold_is_warned_of(write_jsonl: Write) -> None:
+    rows = [group(i, [float(i % 5), 4.5], source="near") for i in range(40)]
+    rows += [group(100 + i, [7.0, 8.0 + i % 2], source="far") for i in range(40)]
+    report = check(write_jsonl(rows), partition=AboveThreshold(threshold=4.2))
+    (warning,) = [w for w in report.warnings if w.name == "source-without-contrast"]
+    assert warning.found == "source 'far': 40 of 40 groups (100.0%) have no contrast"
+    assert "equal-scores" not in names(report)
+
+
+def test_every_kind_of_warning_has_its_test_and_its_documentation() -> None:
+    tested = {*CASES, "shared-prompts", "schema-notes", "beyond-max-length"}
+    assert {kind.name for kind in KINDS} == tested
+    text = (Path(__file__).parents[3] / "docs" / "data-check.md").read_text(encoding="utf-8")
+    table = text.partition("### Warnings")[2].partition("## ")[0]
+    assert [line for line in table.splitlines() if line.startswith("| `")] == [
+        f"| `{kind.name}` | {kind.threshold:g} | {kind.when} | {kind.why} |" for kind in KINDS
+    ]
