@@ -49,7 +49,7 @@ class WarmupCosine(RunSchedule):
 
 
 def optimizer_steps(trainer: Trainer) -> int:
-    """Optimizer steps of the whole run.
+    """Number of optimizer steps of the whole run.
 
     With a data module `trainer.estimated_stepping_batches` is avoided: it makes the training loader
     before a checkpoint is restored, and a resumed run would start from that loader
