@@ -98,6 +98,15 @@ class SetLoss(ABC):
         likelihood: weight of a likelihood term on the chosen set, >= 0: the mean over it of the
             negative log-probability per token, in nats, is added (arXiv 2604.15602). For a loss
             without sets these are the responses above the group's mean score.
+
+    Examples:
+        >>> from mpo_lightning.losses import MPO
+        >>> scores, valid = torch.tensor([[3.0, 1.0], [2.0, 2.0]]), torch.ones(2, 2).bool()
+        >>> loss = MPO(beta=0.1)
+        >>> loss(torch.zeros(2, 2), scores, valid)  # ln 2, and no contrast
+        tensor([0.6931, 0.0000])
+        >>> loss.has_contrast(scores, valid)
+        tensor([ True, False])
     """
 
     beta: float = 0.1

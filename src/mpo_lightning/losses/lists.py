@@ -47,7 +47,6 @@ class InfoNCA(ScoreTargetLoss):
     Its gradient is zero exactly where ``beta * r = S / temperature + const``.
 
     Examples:
-        >>> import torch
         >>> scores, valid = torch.tensor([[2.0, 0.0]]), torch.ones(1, 2, dtype=torch.bool)
         >>> log_ratios = torch.tensor([[20.0, 0.0]], requires_grad=True)
         >>> InfoNCA(beta=0.1)(log_ratios, scores, valid).backward()
@@ -75,7 +74,6 @@ class NCA(ScoreTargetLoss):
     likelihoods, not only relative ones. For n = 2 and t = (1, 0) it is TRL's ``nca_pair``.
 
     Examples:
-        >>> import torch
         >>> scores, valid = torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool)
         >>> NCA()(torch.zeros(1, 2), scores, valid)  # 2 ln 2: t = 1/2, sigmoid(0) = 1/2
         tensor([1.3863])
@@ -173,7 +171,6 @@ class MultiLevelMPO(LevelLoss):
     With two levels it is MPO.
 
     Examples:
-        >>> import torch
         >>> scores, valid = torch.tensor([[3.0, 2.0, 1.0]]), torch.ones(1, 3, dtype=torch.bool)
         >>> MultiLevelMPO()(torch.zeros(1, 3), scores, valid)  # (ln 3 + ln 3/2) / 2
         tensor([0.7520])

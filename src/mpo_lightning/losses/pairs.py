@@ -114,7 +114,6 @@ class DPO(PairLoss):
     """Direct Preference Optimization: ``-log sigmoid(h)`` of a margin h. arXiv 2305.18290, eq. 7.
 
     Examples:
-        >>> import torch
         >>> log_ratios, scores = torch.tensor([[9.0, 5.0, 1.0]]), torch.tensor([[3.0, 2.0, 1.0]])
         >>> DPO(beta=0.5)(log_ratios, scores, valid=torch.ones(1, 3, dtype=torch.bool))
         tensor([0.0181])

@@ -61,7 +61,6 @@ class AboveMean(Partition):
     """Above the group's mean score against the rest: the paper's rule (arXiv 2412.04628).
 
     Examples:
-        >>> import torch
         >>> scores = torch.tensor([[9.0, 7.0, 7.0, 4.0, 2.0, 1.0]])  # their mean is 5
         >>> chosen, rejected = AboveMean()(scores, torch.ones(1, 6, dtype=torch.bool))
         >>> chosen.int()

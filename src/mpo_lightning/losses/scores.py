@@ -41,7 +41,6 @@ def deviations(scores: Tensor, valid: Tensor) -> Tensor:
     A difference within rounding error of the mean is zero too: 0.2 is the mean of 0.1, 0.2 and 0.3.
 
     Examples:
-        >>> import torch
         >>> scores = torch.tensor([[0.1, 0.2, 0.3], [5.0, 1.0, torch.nan]], dtype=torch.float64)
         >>> deviations(scores, valid=~scores.isnan())
         tensor([[-0.1000,  0.0000,  0.1000],
@@ -56,7 +55,6 @@ def ordered_pairs(scores: Tensor, valid: Tensor) -> Tensor:
     """Pairs of unequal scores, bool (B, N, N): True at (i, j) where i scores higher than j.
 
     Examples:
-        >>> import torch
         >>> scores = torch.tensor([[2.0, 1.0, 2.0]])
         >>> ordered_pairs(scores, valid=torch.ones(1, 3, dtype=torch.bool)).nonzero().tolist()
         [[0, 0, 1], [0, 2, 1]]
@@ -113,7 +111,6 @@ def deviation_log_weights(
         alpha_unit: "std" divides deviations by the group's (population) standard deviation first.
 
     Examples:
-        >>> import torch
         >>> scores = torch.tensor([[6.0, 2.0, 1.0]])  # their mean is 3
         >>> deviation_log_weights(scores, torch.ones(1, 3, dtype=torch.bool), alpha=0.5)
         tensor([[1.5000, 0.5000, 1.0000]], dtype=torch.float64)

@@ -120,7 +120,6 @@ class MPO(WeightedLoss):
         Scores 5, 4, 1, 2 have mean 3: the first two are chosen. Masses ``exp(beta * r)`` are 3, 2,
         1, 1, so the chosen set holds 5/7, and the loss is ln(7/5).
 
-        >>> import torch
         >>> log_ratios = 2 * torch.tensor([[3.0, 2.0, 1.0, 1.0]]).log()
         >>> scores = torch.tensor([[5.0, 4.0, 1.0, 2.0]])
         >>> valid = torch.ones(1, 4, dtype=torch.bool)
@@ -143,7 +142,6 @@ class EachMPO(WeightedLoss):
     E_i)`` (docs/mathematics.md, equation 9). With one chosen response it is MPO.
 
     Examples:
-        >>> import torch
         >>> log_ratios, scores = torch.zeros(1, 3), torch.tensor([[5.0, 4.0, 1.0]])
         >>> EachMPO()(log_ratios, scores, valid=torch.ones(1, 3, dtype=torch.bool))  # ln 2
         tensor([0.6931])
