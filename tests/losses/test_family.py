@@ -307,10 +307,9 @@ def loss_from(class_path: str, **init_args: Any) -> SetLoss:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--loss", type=SetLoss)
     config = parser.parse_object({"loss": {"class_path": class_path, "init_args": init_args}})
-    return parser.instantiate_classes(config).loss
+    return parser.instantiate(config).loss
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("loss", [*LOSSES, Halved(beta=0.2, part=0.25)], ids=str)
 def test_a_configuration_builds_each_loss(loss: SetLoss) -> None:
     cls = type(loss)
@@ -318,7 +317,6 @@ def test_a_configuration_builds_each_loss(loss: SetLoss) -> None:
     assert loss_from(f"{cls.__module__}.{cls.__name__}", **given) == loss
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(
     ("name", "settings", "complaint"),
     [
@@ -338,7 +336,6 @@ def test_a_configuration_with_a_mistake_is_refused(
         loss_from(f"mpo_lightning.losses.{name}", **settings)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_configuration_with_an_impossible_value_is_refused() -> None:
     with pytest.raises(ValueError, match="MPO: beta must be"):
         loss_from("mpo_lightning.losses.MPO", beta=-0.1)
