@@ -382,7 +382,7 @@ def test_losses_go_by_their_short_names(args: list[str], expected: losses.SetLos
     parser = LightningArgumentParser()
     parser.add_lightning_class_args(MPOModule, "model")
     config = parser.parse_args(["--model.policy.base=nowhere", *args])
-    assert parser.instantiate_classes(config).model.loss == expected
+    assert parser.instantiate(config).model.loss == expected
 
 
 PARTITIONS = "AboveMean, AboveQuantile, AboveThreshold, AboveTrimmedMean, BestRest or TopBottom"

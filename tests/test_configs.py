@@ -1,20 +1,25 @@
 """Every shipped configuration is parsed and instantiated, as its own first lines tell to use it."""
 
+import inspect
 import re
 import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from transformers import LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config
 
 from mpo_lightning import MPOModule, PreferenceDataModule
 from mpo_lightning.cli import main
 from mpo_lightning.commands import run
+from mpo_lightning.model.loading import LoRA, PolicyConfig, build_policy
+from mpo_lightning.model.logps import token_logps
 from mpo_lightning.strategy import FSDP1, FSDP2
 
 ROOT = Path(__file__).parent.parent
@@ -100,58 +105,108 @@ def test_a_configuration_says_what_it_takes(path: Path) -> None:
         assert "computed and not measured" in text
 
 
-# Width, layers, width of the MLP, of keys, vocabulary, and whether embeddings and head are one.
-SHAPES = {
-    "mistral-7b": (4096, 32, 14336, 1024, 32000, False),
-    "llama-3-8b": (4096, 32, 14336, 1024, 128256, False),
-    "0.5B": (896, 24, 4864, 128, 151936, True),
-    "1.5B": (1536, 28, 8960, 256, 151936, True),
-    "3B": (2048, 36, 11008, 256, 151936, True),
-    "7B": (3584, 28, 18944, 512, 152064, False),
-}
+# The bases' own settings, as far as they decide sizes.
+BASES: dict[str, PretrainedConfig] = {
+    "mistral-7b": MistralConfig(
+        hidden_size=4096, num_hidden_layers=32, intermediate_size=14336, num_attention_heads=32,
+        num_key_value_heads=8, vocab_size=32000,
+    ),
+    "llama-3-8b": LlamaConfig(
+        hidden_size=4096, num_hidden_layers=32, intermediate_size=14336, num_attention_heads=32,
+        num_key_value_heads=8, vocab_size=128256,
+    ),
+    "0.5B": Qwen2Config(
+        hidden_size=896, num_hidden_layers=24, intermediate_size=4864, num_attention_heads=14,
+        num_key_value_heads=2, vocab_size=151936, tie_word_embeddings=True,
+    ),
+    "1.5B": Qwen2Config(
+        hidden_size=1536, num_hidden_layers=28, intermediate_size=8960, num_attention_heads=12,
+        num_key_value_heads=2, vocab_size=151936, tie_word_embeddings=True,
+    ),
+    "3B": Qwen2Config(
+        hidden_size=2048, num_hidden_layers=36, intermediate_size=11008, num_attention_heads=16,
+        num_key_value_heads=2, vocab_size=151936, tie_word_embeddings=True,
+    ),
+    "7B": Qwen2Config(
+        hidden_size=3584, num_hidden_layers=28, intermediate_size=18944, num_attention_heads=28,
+        num_key_value_heads=4, vocab_size=152064,
+    ),
+}  # fmt: skip
+ROUNDED = 0.0501
 
 
-def gib(name: str, *, groups: int) -> dict[str, float]:
-    """Memory as docs/recipes.md computes it, in GiB, with groups of 8192 tokens."""
-    width, layers, mlp, keys, vocabulary, tied = SHAPES[name]
-    tokens = groups * 8192
-    linear = layers * (2 * width**2 + 2 * width * keys + 3 * width * mlp)
-    others = (1 if tied else 2) * vocabulary * width
-    inputs_and_outputs = 2 * 2 * width + 2 * (width + keys) + 3 * (width + mlp)
-    parts = {
-        "bf16": 2 * (linear + others),
-        "nf4": linear * 4.127 / 8 + 2 * others + 2 * width * mlp,
-        "adapter": 16 * 16 * layers * inputs_and_outputs,
-        "kept": tokens * width * layers * 2,
-        "layer": tokens * (4 * mlp + 8 * width) * 2,
-        "logits": 3 * 256 * vocabulary * 4,
-    }
-    return {part: size / 2**30 for part, size in parts.items()}
+class Weights(NamedTuple):
+    """Numbers of weights of a policy: of the base, of its linear layers but the head, trained."""
+
+    base: int
+    linear: int
+    adapter: int
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Callable[[str], Weights]:
+    """The weights of a policy of configs/paper.yaml, built without memory for them."""
+    paper = yaml.safe_load((ROOT / "configs" / "paper.yaml").read_text(encoding="utf-8"))
+
+    def count(name: str) -> Weights:
+        BASES[name].save_pretrained(tmp_path)
+        lora = LoRA(**paper["model"]["policy"]["lora"])
+        config = PolicyConfig(base=str(tmp_path), random_init=True, dtype="bfloat16", lora=lora)
+        with torch.device("meta"):
+            policy = build_policy(config, "auto")
+        head = policy.causal_lm.get_output_embeddings()
+        linear = [
+            module.weight.numel()
+            for name, module in policy.named_modules()
+            if isinstance(module, torch.nn.Linear) and "lora_" not in name and module is not head
+        ]
+        trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in policy.parameters())
+        return Weights(base=total - trained, linear=sum(linear), adapter=trained)
+
+    return count
+
+
+def logits_gib(name: str) -> float:
+    """Three float32 tensors of the tokens that the head takes at a time."""
+    chunk = inspect.signature(token_logps).parameters["chunk_size"].default
+    return float(3 * 4 * chunk * BASES[name].vocab_size / 2**30)
 
 
 @pytest.mark.parametrize("name", ["mistral-7b", "llama-3-8b"])
-def test_memory_is_as_computed(name: str) -> None:
-    parts = gib(name, groups=4)
-    del parts["nf4"]
-    told = [float(n) for n in re.findall(r" (\d+\.\d)$", introduction_of(name), re.M)]
-    assert told == pytest.approx([*parts.values(), sum(parts.values())], abs=0.051)
-
-
-def introduction_of(model: str) -> str:
-    return introduction(Path("configs", "model", f"{model}-instruct.yaml"))
+def test_memory_is_that_of_the_models_weights(name: str, weights: Callable[[str], Weights]) -> None:
+    text = introduction(Path("configs", "model", f"{name}-instruct.yaml"))
+    found = weights(name)
+    assert f"{found.base / 1e9:.3f}e9 weights x 2 bytes" in text
+    assert f"{found.adapter / 1e6:.1f}e6 weights x 16 bytes" in text
+    *parts, together = (float(n) for n in re.findall(r" (\d+\.\d)$", text, re.M))
+    base, adapter, _, _, logits = parts
+    assert base == pytest.approx(2 * found.base / 2**30, abs=ROUNDED)
+    assert adapter == pytest.approx(16 * found.adapter / 2**30, abs=ROUNDED)
+    assert logits == pytest.approx(logits_gib(name), abs=ROUNDED)
+    assert together == pytest.approx(sum(parts), abs=6 * ROUNDED)
 
 
 @pytest.mark.parametrize("size", ["0.5B", "1.5B", "3B", "7B"])
-def test_memory_of_qwen_is_as_computed(size: str) -> None:
-    parts = gib(size, groups=1)
-    rest = [parts[part] for part in ("adapter", "kept", "layer", "logits")]
-    dequantised = 2 * SHAPES[size][0] * SHAPES[size][2] / 2**30
-    expected = [
-        *(parts["bf16"], parts["nf4"] - dequantised, *rest),
-        *(parts["bf16"] + sum(rest), parts["nf4"] + sum(rest)),
-    ]
-    (row,) = re.findall(rf"^ +{size} +(.*)$", introduction_of("qwen2.5"), re.M)
-    assert [float(n) for n in row.split()] == pytest.approx(expected, abs=0.051)
+def test_memory_of_qwen_is_that_of_its_weights(
+    size: str, weights: Callable[[str], Weights]
+) -> None:
+    found = weights(size)
+    text = introduction(Path("configs", "model", "qwen2.5-instruct.yaml"))
+    (row,) = re.findall(rf"^ +{size} +(.*)$", text, re.M)
+    bf16, nf4, adapter, kept, layer, logits, *together = (float(n) for n in row.split())
+    assert bf16 == pytest.approx(2 * found.base / 2**30, abs=ROUNDED)
+    # 4 bits, an 8-bit scale for every 64 weights and a 32-bit one for every 256 of these.
+    in_four_bits = found.linear * (4 + 8 / 64 + 32 / 64 / 256) / 8
+    others = 2 * (found.base - found.linear)
+    assert nf4 == pytest.approx((in_four_bits + others) / 2**30, abs=ROUNDED)
+    assert adapter == pytest.approx(16 * found.adapter / 2**30, abs=ROUNDED)
+    assert logits == pytest.approx(logits_gib(size), abs=ROUNDED)
+    rest = adapter + kept + layer + logits
+    width = BASES[size].hidden_size * BASES[size].intermediate_size
+    # With one dequantised matrix, the largest.
+    expected = [bf16 + rest, nf4 + 2 * width / 2**30 + rest]
+    assert together == pytest.approx(expected, abs=6 * ROUNDED)
 
 
 def test_the_smallest_recipe_trains(

@@ -92,6 +92,7 @@ def within(text: str) -> list[tuple[str, str]]:
 
 def test_external_links_are_well_formed() -> None:
     """By their form only: tests reach no network."""
+    found = 0
     for name, text in TEXTS.items():
         for link in re.findall(r"\]\((\w+:[^)]*)\)", "\n".join(pages.prose(text))):
             parts = urlsplit(link)
@@ -99,6 +100,8 @@ def test_external_links_are_well_formed() -> None:
             assert re.fullmatch(r"[\w-]+(\.[\w-]+)+", parts.netloc), f"{name}: {link}"
             if parts.netloc == "arxiv.org":
                 assert re.fullmatch(r"/abs/\d{4}\.\d{4,5}", parts.path), f"{name}: {link}"
+                found += 1
+    assert found > 10
 
 
 # -------------------------------------------------------------------------------- commands
@@ -189,25 +192,31 @@ def test_configurations_parse(workplace: Path) -> None:
 # ------------------------------------------------------------------------------------ code
 
 
-@pytest.mark.parametrize("name", [name for name in TEXTS if blocks(TEXTS[name], "python")])
-def test_python_compiles(name: str) -> None:
-    for block in blocks(TEXTS[name], "python"):
+def test_python_compiles() -> None:
+    found = [(name, block) for name, text in TEXTS.items() for block in blocks(text, "python")]
+    assert len(found) > 10
+    for name, block in found:
         compile(block, name, "exec")
 
 
 @pytest.mark.parametrize("name", ["docs/how-to-loss.md", "docs/how-to-data.md"])
 def test_python_runs(name: str, workplace: Path) -> None:
-    for block in blocks(TEXTS[name], "python"):
+    found = blocks(TEXTS[name], "python")
+    assert len(found) > 1
+    for block in found:
         exec(compile(block, name, "exec"), {"__name__": "block"})
 
 
-def test_rows_are_good() -> None:
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/tutorial.md", "docs/how-to-data.md", "docs/data.md"]
+)
+def test_rows_are_good(name: str) -> None:
     from mpo_lightning.data.groups import check_row
 
-    for name in ("docs/tutorial.md", "docs/how-to-data.md", "docs/data.md"):
-        for block in blocks(TEXTS[name], "json"):
-            rows = [check_row(json.loads(line), name) for line in block.splitlines()]
-            assert all(len(row.responses) == 3 for row in rows)
+    lines = [line for block in blocks(TEXTS[name], "json") for line in block.splitlines()]
+    assert lines
+    for line in lines:
+        assert len(check_row(json.loads(line), name).responses) == 3
 
 
 def test_make_targets_exist() -> None:
@@ -215,7 +224,7 @@ def test_make_targets_exist() -> None:
     shell = [block for text in TEXTS.values() for block in blocks(text, "sh")]
     quoted = [words for text in TEXTS.values() for words in re.findall(r"`(make \w+)", text)]
     named = set(re.findall(r"^make (\w+)", "\n".join([*shell, *quoted]), re.MULTILINE))
-    assert named <= targets
+    assert {"quickstart", "test"} <= named <= targets
 
 
 # ---------------------------------------------------------------------------------- tables

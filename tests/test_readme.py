@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from lightning.pytorch import Trainer
 
 from mpo_lightning.cli import main
@@ -98,22 +97,3 @@ def test_own_loss_example_trains_from_a_file(workplace: Path) -> None:
     assert result.returncode == 0, result.stderr[-2000:]
     config = next(workplace.glob("runs/first/lightning_logs/*/config.yaml"))
     assert "class_path: my_loss.MeanMargin" in config.read_text(encoding="utf-8")
-
-
-def test_data_example_is_a_good_row() -> None:
-    from mpo_lightning.data.groups import check_row
-
-    (row,) = blocks("json")
-    assert len(check_row(json.loads(row), "README.md:1").responses) == 3
-
-
-def test_make_targets_exist() -> None:
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in set(re.findall(r"^make (\w+)", README, flags=re.MULTILINE)):
-        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
-    assert yaml.safe_load(blocks("yaml")[0])["trainer"]["max_epochs"] == 1
-
-
-def test_documented_pages_exist() -> None:
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / link).is_file(), link

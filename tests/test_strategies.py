@@ -214,7 +214,9 @@ def test_configuration_of_fsdp1_is_refused_on_cpu(recipe: Path, tmp_path: Path) 
 
 
 def test_overlays_say_what_they_change_only() -> None:
-    for path in STRATEGIES.glob("*.yaml"):
+    overlays = sorted(STRATEGIES.glob("*.yaml"))
+    assert len(overlays) == 5
+    for path in overlays:
         content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
         assert set(content) <= {"trainer", "model", "samples"}
         assert content.get("samples", {"count": 0}) == {"count": 0}

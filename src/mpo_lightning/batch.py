@@ -145,6 +145,14 @@ class GroupBatch:
 
         Raises:
             ValueError: for no groups, an empty prompt or response, or too few responses.
+
+        Examples:
+            >>> prompt, yes, no = torch.tensor([1, 2]), torch.tensor([3, 4, 5]), torch.tensor([6])
+            >>> batch = GroupBatch.from_groups([TokenGroup(prompt, (yes, no), (1.0, 0.0), "f:1")])
+            >>> batch.tokens
+            tensor([1, 2, 3, 4, 5, 6])
+            >>> batch.scores
+            tensor([[1., 0.]], dtype=torch.float64)
         """
         if not groups:
             raise ValueError("A batch needs at least one group.")
@@ -205,13 +213,26 @@ class GroupBatch:
         return kept
 
     def select(self, group: int) -> Self:
-        """Batch of one of the groups."""
+        """Batch of one of the groups.
+
+        Examples:
+            >>> group = TokenGroup(torch.tensor([1]), (torch.tensor([2]),), (0.0,), "f:1")
+            >>> other = group._replace(prompt=torch.tensor([3]))
+            >>> GroupBatch.from_groups([group, other]).select(1).tokens
+            tensor([3, 2])
+        """
         return self._take([(group, 0, len(self.response_lengths[group]))])
 
     def slices(self, responses: int) -> list[Self]:
         """Split into batches of at most ``responses`` responses each, in order.
 
         Each holds the prompts of its responses; a group may continue in the next one.
+
+        Examples:
+            >>> responses = tuple(torch.tensor([token]) for token in (7, 8, 9))
+            >>> group = TokenGroup(torch.tensor([1]), responses, (2.0, 1.0, 0.0), "f:1")
+            >>> [part.tokens.tolist() for part in GroupBatch.from_groups([group]).slices(2)]
+            [[1, 7, 8], [1, 9]]
         """
         parts: list[list[tuple[int, int, int]]] = [[]]
         room = responses

@@ -1,4 +1,4 @@
-"""Learning-rate schedules that need to know how long the run is."""
+"""Learning-rate schedules over the whole run, whose length in optimizer steps they are given."""
 
 import math
 from abc import ABC, abstractmethod
@@ -12,11 +12,16 @@ __all__ = ["RunSchedule", "WarmupCosine"]
 
 
 class RunSchedule(ABC):
-    """A schedule over the whole run, by optimizer steps."""
+    """Base of the schedules over the whole run; subclass it for a schedule of your own."""
 
     @abstractmethod
     def __call__(self, optimizer: Optimizer, total_steps: int) -> LRScheduler:
-        """The scheduler of an optimizer in a run of so many optimizer steps."""
+        """Return the scheduler for a run.
+
+        Args:
+            optimizer: the optimizer whose learning rates it sets.
+            total_steps: number of optimizer steps of the run.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +29,7 @@ class WarmupCosine(RunSchedule):
     """Linear warm-up from zero, then half a cosine down to zero.
 
     Args:
-        warmup: share of the run that warms up, in [0, 1).
+        warmup: share of the run's optimizer steps that warm up, in [0, 1).
     """
 
     warmup: float = 0.1
@@ -34,7 +39,7 @@ class WarmupCosine(RunSchedule):
             raise ValueError(f"WarmupCosine: warmup must be in [0, 1), got {self.warmup}.")
 
     def __call__(self, optimizer: Optimizer, total_steps: int) -> LRScheduler:
-        """The scheduler, to be stepped after each optimizer step."""
+        """Return the scheduler; its ``step`` is to be called after each optimizer step."""
         from transformers import get_cosine_schedule_with_warmup
 
         scheduler: LRScheduler = get_cosine_schedule_with_warmup(
@@ -44,7 +49,7 @@ class WarmupCosine(RunSchedule):
 
 
 def optimizer_steps(trainer: Trainer) -> int:
-    """Optimizer steps of the whole run.
+    """Number of optimizer steps of the whole run.
 
     With a data module `trainer.estimated_stepping_batches` is avoided: it makes the training loader
     before a checkpoint is restored, and a resumed run would start from that loader

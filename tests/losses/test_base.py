@@ -1,4 +1,4 @@
-"""What all losses read: log-ratios with or without reference, per token, and a likelihood term."""
+"""Settings of all losses: with or without reference, per token, and the likelihood term."""
 
 import math
 from dataclasses import replace
@@ -114,3 +114,14 @@ def test_a_loss_of_ones_own_has_all_of_it() -> None:
     assert of_logps(Sum(reference_free=True, length_normalized=True)).tolist() == [-10, -2]
     assert of_logps(Sum(likelihood=1.0)).tolist() == pytest.approx([1 + 3, 3])
     assert Sum().has_contrast(SCORES, VALID).tolist() == [True, False]
+
+
+def test_a_call_of_ones_own_is_what_is_evaluated() -> None:
+    """A subclass of any loss, which says nothing but how it is called."""
+
+    class Halved(MPO):
+        def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
+            return super().__call__(log_ratios, scores, valid) / 2
+
+    torch.testing.assert_close(of_logps(Halved()), of_logps(MPO()) / 2)
+    assert of_logps(MPO())[0] > 0

@@ -230,5 +230,5 @@ def main(args: list[str]) -> None:
     """
     parser = make_parser()
     parsed = parser.parse_args(args[1:])
-    chosen = parser.instantiate_classes(parsed)[parsed.action]
+    chosen = parser.instantiate(parsed)[parsed.action]
     {"check": _check, "convert": _convert, "split": _split}[parsed.action](chosen)

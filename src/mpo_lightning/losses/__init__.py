@@ -1,7 +1,7 @@
-"""Set-level preference losses and the rules that split groups: the public names.
+"""Public names of the set-level preference losses and of the rules that split groups.
 
-A loss maps ``(log_ratios, scores, valid)``, each (B, N), to one number a group, (B,). The equations
-are in docs/mathematics.md.
+A loss maps ``(log_ratios, scores, valid)``, each (B, N), to one number per group, (B,). The
+equations are in docs/mathematics.md.
 """
 
 from mpo_lightning.losses.base import SetLoss

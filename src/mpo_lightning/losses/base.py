@@ -1,16 +1,19 @@
-"""SetLoss: what every loss of the family has, and the settings that all share.
+"""SetLoss: the base of all losses, with the settings that all share.
 
 Shapes, in all files of this folder: ``B`` groups, ``N`` response slots in a group.
 
-- ``log_ratios`` float (B, N): policy minus reference log-probability of each response, in nats (or
-  what the settings ``reference_free`` and ``length_normalized`` put in its place).
-- ``scores`` float (B, N): what a judge or reward model gave; higher is better.
+- ``log_ratios`` float (B, N): policy minus reference log-probability of each response, in nats; the
+  settings ``reference_free`` and ``length_normalized`` change what is subtracted and the unit.
+- ``scores`` float (B, N): scores from a judge or reward model; higher is better.
 - ``valid`` bool (B, N): True where the slot holds a response. Other slots are padding: they may
   hold anything, NaN included, and touch neither values nor gradients.
-- result float (B,): one loss per group; nothing is averaged here.
+- result float (B,): one loss per group, not averaged.
 
 Arithmetic is at least fp32 and stays in log space. Scores are compared in float64. The equations
 and their sources are in docs/mathematics.md.
+
+Each setting is described once, under ``Args:`` of the class that introduces it; the command line's
+help and docs/settings.md list inherited settings too.
 """
 
 from abc import ABC, abstractmethod
@@ -24,10 +27,10 @@ from torch import Tensor
 from mpo_lightning.losses.checks import require, require_number
 from mpo_lightning.losses.partition import AboveMean
 
-__all__ = ["LossOfSets", "LossOutput", "Measured", "SetLoss", "set_mean", "working"]
+__all__ = ["LossOutput", "Measured", "SetLoss", "masked_float", "set_mean"]
 
 
-def working(log_ratios: Tensor, members: Tensor) -> Tensor:
+def masked_float(log_ratios: Tensor, members: Tensor) -> Tensor:
     """Log-ratios in fp32 (float64 stays), zero outside ``members``: no NaN enters a gradient."""
     dtype = torch.promote_types(log_ratios.dtype, torch.float32)
     return torch.where(members, log_ratios.to(dtype), 0.0)
@@ -45,7 +48,7 @@ class Measured:
     Attributes:
         policy_logps: log-probability of each response under the policy, nats, (B, N).
         reference_logps: the same under the reference.
-        lengths: tokens that each of them sums, long (B, N).
+        lengths: number of tokens of each response, long (B, N).
         scores: (B, N).
         valid: bool (B, N).
     """
@@ -63,11 +66,11 @@ class Measured:
 
 
 class LossOutput(NamedTuple):
-    """Loss of each group, with the rewards and sets that it compared.
+    """Loss of each group, with the rewards and sets for metrics.
 
     Attributes:
         loss: (B,).
-        rewards: ``beta`` times the log-ratio that the loss compares, without gradient, (B, N).
+        rewards: implicit reward of each response, without gradient, (B, N).
         chosen: chosen set, bool (B, N).
         rejected: rejected set, bool (B, N).
     """
@@ -85,15 +88,25 @@ class SetLoss(ABC):
     Subclass it for a loss of your own; ``class_path`` in a configuration names the subclass.
 
     Args:
-        beta: pull towards the reference, > 0 (0.01 to 1 is usual); a response's implicit reward is
-            ``beta * log_ratio``.
-        reference_free: the policy's log-probability takes the log-ratio's place; nothing but a
+        beta: pull towards the reference, per nat, > 0 (0.01 to 1 is usual); a response's implicit
+            reward is ``beta * log_ratio``.
+        reference_free: use the policy's log-probability in place of the log-ratio; nothing but a
             small learning rate then holds the policy near the reference.
-        length_normalized: log-ratios are divided by the number of tokens they sum, the end token
+        length_normalized: divide log-ratios by the number of tokens they sum, the end token
             included: nats per token. Beta must grow with it, by about the usual length of a
-            response: 2 to 10 for what is 0.01 to 0.05 with 200 tokens.
+            response: 2 to 10 instead of 0.01 to 0.05 with 200 tokens.
         likelihood: weight of a likelihood term on the chosen set, >= 0: the mean over it of the
-            negative log-probability per token is added (arXiv 2604.15602).
+            negative log-probability per token, in nats, is added (arXiv 2604.15602). For a loss
+            without sets these are the responses above the group's mean score.
+
+    Examples:
+        >>> from mpo_lightning.losses import MPO
+        >>> scores, valid = torch.tensor([[3.0, 1.0], [2.0, 2.0]]), torch.ones(2, 2).bool()
+        >>> loss = MPO(beta=0.1)
+        >>> loss(torch.zeros(2, 2), scores, valid)  # ln 2, and no contrast
+        tensor([0.6931, 0.0000])
+        >>> loss.has_contrast(scores, valid)
+        tensor([ True, False])
     """
 
     beta: float = 0.1
@@ -109,25 +122,28 @@ class SetLoss(ABC):
 
     @abstractmethod
     def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
-        """One loss per group: all arguments (B, N), the result (B,)."""
+        """Return the loss of each group, (B,); all arguments are (B, N)."""
 
     def sets(self, scores: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Chosen and rejected set, bool (B, N) each, as metrics and the likelihood term read them.
+        """Chosen and rejected set, bool (B, N) each, for metrics and the likelihood term.
 
-        A loss that knows no sets is measured on those of the mean.
+        Defaults to the responses above the group's mean score, and the rest.
         """
         return AboveMean()(scores, valid)
 
     def has_contrast(self, scores: Tensor, valid: Tensor) -> Tensor:
-        """Whether a group teaches this loss something, bool (B,): its gradient is not always zero.
+        """Return which groups can have a gradient other than zero under this loss, bool (B,).
 
-        Unless a loss says otherwise: both sets hold a response.
+        Defaults to the groups in which both sets hold a response.
         """
         chosen, rejected = self.sets(scores, valid)
         return chosen.any(1) & rejected.any(1)
 
     def compared(self, measured: Measured) -> Tensor:
-        """Log-ratios as the settings want them, (B, N): what ``__call__`` is given."""
+        """Log-ratios as ``reference_free`` and ``length_normalized`` define them, (B, N).
+
+        They are the first argument of ``__call__``.
+        """
         compared = measured.policy_logps if self.reference_free else measured.log_ratios
         return compared / measured.lengths.clamp(min=1) if self.length_normalized else compared
 
@@ -136,34 +152,13 @@ class SetLoss(ABC):
         return self.beta * self.compared(measured).detach()
 
     def evaluate(self, measured: Measured) -> LossOutput:
-        """Loss of each group, likelihood term included, with the rewards and sets behind it."""
+        """Loss of each group, likelihood term included, with the rewards and sets for metrics."""
         compared = self.compared(measured)
         scores, valid = measured.scores, measured.valid
+        loss = self(compared, scores, valid)
         chosen, rejected = self.sets(scores, valid)
-        loss = self.given_sets(compared, scores, valid, chosen, rejected)
         if self.likelihood:
             members = chosen & rejected.any(1, keepdim=True)
-            per_token = working(measured.policy_logps, members) / measured.lengths.clamp(min=1)
+            per_token = masked_float(measured.policy_logps, members) / measured.lengths.clamp(min=1)
             loss = loss - self.likelihood * set_mean(per_token, members)
         return LossOutput(loss, self.beta * compared.detach(), chosen, rejected)
-
-    def given_sets(
-        self, log_ratios: Tensor, scores: Tensor, valid: Tensor, chosen: Tensor, rejected: Tensor
-    ) -> Tensor:
-        """The loss of each group, (B,), where its sets are known; same as ``__call__``."""
-        return self(log_ratios, scores, valid)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossOfSets(SetLoss):
-    """A loss that reads its sets from the scores, once: ``given_sets`` computes it."""
-
-    def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
-        """The loss of each group, (B,)."""
-        return self.given_sets(log_ratios, scores, valid, *self.sets(scores, valid))
-
-    @abstractmethod
-    def given_sets(
-        self, log_ratios: Tensor, scores: Tensor, valid: Tensor, chosen: Tensor, rejected: Tensor
-    ) -> Tensor:
-        """The loss of each group, (B,), of its chosen and rejected set, bool (B, N) each."""

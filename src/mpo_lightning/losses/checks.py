@@ -1,4 +1,7 @@
-"""What a configured object says when a setting cannot be: class, setting, expected, found."""
+"""Validators for settings.
+
+Their messages name the class, the setting, the expected and the given value.
+"""
 
 import math
 from typing import get_args
@@ -7,10 +10,16 @@ __all__ = ["require", "require_choice", "require_instance", "require_number"]
 
 
 def require(owner: object, name: str, condition: bool, expected: str) -> None:
-    """Refuse a setting unless the condition holds.
+    """Raise unless the condition on a setting holds.
+
+    Args:
+        owner: the configured object.
+        name: the setting, an attribute of it.
+        condition: whether its value is allowed.
+        expected: the allowed values in words, as they follow "must be".
 
     Raises:
-        ValueError: naming the owner's class, the setting, what was expected and what was found.
+        ValueError: the condition does not hold.
     """
     if not condition:
         value = getattr(owner, name)
@@ -20,15 +29,18 @@ def require(owner: object, name: str, condition: bool, expected: str) -> None:
 def require_number(
     owner: object, name: str, expected: str, *, low: float, high: float = math.inf, **ends: bool
 ) -> None:
-    """Refuse a setting unless it is a finite number between two bounds, which belong to it.
+    """Raise unless a setting is a finite number in an interval.
 
     Args:
         owner: the configured object.
-        name: the setting.
-        expected: the range in words.
-        low: lower bound.
-        high: upper bound.
-        ends: ``open_low=True`` or ``open_high=True`` leave a bound out.
+        name: the setting, an attribute of it.
+        expected: the interval in words.
+        low: lower bound, which belongs to the interval.
+        high: upper bound, which belongs to the interval. Defaults to no bound.
+        ends: ``open_low=True`` or ``open_high=True`` excludes that bound.
+
+    Raises:
+        ValueError: the setting is no number, not finite, or outside the interval.
     """
     value = getattr(owner, name)
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -40,11 +52,11 @@ def require_number(
 
 
 def require_choice(owner: object, name: str, annotation: object) -> None:
-    """Refuse a setting that is none of a ``Literal``'s words."""
+    """Raise a ValueError unless a setting is one of the values of a ``Literal``."""
     choices = get_args(annotation)
     require(owner, name, getattr(owner, name) in choices, f"one of {', '.join(choices)}")
 
 
 def require_instance(owner: object, name: str, kind: type) -> None:
-    """Refuse a setting that is no instance of a class."""
+    """Raise a ValueError unless a setting is an instance of a class."""
     require(owner, name, isinstance(getattr(owner, name), kind), f"a {kind.__name__}")

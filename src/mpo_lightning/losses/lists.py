@@ -1,4 +1,4 @@
-"""Losses that read scores beyond two sets: soft targets, rankings, ordinal levels."""
+"""Losses on more of the scores than two sets: soft targets, rankings, ordinal levels."""
 
 from dataclasses import dataclass
 
@@ -6,154 +6,28 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from mpo_lightning.losses.base import SetLoss, working
+from mpo_lightning.losses.base import SetLoss, masked_float
 from mpo_lightning.losses.checks import require, require_number
 from mpo_lightning.losses.scores import binned, differs, ordered_pairs
 
 __all__ = [
     "NCA",
     "InfoNCA",
+    "LevelLoss",
     "LiPO",
     "MultiLevelMPO",
     "PlackettLuce",
-    "info_nca_loss",
-    "lipo_loss",
-    "multi_level_loss",
-    "nca_loss",
-    "plackett_luce_loss",
+    "ScoreTargetLoss",
 ]
 
 
-def _score_targets(scores: Tensor, valid: Tensor, temperature: float) -> Tensor:
-    """``softmax(S / temperature)`` over each group, float64 (B, N), zero on padding."""
-    return (scores.double() / temperature).masked_fill(~valid, -torch.inf).softmax(1)
-
-
-def info_nca_loss(
-    log_ratios: Tensor, scores: Tensor, valid: Tensor, *, beta: float, temperature: float
-) -> Tensor:
-    """InfoNCA: cross-entropy of ``softmax(beta * r)`` against ``softmax(S / temperature)``, (B,).
-
-    Source: arXiv 2402.05369. Stationary exactly where ``beta * r = S / temperature + const``.
-    """
-    rewards = beta * working(log_ratios, valid)
-    log_shares = rewards.masked_fill(~valid, -torch.inf).log_softmax(1)
-    targets = _score_targets(scores, valid, temperature).to(rewards.dtype)
-    return -(targets * torch.where(valid, log_shares, 0.0)).sum(1)
-
-
-def nca_loss(
-    log_ratios: Tensor, scores: Tensor, valid: Tensor, *, beta: float, temperature: float
-) -> Tensor:
-    """NCA: ``-sum_i [t_i log sigmoid(beta r_i) + log sigmoid(-beta r_i) / n]``, (B,).
-
-    Source: arXiv 2402.05369, with ``t = softmax(S / temperature)`` and n responses in the group.
-    Stationary at ``beta * r_i = log(n t_i)``: absolute likelihoods, not only relative ones. For
-    n = 2 and t = (1, 0) it is TRL's ``nca_pair``.
-    """
-    rewards = beta * working(log_ratios, valid)
-    targets = _score_targets(scores, valid, temperature).to(rewards.dtype)
-    per_response = targets * logsigmoid(rewards) + logsigmoid(-rewards) / valid.sum(1, keepdim=True)
-    return -torch.where(valid, per_response, 0.0).sum(1)
-
-
-def _compared(levels: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For each response i whom it is compared with, and which responses stand for their level.
-
-    Returns:
-        Bool (B, N, N), (i, j): j's level is at least i's. Bool (B, N, N): they are of one level.
-        Bool (B, N): i is the first of its level, and a lower one is there.
-    """
-    both = valid[:, :, None] & valid[:, None, :]
-    at_least = both & (levels[:, None, :] >= levels[:, :, None])
-    equal = both & (levels[:, None, :] == levels[:, :, None])
-    n = levels.shape[1]
-    earlier = torch.ones(n, n, dtype=torch.bool, device=levels.device).tril(-1)
-    stands = ~(equal & earlier).any(2) & ordered_pairs(levels, valid).any(2)
-    return at_least, equal, stands
-
-
-def _log_masses(rewards: Tensor, members: Tensor, stands: Tensor) -> Tensor:
-    """Log of the mass of a set for each response, (B, N); zero for those that don't stand."""
-    members = members | ~stands[:, :, None]
-    spread = rewards[:, None, :].masked_fill(~members, -torch.inf).logsumexp(2)
-    return torch.where(stands, spread, 0.0)
-
-
-def _shifted(log_ratios: Tensor, valid: Tensor, beta: float) -> Tensor:
-    """Rewards less the largest of their group, (B, N); a common shift is not seen."""
-    rewards = beta * working(log_ratios, valid)
-    top = rewards.detach().masked_fill(~valid, -torch.inf).amax(1, keepdim=True)
-    return torch.where(valid, rewards - top, 0.0)
-
-
-def plackett_luce_loss(log_ratios: Tensor, levels: Tensor, valid: Tensor, *, beta: float) -> Tensor:
-    """Plackett-Luce over levels, (B,): each level against itself and all below, summed.
-
-    ``sum over levels k but the lowest of logsumexp(beta r over levels <= k) - logsumexp(beta r over
-    level k)``. Where no two levels are equal it is the listwise loss of arXiv 2305.18290, app. A.3;
-    with two levels it is MPO.
+@dataclass(frozen=True, kw_only=True)
+class ScoreTargetLoss(SetLoss):
+    """Base of InfoNCA and NCA: soft targets ``t = softmax(S / temperature)`` over each group.
 
     Args:
-        log_ratios: policy minus reference log-probabilities, nats, (B, N).
-        levels: float (B, N), higher is better.
-        valid: bool (B, N).
-        beta: pull towards the reference, > 0.
+        temperature: divisor of the scores in the targets' softmax, in score units, > 0.
     """
-    rewards = _shifted(log_ratios, valid, beta)
-    at_least, equal, stands = _compared(levels, valid)
-    at_most = (valid[:, :, None] & valid[:, None, :] & ~at_least) | equal
-    terms = _log_masses(rewards, at_most, stands) - _log_masses(rewards, equal, stands)
-    return terms.sum(1)
-
-
-def multi_level_loss(log_ratios: Tensor, levels: Tensor, valid: Tensor, *, beta: float) -> Tensor:
-    """The mean of MPO's loss over all cuts between levels, (B,).
-
-    For each level but the lowest, what is of this level or above is chosen and the rest rejected.
-    With two levels it is MPO. Arguments as in ``plackett_luce_loss``.
-    """
-    rewards = _shifted(log_ratios, valid, beta)
-    at_least, _, stands = _compared(levels, valid)
-    everyone = valid[:, None, :].expand_as(at_least)
-    terms = _log_masses(rewards, everyone, stands) - _log_masses(rewards, at_least, stands)
-    return terms.sum(1) / stands.sum(1).clamp(min=1)
-
-
-def lipo_loss(log_ratios: Tensor, scores: Tensor, valid: Tensor, *, beta: float) -> Tensor:
-    """LiPO-lambda: a logistic loss on all pairs, weighted by what swapping them would change, (B,).
-
-    Source: arXiv 2402.01878, as commonly stated. ``sum over S_i > S_j of |2**s_i - 2**s_j| *
-    |1 / log(1 + rank_i) - 1 / log(1 + rank_j)| * softplus(beta r_j - beta r_i)``, with s the scores
-    mapped to 0 to 1 within their group and rank the place by reward, 1 the highest. Equal rewards,
-    such as all are at the start, rank by score and then by place in the group: with shared ranks
-    the first step would teach nothing. Weights carry no gradient.
-    """
-    rewards = beta * working(log_ratios, valid)
-    pairs = ordered_pairs(scores, valid)
-    values = scores.double()
-    low = values.masked_fill(~valid, torch.inf).amin(1, keepdim=True)
-    high = values.masked_fill(~valid, -torch.inf).amax(1, keepdim=True)
-    gains = torch.exp2((values - low) / torch.where(high > low, high - low, 1.0))
-    n = values.shape[1]
-    earlier = torch.ones(n, n, dtype=torch.bool, device=values.device).tril(-1)
-    fixed = rewards.detach()
-    tied = fixed[:, None, :] == fixed[:, :, None]
-    before = (values[:, None, :] > values[:, :, None]) | (
-        (values[:, None, :] == values[:, :, None]) & earlier
-    )
-    ahead = valid[:, None, :] & ((fixed[:, None, :] > fixed[:, :, None]) | (tied & before))
-    discounts = 1 / (2 + ahead.sum(2)).double().log()
-    change = (gains[:, :, None] - gains[:, None, :]).abs()
-    weights = change * (discounts[:, :, None] - discounts[:, None, :]).abs()
-    margins = torch.where(pairs, rewards[:, :, None] - rewards[:, None, :], 0.0)
-    weights = torch.where(pairs, weights, 0.0).to(rewards.dtype)
-    return -(weights * logsigmoid(margins)).sum((1, 2))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _ScoreTargetLoss(SetLoss):
-    """What InfoNCA and NCA share: scores become targets through a temperature."""
 
     temperature: float = 1.0
 
@@ -161,54 +35,97 @@ class _ScoreTargetLoss(SetLoss):
         super().__post_init__()
         require_number(self, "temperature", "a number > 0", low=0, open_low=True)
 
+    def targets(self, scores: Tensor, valid: Tensor) -> Tensor:
+        """Soft targets, float64 (B, N): their sum over each group is one; zero on padding."""
+        return (scores.double() / self.temperature).masked_fill(~valid, -torch.inf).softmax(1)
+
 
 @dataclass(frozen=True, kw_only=True)
-class InfoNCA(_ScoreTargetLoss):
-    """InfoNCA: softmax cross-entropy against score targets. arXiv 2402.05369.
+class InfoNCA(ScoreTargetLoss):
+    """InfoNCA: cross-entropy of ``softmax(beta * r)`` against the targets t. arXiv 2402.05369.
 
-    Args:
-        beta: pull towards the reference, > 0.
-        reference_free: the policy's log-probability takes the log-ratio's place.
-        length_normalized: log-ratios per token; beta must grow with it.
-        likelihood: weight of a likelihood term on the responses above the mean score, >= 0.
-        temperature: divisor of the scores in the targets' softmax, in score units, > 0.
+    Its gradient is zero exactly where ``beta * r = S / temperature + const``.
+
+    Examples:
+        >>> scores, valid = torch.tensor([[2.0, 0.0]]), torch.ones(1, 2, dtype=torch.bool)
+        >>> log_ratios = torch.tensor([[20.0, 0.0]], requires_grad=True)
+        >>> InfoNCA(beta=0.1)(log_ratios, scores, valid).backward()
+        >>> log_ratios.grad.abs().max() < 1e-6  # 0.1 * 20 is the difference of the scores
+        tensor(True)
     """
 
     def has_contrast(self, scores: Tensor, valid: Tensor) -> Tensor:
-        """Two responses are enough: equal scores ask for equal likelihood ratios."""
+        """Return which groups have two responses: equal scores ask for equal likelihood ratios."""
         return valid.sum(1) > 1
 
     def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
-        """The loss of each group, (B,)."""
-        return info_nca_loss(
-            log_ratios, scores, valid, beta=self.beta, temperature=self.temperature
-        )
+        """Return the loss of each group, (B,)."""
+        rewards = self.beta * masked_float(log_ratios, valid)
+        log_shares = rewards.masked_fill(~valid, -torch.inf).log_softmax(1)
+        targets = self.targets(scores, valid).to(rewards.dtype)
+        return -(targets * torch.where(valid, log_shares, 0.0)).sum(1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class NCA(_ScoreTargetLoss):
-    """NCA: per-response logistic loss against score targets. arXiv 2402.05369.
+class NCA(ScoreTargetLoss):
+    """NCA: ``-sum_i [t_i log sigmoid(beta r_i) + log sigmoid(-beta r_i) / n]``. arXiv 2402.05369.
 
-    Args:
-        beta: pull towards the reference, > 0.
-        reference_free: the policy's log-probability takes the log-ratio's place.
-        length_normalized: log-ratios per token; beta must grow with it.
-        likelihood: weight of a likelihood term on the responses above the mean score, >= 0.
-        temperature: divisor of the scores in the targets' softmax, in score units, > 0.
+    For n responses in the group. Its gradient is zero at ``beta * r_i = log(n t_i)``: absolute
+    likelihoods, not only relative ones. For n = 2 and t = (1, 0) it is TRL's ``nca_pair``.
+
+    Examples:
+        >>> scores, valid = torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool)
+        >>> NCA()(torch.zeros(1, 2), scores, valid)  # 2 ln 2: t = 1/2, sigmoid(0) = 1/2
+        tensor([1.3863])
     """
 
     def has_contrast(self, scores: Tensor, valid: Tensor) -> Tensor:
-        """Any response is enough: it has an absolute target."""
+        """Return which groups have a response at all: each has an absolute target."""
         return valid.any(1)
 
     def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
-        """The loss of each group, (B,)."""
-        return nca_loss(log_ratios, scores, valid, beta=self.beta, temperature=self.temperature)
+        """Return the loss of each group, (B,)."""
+        rewards = self.beta * masked_float(log_ratios, valid)
+        targets = self.targets(scores, valid).to(rewards.dtype)
+        n = valid.sum(1, keepdim=True)
+        per_response = targets * logsigmoid(rewards) + logsigmoid(-rewards) / n
+        return -torch.where(valid, per_response, 0.0).sum(1)
+
+
+def _compared(levels: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the sets that a loss over levels compares, seen from each response i.
+
+    Returns:
+        Bool (B, N, N): True at (i, j) where j's level is at least i's.
+        Bool (B, N, N): True at (i, j) where j's level is i's.
+        Bool (B, N): True at one response of each level but the lowest, the first one, so that each
+        level counts once.
+    """
+    both = valid[:, :, None] & valid[:, None, :]
+    at_least = both & (levels[:, None, :] >= levels[:, :, None])
+    equal = both & (levels[:, None, :] == levels[:, :, None])
+    n = levels.shape[1]
+    earlier = torch.ones(n, n, dtype=torch.bool, device=levels.device).tril(-1)
+    first = ~(equal & earlier).any(2) & ordered_pairs(levels, valid).any(2)
+    return at_least, equal, first
+
+
+def _log_masses(rewards: Tensor, members: Tensor, first: Tensor) -> Tensor:
+    """Logsumexp of the rewards of each response's set, (B, N); zero unless it is ``first``."""
+    # A padded slot's set is empty: the gradient of its logsumexp would be NaN.
+    members = members | ~first[:, :, None]
+    spread = rewards[:, None, :].masked_fill(~members, -torch.inf).logsumexp(2)
+    return torch.where(first, spread, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _LevelLoss(SetLoss):
-    """What losses over ordinal levels share: how scores become levels."""
+class LevelLoss(SetLoss):
+    """Base of the losses over ordinal levels.
+
+    Args:
+        levels: number of bins of equal width over each group's range of scores, >= 2. Defaults to
+            one level for each distinct score.
+    """
 
     levels: int | None = None
 
@@ -218,63 +135,91 @@ class _LevelLoss(SetLoss):
         require(self, "levels", whole, "none or a whole number >= 2")
 
     def has_contrast(self, scores: Tensor, valid: Tensor) -> Tensor:
-        """Whether there are two levels: the scores are not all equal."""
+        """Return which groups have two levels: their scores are not all equal."""
         return differs(scores, valid)
 
+    def shifted_rewards(self, log_ratios: Tensor, valid: Tensor) -> Tensor:
+        """Rewards ``beta * r`` less the largest of their group, (B, N); a shift changes no loss."""
+        rewards = self.beta * masked_float(log_ratios, valid)
+        top = rewards.detach().masked_fill(~valid, -torch.inf).amax(1, keepdim=True)
+        return torch.where(valid, rewards - top, 0.0)
+
 
 @dataclass(frozen=True, kw_only=True)
-class PlackettLuce(_LevelLoss):
+class PlackettLuce(LevelLoss):
     """Plackett-Luce over the ranking by score; equal scores are one level. arXiv 2305.18290, A.3.
 
-    Args:
-        beta: pull towards the reference, > 0.
-        reference_free: the policy's log-probability takes the log-ratio's place.
-        length_normalized: log-ratios per token; beta must grow with it.
-        likelihood: weight of a likelihood term on the responses above the mean score, >= 0.
-        levels: bins of equal width over each group's range of scores; none: each distinct score is
-            a level.
+    Each level against itself and all below: ``sum over levels k but the lowest of
+    logsumexp(beta r over levels <= k) - logsumexp(beta r over level k)``. Where no two scores are
+    equal it is the listwise loss of the paper; with two levels it is MPO.
     """
 
     def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
-        """The loss of each group, (B,)."""
-        levels = binned(scores, valid, self.levels)
-        return plackett_luce_loss(log_ratios, levels, valid, beta=self.beta)
+        """Return the loss of each group, (B,)."""
+        rewards = self.shifted_rewards(log_ratios, valid)
+        at_least, equal, first = _compared(binned(scores, valid, self.levels), valid)
+        at_most = (valid[:, :, None] & valid[:, None, :] & ~at_least) | equal
+        terms = _log_masses(rewards, at_most, first) - _log_masses(rewards, equal, first)
+        return terms.sum(1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MultiLevelMPO(_LevelLoss):
-    """MPO over ordinal levels: the mean over all cuts of what is above against what is below.
+class MultiLevelMPO(LevelLoss):
+    """MPO over ordinal levels: the mean of MPO's loss over all cuts between two levels.
 
-    Args:
-        beta: pull towards the reference, > 0.
-        reference_free: the policy's log-probability takes the log-ratio's place.
-        length_normalized: log-ratios per token; beta must grow with it.
-        likelihood: weight of a likelihood term on the responses above the mean score, >= 0.
-        levels: bins of equal width over each group's range of scores; none: each distinct score is
-            a level.
+    For each level but the lowest, responses of this level or above are chosen, the others rejected.
+    With two levels it is MPO.
+
+    Examples:
+        >>> scores, valid = torch.tensor([[3.0, 2.0, 1.0]]), torch.ones(1, 3, dtype=torch.bool)
+        >>> MultiLevelMPO()(torch.zeros(1, 3), scores, valid)  # (ln 3 + ln 3/2) / 2
+        tensor([0.7520])
     """
 
     def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
-        """The loss of each group, (B,)."""
-        levels = binned(scores, valid, self.levels)
-        return multi_level_loss(log_ratios, levels, valid, beta=self.beta)
+        """Return the loss of each group, (B,)."""
+        rewards = self.shifted_rewards(log_ratios, valid)
+        at_least, _, first = _compared(binned(scores, valid, self.levels), valid)
+        everyone = valid[:, None, :].expand_as(at_least)
+        terms = _log_masses(rewards, everyone, first) - _log_masses(rewards, at_least, first)
+        return terms.sum(1) / first.sum(1).clamp(min=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LiPO(SetLoss):
-    """LiPO-lambda: pairs weighted by their part in the ranking's quality. arXiv 2402.01878.
+    """LiPO-lambda: logistic loss of all pairs, weighted by their part in the ranking's quality.
 
-    Args:
-        beta: pull towards the reference, > 0.
-        reference_free: the policy's log-probability takes the log-ratio's place.
-        length_normalized: log-ratios per token; beta must grow with it.
-        likelihood: weight of a likelihood term on the responses above the mean score, >= 0.
+    Source: arXiv 2402.01878, as commonly stated. A pair's weight is the change of DCG if the two
+    swapped places: ``sum over S_i > S_j of |2**s_i - 2**s_j| *
+    |1 / log(1 + rank_i) - 1 / log(1 + rank_j)| * softplus(beta r_j - beta r_i)``, with s the scores
+    mapped to 0 to 1 within their group and rank the place by reward, 1 the highest. Equal rewards,
+    such as all are at the start, rank by score and then by place in the group: with shared ranks
+    the first gradient would be zero. Weights carry no gradient.
     """
 
     def has_contrast(self, scores: Tensor, valid: Tensor) -> Tensor:
-        """Whether the scores are not all equal."""
+        """Return which groups have scores that are not all equal."""
         return differs(scores, valid)
 
     def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
-        """The loss of each group, (B,)."""
-        return lipo_loss(log_ratios, scores, valid, beta=self.beta)
+        """Return the loss of each group, (B,)."""
+        rewards = self.beta * masked_float(log_ratios, valid)
+        pairs = ordered_pairs(scores, valid)
+        values = scores.double()
+        low = values.masked_fill(~valid, torch.inf).amin(1, keepdim=True)
+        high = values.masked_fill(~valid, -torch.inf).amax(1, keepdim=True)
+        gains = torch.exp2((values - low) / torch.where(high > low, high - low, 1.0))
+        n = values.shape[1]
+        earlier = torch.ones(n, n, dtype=torch.bool, device=values.device).tril(-1)
+        fixed = rewards.detach()
+        tied = fixed[:, None, :] == fixed[:, :, None]
+        before = (values[:, None, :] > values[:, :, None]) | (
+            (values[:, None, :] == values[:, :, None]) & earlier
+        )
+        ahead = valid[:, None, :] & ((fixed[:, None, :] > fixed[:, :, None]) | (tied & before))
+        discounts = 1 / (2 + ahead.sum(2)).double().log()
+        change = (gains[:, :, None] - gains[:, None, :]).abs()
+        weights = change * (discounts[:, :, None] - discounts[:, None, :]).abs()
+        margins = torch.where(pairs, rewards[:, :, None] - rewards[:, None, :], 0.0)
+        weights = torch.where(pairs, weights, 0.0).to(rewards.dtype)
+        return -(weights * logsigmoid(margins)).sum((1, 2))

@@ -1,4 +1,4 @@
-"""Pairwise losses on pairs drawn from a group: which pairs, and what each of them costs."""
+"""Losses on pairs of a group's responses: which pairs, and the cost of each."""
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
@@ -8,17 +8,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from mpo_lightning.losses.base import LossOfSets, working
+from mpo_lightning.losses.base import SetLoss, masked_float
 from mpo_lightning.losses.checks import require_choice, require_instance, require_number
 from mpo_lightning.losses.partition import AboveMean, Partition
 from mpo_lightning.losses.scores import ordered_pairs
 
-__all__ = ["DPO", "IPO", "Hinge", "PairLoss", "Pairs", "RobustDPO", "SimPO", "drawn_pairs"]
+__all__ = ["DPO", "IPO", "Hinge", "PairLoss", "Pairs", "RobustDPO", "SimPO"]
 
 Pairs = Literal["best-worst", "random", "all", "sets"]
 
 
 def _best_worst(scores: Tensor, valid: Tensor) -> Tensor:
+    """Pair of the first best-scored and the last worst-scored response, if their scores differ."""
     values = scores.double()
     best = values.masked_fill(~valid, -torch.inf).argmax(1)
     # argmin returns the first minimum; of the flipped row that is the last one.
@@ -29,8 +30,8 @@ def _best_worst(scores: Tensor, valid: Tensor) -> Tensor:
     return pair & ordered_pairs(scores, valid)
 
 
-def _mixed(bits: Tensor) -> Tensor:
-    """Integers whose bits all depend on all bits of the given ones, int64, same shape."""
+def _splitmix64(bits: Tensor) -> Tensor:
+    """Hash of int64 values, same shape: the finalizer of the random number generator SplitMix64."""
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
         # The shift is arithmetic; only the bits that a logical one would leave are kept.
         bits = (bits ^ ((bits >> shift) & ((1 << (64 - shift)) - 1))) * factor
@@ -38,15 +39,15 @@ def _mixed(bits: Tensor) -> Tensor:
 
 
 def _random_pair(scores: Tensor, valid: Tensor) -> Tensor:
-    """One of the ordered pairs, each as likely; a function of the group's scores alone."""
+    """One of the ordered pairs, each equally likely, seeded by the group's scores alone."""
     values = torch.where(valid, scores.double(), 0.0) + 0.0  # -0.0 is 0.0
     n = values.shape[1]
     earlier = torch.ones(n, n, dtype=torch.bool, device=values.device).tril(-1)
     equal = (values[:, :, None] == values[:, None, :]) & valid[:, None, :] & earlier
-    # Which of its equals a response is, so that equal scores still make pairs of their own.
-    keys = _mixed(_mixed(values.view(torch.int64)) + equal.sum(2))
+    # Responses with equal scores are numbered, so that each makes pairs of its own.
+    keys = _splitmix64(_splitmix64(values.view(torch.int64)) + equal.sum(2))
     seed = torch.where(valid, keys, 0).sum(1)[:, None, None]
-    tickets = _mixed(_mixed(keys[:, :, None] * 3 + seed) + keys[:, None, :])
+    tickets = _splitmix64(_splitmix64(keys[:, :, None] * 3 + seed) + keys[:, None, :])
     pairs = ordered_pairs(scores, valid)
     tickets = tickets.masked_fill(~pairs, torch.iinfo(torch.int64).max).flatten(1)
     drawn = torch.zeros_like(tickets, dtype=torch.bool)
@@ -54,40 +55,18 @@ def _random_pair(scores: Tensor, valid: Tensor) -> Tensor:
     return drawn.view_as(pairs) & pairs
 
 
-def drawn_pairs(scores: Tensor, valid: Tensor, *, pairs: Pairs, partition: Partition) -> Tensor:
-    """The pairs of each group, bool (B, N, N): True at (winner, loser).
-
-    Args:
-        scores: (B, N).
-        valid: bool (B, N).
-        pairs: "best-worst" takes the first of the best-scored and the last of the worst-scored
-            responses; "random" one pair of unequal scores, each as likely, always the same for the
-            same scores; "all" every pair of unequal scores; "sets" every chosen with every rejected
-            response.
-        partition: makes the sets of "sets".
-    """
-    if pairs == "sets":
-        chosen, rejected = partition(scores, valid)
-        return chosen[:, :, None] & rejected[:, None, :]
-    rules = {"best-worst": _best_worst, "random": _random_pair, "all": ordered_pairs}
-    return rules[pairs](scores, valid)
-
-
 @dataclass(frozen=True, kw_only=True)
-class PairLoss(LossOfSets):
-    """A loss on pairs: the mean over a group's pairs of what each costs.
+class PairLoss(SetLoss):
+    """Base of the losses on pairs: the mean cost of a group's pairs.
 
-    A group without a pair has loss zero. Where one pair is drawn metrics read its winner and loser
-    as the two sets, and else the sets of ``partition``.
+    A group without a pair has loss zero. The sets, for metrics, are the winner and the loser where
+    one pair is drawn, and otherwise those of ``partition``.
 
     Args:
-        beta: pull towards the reference, > 0.
-        reference_free: the policy's log-probability takes the log-ratio's place.
-        length_normalized: log-ratios per token; beta must grow with it.
-        likelihood: weight of a likelihood term on the chosen set, >= 0.
-        pairs: "best-worst" (one pair a group), "random" (one pair, seeded by the group's scores),
-            "all" (all pairs of unequal scores) or "sets" (all pairs of chosen and rejected).
-        partition: makes the chosen and the rejected set.
+        pairs: "best-worst" (the first of the best-scored against the last of the worst-scored
+            responses), "random" (one pair of unequal scores, seeded by the group's scores), "all"
+            (all pairs of unequal scores) or "sets" (every chosen with every rejected response).
+        partition: rule that makes the chosen and the rejected set.
     """
 
     pairs: Pairs = "best-worst"
@@ -100,21 +79,20 @@ class PairLoss(LossOfSets):
 
     @abstractmethod
     def of_margins(self, margins: Tensor) -> Tensor:
-        """What a pair costs whose rewards ``beta * r`` are that far apart; same shape."""
+        """Cost of pairs whose rewards ``beta * r`` differ by these margins; same shape."""
 
     def drawn(self, scores: Tensor, valid: Tensor) -> Tensor:
-        """The pairs of each group, bool (B, N, N): True at (winner, loser)."""
-        return drawn_pairs(scores, valid, pairs=self.pairs, partition=self.partition)
+        """Pairs of each group, bool (B, N, N): True at (winner, loser)."""
+        if self.pairs == "sets":
+            chosen, rejected = self.partition(scores, valid)
+            return chosen[:, :, None] & rejected[:, None, :]
+        rules = {"best-worst": _best_worst, "random": _random_pair, "all": ordered_pairs}
+        return rules[self.pairs](scores, valid)
 
-    def given_sets(
-        self, log_ratios: Tensor, scores: Tensor, valid: Tensor, chosen: Tensor, rejected: Tensor
-    ) -> Tensor:
-        """The loss of each group, (B,)."""
-        values = working(log_ratios, valid)
-        if self.pairs == "all":
-            drawn = ordered_pairs(scores, valid)
-        else:
-            drawn = chosen[:, :, None] & rejected[:, None, :]
+    def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
+        """Return the loss of each group, (B,)."""
+        values = masked_float(log_ratios, valid)
+        drawn = self.drawn(scores, valid)
         margins = self.beta * torch.where(drawn, values[:, :, None] - values[:, None, :], 0.0)
         per_pair = torch.where(drawn, self.of_margins(margins), 0.0)
         return per_pair.sum((1, 2)) / drawn.sum((1, 2)).clamp(min=1)
@@ -127,7 +105,7 @@ class PairLoss(LossOfSets):
         return drawn.any(2), drawn.any(1)
 
     def has_contrast(self, scores: Tensor, valid: Tensor) -> Tensor:
-        """Whether the group has a pair, bool (B,)."""
+        """Return which groups have a pair, bool (B,)."""
         return self.drawn(scores, valid).any(2).any(1)
 
 
@@ -135,13 +113,12 @@ class PairLoss(LossOfSets):
 class DPO(PairLoss):
     """Direct Preference Optimization: ``-log sigmoid(h)`` of a margin h. arXiv 2305.18290, eq. 7.
 
-    Args:
-        beta: pull towards the reference, > 0.
-        reference_free: the policy's log-probability takes the log-ratio's place.
-        length_normalized: log-ratios per token; beta must grow with it.
-        likelihood: weight of a likelihood term on the chosen set, >= 0.
-        pairs: "best-worst", "random", "all" or "sets".
-        partition: makes the chosen and the rejected set.
+    Examples:
+        >>> log_ratios, scores = torch.tensor([[9.0, 5.0, 1.0]]), torch.tensor([[3.0, 2.0, 1.0]])
+        >>> DPO(beta=0.5)(log_ratios, scores, valid=torch.ones(1, 3, dtype=torch.bool))
+        tensor([0.0181])
+        >>> -torch.tensor(0.5 * (9 - 1)).sigmoid().log()  # the best against the worst
+        tensor(0.0181)
     """
 
     def of_margins(self, margins: Tensor) -> Tensor:
@@ -156,12 +133,7 @@ class IPO(PairLoss):
     TRL's ``ipo`` is this one with ``length_normalized``.
 
     Args:
-        beta: pull towards the reference, > 0: the margin that is aimed at is ``1 / (2 beta)`` nats.
-        reference_free: the policy's log-probability takes the log-ratio's place.
-        length_normalized: log-ratios per token; beta must grow with it.
-        likelihood: weight of a likelihood term on the chosen set, >= 0.
-        pairs: "best-worst", "random", "all" or "sets".
-        partition: makes the chosen and the rejected set.
+        beta: pull towards the reference, > 0: the target margin is ``1 / (2 beta)`` nats.
     """
 
     def of_margins(self, margins: Tensor) -> Tensor:
@@ -171,16 +143,7 @@ class IPO(PairLoss):
 
 @dataclass(frozen=True, kw_only=True)
 class Hinge(PairLoss):
-    """Hinge loss ``max(0, 1 - h)`` of a margin h. arXiv 2305.10425.
-
-    Args:
-        beta: pull towards the reference, > 0.
-        reference_free: the policy's log-probability takes the log-ratio's place.
-        length_normalized: log-ratios per token; beta must grow with it.
-        likelihood: weight of a likelihood term on the chosen set, >= 0.
-        pairs: "best-worst", "random", "all" or "sets".
-        partition: makes the chosen and the rejected set.
-    """
+    """Hinge loss ``max(0, 1 - h)`` of a margin h. arXiv 2305.10425."""
 
     def of_margins(self, margins: Tensor) -> Tensor:
         """``max(0, 1 - h)``."""
@@ -192,13 +155,7 @@ class RobustDPO(PairLoss):
     """DPO whose expectation under flipped labels is that of DPO under clean ones. arXiv 2403.00409.
 
     Args:
-        beta: pull towards the reference, > 0.
-        reference_free: the policy's log-probability takes the log-ratio's place.
-        length_normalized: log-ratios per token; beta must grow with it.
-        likelihood: weight of a likelihood term on the chosen set, >= 0.
-        pairs: "best-worst", "random", "all" or "sets".
-        partition: makes the chosen and the rejected set.
-        flipped: how often a pair's order is believed to be wrong, from 0 (DPO) to below 0.5.
+        flipped: assumed share of pairs whose order is wrong, from 0 (DPO) to below 0.5.
     """
 
     flipped: float = 0.1
@@ -219,15 +176,12 @@ class SimPO(PairLoss):
 
     Args:
         beta: scale of the log-probabilities per token, > 0; the paper takes 2 to 10.
-        likelihood: weight of a likelihood term on the chosen set, >= 0.
-        pairs: "best-worst", "random", "all" or "sets".
-        partition: makes the chosen and the rejected set.
-        margin: by how much the winner is to exceed the loser, nats per token, >= 0: the paper's
-            gamma divided by beta.
+        margin: required lead of the winner over the loser, nats per token, >= 0: the paper's gamma
+            divided by beta.
     """
 
-    # What the loss is, not what may be set. Defaults that differ from another loss's would not do:
-    # a command line that names another loss keeps the values of settings that both have.
+    # These define the loss and cannot be set. Defaults that differ from another loss's would not
+    # do: a command line that names another loss keeps the values of settings that both have.
     reference_free: bool = field(default=True, init=False)
     length_normalized: bool = field(default=True, init=False)
     margin: float = 0.5

@@ -1,9 +1,9 @@
-"""Partition rules: which responses of a group are chosen, which rejected, which neither.
+"""Partition rules: rules that split a group into a chosen set, a rejected set and the rest.
 
 A rule maps ``(scores, valid)``, each (B, N), to two disjoint bool (B, N): the chosen and the
-rejected set. Every chosen response scores higher than every rejected one. Rules see values of
-scores, not their order in the group: equal scores share their set. A group in which either set is
-empty has no contrast. Definitions are in docs/mathematics.md, "Partition rules".
+rejected set. Every chosen response scores higher than every rejected one. Rules depend on the
+scores, not on the order of the responses: equal scores are in the same set. A group in which either
+set is empty has no contrast. Definitions are in docs/mathematics.md, "Partition rules".
 """
 
 from abc import ABC, abstractmethod
@@ -28,18 +28,22 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Partition(ABC):
-    """A rule that splits groups; subclass it for a rule of your own."""
+    """Base of the rules that split groups; subclass it for a rule of your own."""
 
     @abstractmethod
     def __call__(self, scores: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Chosen and rejected set of each group, bool (B, N) each, disjoint, none on padding."""
+        """Chosen and rejected set, bool (B, N) each, disjoint, False on padding."""
 
 
 def _above(difference: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """What lies above a threshold of the group's own, and the rest.
+    """Responses above a threshold computed from their group, and the rest; bool (B, N) each.
 
-    Many ties at the top can leave nothing above a threshold that some lie below: then those at the
-    threshold are chosen. So every group with unequal scores has a contrast.
+    With ties at the top it can be that nothing lies above the threshold and something below: then
+    the responses at the threshold are chosen. So every group with unequal scores has a contrast.
+
+    Args:
+        difference: score minus threshold, (B, N).
+        valid: bool (B, N).
     """
     above, below = valid & (difference > 0), valid & (difference < 0)
     at_top = ~above.any(1, keepdim=True) & below.any(1, keepdim=True)
@@ -48,13 +52,20 @@ def _above(difference: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _ascending(scores: Tensor, valid: Tensor) -> Tensor:
-    """Scores of each group from low to high, float64 (B, N), infinite after the last."""
+    """Scores of each group in ascending order, float64 (B, N); padding follows as infinity."""
     return scores.double().masked_fill(~valid, torch.inf).sort(1).values
 
 
 @dataclass(frozen=True, kw_only=True)
 class AboveMean(Partition):
-    """Above the group's mean score against the rest: the paper's rule (arXiv 2412.04628)."""
+    """Above the group's mean score against the rest: the paper's rule (arXiv 2412.04628).
+
+    Examples:
+        >>> scores = torch.tensor([[9.0, 7.0, 7.0, 4.0, 2.0, 1.0]])  # their mean is 5
+        >>> chosen, rejected = AboveMean()(scores, torch.ones(1, 6, dtype=torch.bool))
+        >>> chosen.int()
+        tensor([[1, 1, 1, 0, 0, 0]], dtype=torch.int32)
+    """
 
     def __call__(self, scores: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Chosen and rejected set, bool (B, N) each; all-equal scores choose nothing."""
@@ -64,14 +75,14 @@ class AboveMean(Partition):
 
 @dataclass(frozen=True, kw_only=True)
 class AboveQuantile(Partition):
-    """Above a quantile of the group's scores, the median unless set, against the rest.
+    """Above a quantile of the group's scores against the rest.
 
     The threshold is the score at place ``floor(quantile * (n - 1))``, counted from 0 at the lowest,
-    so always one of the scores: nothing is interpolated. At 0.5 what lies above it is what lies
-    above the median. Where nothing does and scores differ, those at the threshold are chosen.
+    so always one of the scores: nothing is interpolated. At 0.5 the chosen are those above the
+    median. If no score lies above the threshold and scores differ, those at it are chosen.
 
     Args:
-        quantile: from 0 (all but the lowest are chosen) to below 1.
+        quantile: from 0 (all but the lowest are chosen) to below 1. Defaults to the median.
     """
 
     quantile: float = 0.5
@@ -91,10 +102,10 @@ class AboveQuantile(Partition):
 class AboveThreshold(Partition):
     """Above a score that is the same for all groups, against the rest.
 
-    A group that lies on one side of it altogether has no contrast.
+    A group with all its scores on one side of it has no contrast.
 
     Args:
-        threshold: in score units.
+        threshold: lower bound of the chosen scores, exclusive, in score units.
     """
 
     threshold: float
@@ -113,10 +124,10 @@ class AboveTrimmedMean(Partition):
     """Above the mean of the scores without the extremes, against the rest.
 
     ``floor(trim * n)`` scores at each end are left out of the mean; their responses are still
-    chosen or rejected. Where nothing lies above it and scores differ, those at it are chosen.
+    chosen or rejected. If no score lies above the mean and scores differ, those at it are chosen.
 
     Args:
-        trim: part of the responses left out at each end, from 0 (the mean) to below 0.5.
+        trim: share of the responses left out at each end, from 0 (the mean) to below 0.5.
     """
 
     trim: float = 0.2
@@ -142,12 +153,13 @@ class TopBottom(Partition):
     With k = 2 and five responses this is the paper's on-policy recipe: the median-scored one is
     dropped. Groups of fewer than 2k responses use half their number, rounded down.
 
-    Ties: a response that scores as the k-th best is chosen too, as the k-th worst rejected too, so
-    that sets may hold more than k. Where the k-th best and the k-th worst score the same, responses
-    of that score are in neither set, unless one set would be empty: then they are that set.
+    Ties: every response with the score of the k-th best is chosen, every one with the score of the
+    k-th worst is rejected, so that sets may hold more than k. If these two scores are equal,
+    responses of that score are in neither set, unless one set would be empty: then they are that
+    set.
 
     Args:
-        k: responses on either side, >= 1.
+        k: number of responses in each set, >= 1.
     """
 
     k: int = 2
@@ -173,7 +185,7 @@ class TopBottom(Partition):
 
 @dataclass(frozen=True, kw_only=True)
 class BestRest(Partition):
-    """The best-scored response, or those that tie for it, against all others."""
+    """The best-scored response, or all that tie for it, against the others."""
 
     def __call__(self, scores: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Chosen and rejected set, bool (B, N) each; all-equal scores reject nothing."""

@@ -7,93 +7,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from mpo_lightning.losses.base import LossOfSets, set_mean, working
+from mpo_lightning.losses.base import SetLoss, masked_float, set_mean
 from mpo_lightning.losses.checks import require_choice, require_instance, require_number
 from mpo_lightning.losses.partition import AboveMean, Partition
 from mpo_lightning.losses.scores import AlphaUnit, Deviation, deviation_log_weights
 
-__all__ = ["MDPO", "MIPO", "MPO", "EachMPO", "each_mpo_loss", "mean_margin", "mpo_loss"]
-
-
-def _contrasted(
-    log_ratios: Tensor, chosen: Tensor, rejected: Tensor, beta: float, log_weights: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Energies and both sets; of a group without contrast zeros, all chosen and all rejected.
-
-    Energies are those of members, shifted so that the largest of a group is zero: no loss here sees
-    a shift, and without it two large numbers would not be subtracted.
-    """
-    contrast = (chosen.any(1) & rejected.any(1))[:, None]
-    members = contrast & (chosen | rejected)
-    energy = beta * working(log_ratios, members)
-    if log_weights is not None:
-        energy = energy + torch.where(members, log_weights, 0.0).to(energy.dtype)
-    top = energy.detach().masked_fill(~members, -torch.inf).amax(1, keepdim=True)
-    energy = torch.where(members, energy - torch.where(contrast, top, 0.0), 0.0)
-    return energy, chosen | ~contrast, rejected | ~contrast
-
-
-def _logsumexp(energy: Tensor, members: Tensor) -> Tensor:
-    """Log of a set's mass, (B,); the set holds something."""
-    return energy.masked_fill(~members, -torch.inf).logsumexp(1)
-
-
-def mpo_loss(
-    log_ratios: Tensor,
-    chosen: Tensor,
-    rejected: Tensor,
-    *,
-    beta: float,
-    log_weights: Tensor | None = None,
-) -> Tensor:
-    """Negative log of the share of both sets' mass that falls on the chosen set, (B,).
-
-    docs/mathematics.md, equation 1 (arXiv 2412.04628): with energies ``E = beta * r + w``,
-    ``logsumexp(E over both sets) - logsumexp(E over chosen)``. With one chosen and one rejected
-    response and equal weights this is the DPO loss (arXiv 2305.18290, equation 7). At ``r = 0,
-    w = 0`` it is ``log(number in both / number chosen)``. A group without contrast (nothing chosen,
-    or nothing rejected) has loss and gradient zero; so has a response in neither set.
-
-    Args:
-        log_ratios: policy minus reference log-probabilities, nats, (B, N).
-        chosen: bool (B, N).
-        rejected: bool (B, N), disjoint from ``chosen``.
-        beta: pull towards the reference, > 0.
-        log_weights: w, added to the energies outside beta, (B, N); None weighs all alike.
-    """
-    energy, chosen, rejected = _contrasted(log_ratios, chosen, rejected, beta, log_weights)
-    return _logsumexp(energy, chosen | rejected) - _logsumexp(energy, chosen)
-
-
-def each_mpo_loss(
-    log_ratios: Tensor,
-    chosen: Tensor,
-    rejected: Tensor,
-    *,
-    beta: float,
-    log_weights: Tensor | None = None,
-) -> Tensor:
-    """Mean over the chosen of the negative log of each one's share beside the rejected set, (B,).
-
-    docs/mathematics.md, "The winner takes all": ``mean over chosen i of softplus(logsumexp(E over
-    rejected) - E_i)``. With one chosen response it is ``mpo_loss``. Arguments as there.
-    """
-    contrast = chosen.any(1) & rejected.any(1)
-    energy, every, rejected = _contrasted(log_ratios, chosen, rejected, beta, log_weights)
-    per_response = softplus(_logsumexp(energy, rejected)[:, None] - energy)
-    return torch.where(contrast, set_mean(per_response, every), 0.0)
-
-
-def mean_margin(log_ratios: Tensor, chosen: Tensor, rejected: Tensor) -> Tensor:
-    """Mean log-ratio of the chosen minus that of the rejected, (B,); zero without contrast."""
-    contrast = (chosen.any(1) & rejected.any(1))[:, None]
-    values = working(log_ratios, contrast & (chosen | rejected))
-    return set_mean(values, chosen) - set_mean(values, rejected)
+__all__ = ["MDPO", "MIPO", "MPO", "EachMPO", "PartitionLoss", "WeightedLoss"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _PartitionLoss(LossOfSets):
-    """What losses on two sets share: the rule that makes the sets."""
+class PartitionLoss(SetLoss):
+    """Base of the losses on two sets, which a partition rule makes.
+
+    Args:
+        partition: rule that decides which responses are chosen, which rejected, which neither.
+    """
 
     partition: Partition = AboveMean()  # noqa: RUF009 (frozen)
 
@@ -107,8 +35,19 @@ class _PartitionLoss(LossOfSets):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _WeightedLoss(_PartitionLoss):
-    """What MPO and EachMPO share: the weights of W-MPO. Settings are described in MPO."""
+class WeightedLoss(PartitionLoss):
+    """Base of MPO and EachMPO: energies ``E = beta * r + w`` with the log-weights w of W-MPO.
+
+    Args:
+        alpha: strength of the deviation weights, >= 0; 0 leaves them out.
+        power: exponent of the deviation, >= 0.
+        deviation: "absolute" or "signed" (as in REFA, arXiv 2412.16378) deviation from the mean
+            score of the whole group, whatever the partition.
+        gamma: factor on the rejected responses' terms, > 0 (REFA uses 2 to 4).
+        alpha_unit: "score": alpha counts per unit of score, so 1-to-10 scores and reward-model
+            scores of spread 0.02 need very different values; "std": per standard deviation of the
+            group's scores.
+    """
 
     alpha: float = 0.0
     power: float = 1.0
@@ -124,8 +63,17 @@ class _WeightedLoss(_PartitionLoss):
         require_choice(self, "deviation", Deviation)
         require_choice(self, "alpha_unit", AlphaUnit)
 
-    def _log_weights(self, scores: Tensor, valid: Tensor, rejected: Tensor) -> Tensor:
-        """Log-weight of each response, ``log gamma`` on rejected ones included, float64 (B, N)."""
+    def contrasted(
+        self, log_ratios: Tensor, scores: Tensor, valid: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Energies, (B, N), and the chosen and the rejected set, bool (B, N) each.
+
+        Energies are zero outside both sets, and shifted so that the largest of each group is zero.
+        In a group without contrast all energies are zero, and both sets hold every slot.
+        """
+        chosen, rejected = self.sets(scores, valid)
+        contrast = (chosen.any(1) & rejected.any(1))[:, None]
+        members = contrast & (chosen | rejected)
         weights = deviation_log_weights(
             scores,
             valid,
@@ -135,106 +83,103 @@ class _WeightedLoss(_PartitionLoss):
             alpha_unit=self.alpha_unit,
         )
         # torch.where keeps float64; a number times a bool tensor takes the default dtype instead.
-        return torch.where(rejected, weights + math.log(self.gamma), weights)
+        weights = torch.where(rejected, weights + math.log(self.gamma), weights)
+        energy = self.beta * masked_float(log_ratios, members)
+        energy = energy + torch.where(members, weights, 0.0).to(energy.dtype)
+        # A common shift changes no loss here, and keeps two large numbers from being subtracted.
+        top = energy.detach().masked_fill(~members, -torch.inf).amax(1, keepdim=True)
+        energy = torch.where(members, energy - torch.where(contrast, top, 0.0), 0.0)
+        # Without contrast every slot is chosen and rejected: all logsumexps of the group are then
+        # equal, so that their difference, and its gradient, is exactly 0 without a special case.
+        return energy, chosen | ~contrast, rejected | ~contrast
+
+
+def _log_mass(energy: Tensor, members: Tensor) -> Tensor:
+    """Logsumexp of the energies of a nonempty set, (B,)."""
+    return energy.masked_fill(~members, -torch.inf).logsumexp(1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MPO(_WeightedLoss):
+class MPO(WeightedLoss):
     """Multi-Preference Optimization; W-MPO when ``alpha > 0``. arXiv 2412.04628.
+
+    The negative log of the chosen set's share of the mass of both sets (docs/mathematics.md,
+    equation 1): ``logsumexp(E over both sets) - logsumexp(E over chosen)`` with energies
+    ``E = beta * r + w``. With one chosen and one rejected response and equal weights this is the
+    DPO loss (arXiv 2305.18290, equation 7). At ``r = 0, w = 0`` it is ``log(number in both / number
+    chosen)``. A group without contrast (nothing chosen, or nothing rejected) has loss and gradient
+    zero; so has a response in neither set.
 
     The chosen set holds the responses that score above their group's mean, unless ``partition``
     says otherwise. Texts on the method differ about the weights; this class adds
-    ``alpha * |S - mean S| ** power`` to the energies, outside beta. An alpha that a text puts
-    inside beta is this alpha divided by beta. With ``reference_free`` and ``length_normalized`` it
-    is the core of REFA (arXiv 2412.16378).
+    ``w = alpha * |S - mean S| ** power`` outside beta. An alpha that a text puts inside beta is
+    this alpha divided by beta. With ``reference_free`` and ``length_normalized`` it is the core of
+    REFA (arXiv 2412.16378).
 
-    Args:
-        beta: pull towards the reference, > 0.
-        reference_free: the policy's log-probability takes the log-ratio's place.
-        length_normalized: log-ratios per token; beta must grow with it.
-        likelihood: weight of a likelihood term on the chosen set, >= 0.
-        partition: which responses are chosen, which rejected, which neither.
-        alpha: strength of the deviation weights, >= 0; 0 is MPO, above 0 W-MPO.
-        power: exponent of the deviation, >= 0.
-        deviation: "absolute" (the default) or "signed" (as in REFA, arXiv 2412.16378); from the
-            mean score of the whole group, whatever the partition.
-        gamma: factor on the rejected responses' terms, > 0 (REFA uses 2 to 4).
-        alpha_unit: "score": alpha counts per unit of score, so 1-to-10 scores and reward-model
-            scores of spread 0.02 need very different values; "std": per standard deviation of the
-            group's scores.
+    Examples:
+        Scores 5, 4, 1, 2 have mean 3: the first two are chosen. Masses ``exp(beta * r)`` are 3, 2,
+        1, 1, so the chosen set holds 5/7, and the loss is ln(7/5).
+
+        >>> log_ratios = 2 * torch.tensor([[3.0, 2.0, 1.0, 1.0]]).log()
+        >>> scores = torch.tensor([[5.0, 4.0, 1.0, 2.0]])
+        >>> valid = torch.ones(1, 4, dtype=torch.bool)
+        >>> MPO(beta=0.5)(log_ratios, scores, valid)
+        tensor([0.3365])
     """
 
-    def given_sets(
-        self, log_ratios: Tensor, scores: Tensor, valid: Tensor, chosen: Tensor, rejected: Tensor
-    ) -> Tensor:
-        """The loss of each group, (B,)."""
-        weights = self._log_weights(scores, valid, rejected)
-        return mpo_loss(log_ratios, chosen, rejected, beta=self.beta, log_weights=weights)
+    def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
+        """Return the loss of each group, (B,)."""
+        energy, chosen, rejected = self.contrasted(log_ratios, scores, valid)
+        return _log_mass(energy, chosen | rejected) - _log_mass(energy, chosen)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EachMPO(_WeightedLoss):
+class EachMPO(WeightedLoss):
     """MPO with each chosen response by itself against the rejected set: no winner takes all.
 
     The mean over the chosen stands outside the logarithm, so that a chosen response that lags is
-    pulled harder than one that leads.
+    pulled harder than one that leads: ``mean over chosen i of softplus(logsumexp(E over rejected) -
+    E_i)`` (docs/mathematics.md, equation 9). With one chosen response it is MPO.
 
-    Args:
-        beta: pull towards the reference, > 0.
-        reference_free: the policy's log-probability takes the log-ratio's place.
-        length_normalized: log-ratios per token; beta must grow with it.
-        likelihood: weight of a likelihood term on the chosen set, >= 0.
-        partition: which responses are chosen, which rejected, which neither.
-        alpha: strength of the deviation weights, >= 0.
-        power: exponent of the deviation, >= 0.
-        deviation: "absolute" or "signed".
-        gamma: factor on the rejected responses' terms, > 0.
-        alpha_unit: "score" or "std", as in MPO.
+    Examples:
+        >>> log_ratios, scores = torch.zeros(1, 3), torch.tensor([[5.0, 4.0, 1.0]])
+        >>> EachMPO()(log_ratios, scores, valid=torch.ones(1, 3, dtype=torch.bool))  # ln 2
+        tensor([0.6931])
     """
 
-    def given_sets(
-        self, log_ratios: Tensor, scores: Tensor, valid: Tensor, chosen: Tensor, rejected: Tensor
-    ) -> Tensor:
-        """The loss of each group, (B,)."""
-        weights = self._log_weights(scores, valid, rejected)
-        return each_mpo_loss(log_ratios, chosen, rejected, beta=self.beta, log_weights=weights)
+    def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
+        """Return the loss of each group, (B,)."""
+        energy, chosen, rejected = self.contrasted(log_ratios, scores, valid)
+        per_response = softplus(_log_mass(energy, rejected)[:, None] - energy)
+        return torch.where(self.has_contrast(scores, valid), set_mean(per_response, chosen), 0.0)
+
+
+def _mean_margin(log_ratios: Tensor, chosen: Tensor, rejected: Tensor) -> Tensor:
+    """Mean log-ratio of the chosen minus that of the rejected, (B,); zero without contrast."""
+    contrast = (chosen.any(1) & rejected.any(1))[:, None]
+    values = masked_float(log_ratios, contrast & (chosen | rejected))
+    return set_mean(values, chosen) - set_mean(values, rejected)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MDPO(_PartitionLoss):
-    """DPO on the sets' means: ``-log sigmoid(beta * (mean r+ - mean r-))``. arXiv 2410.12138.
+class MDPO(PartitionLoss):
+    """DPO on the sets' means: ``-log sigmoid(beta * (mean r+ - mean r-))``. arXiv 2410.12138."""
 
-    Args:
-        beta: pull towards the reference, > 0.
-        reference_free: the policy's log-probability takes the log-ratio's place.
-        length_normalized: log-ratios per token; beta must grow with it.
-        likelihood: weight of a likelihood term on the chosen set, >= 0.
-        partition: which responses are chosen, which rejected, which neither.
-    """
-
-    def given_sets(
-        self, log_ratios: Tensor, scores: Tensor, valid: Tensor, chosen: Tensor, rejected: Tensor
-    ) -> Tensor:
-        """The loss of each group, (B,)."""
-        margin = self.beta * mean_margin(log_ratios, chosen, rejected)
-        return torch.where(chosen.any(1) & rejected.any(1), softplus(-margin), 0.0)
+    def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
+        """Return the loss of each group, (B,)."""
+        margin = self.beta * _mean_margin(log_ratios, *self.sets(scores, valid))
+        return torch.where(self.has_contrast(scores, valid), softplus(-margin), 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MIPO(_PartitionLoss):
+class MIPO(PartitionLoss):
     """IPO on the sets' means: ``(mean r+ - mean r- - 1 / (2 beta)) ** 2``. arXiv 2410.12138.
 
     Args:
-        beta: pull towards the reference, > 0: the margin that is aimed at is ``1 / (2 beta)`` nats.
-        reference_free: the policy's log-probability takes the log-ratio's place.
-        length_normalized: log-ratios per token; beta must grow with it.
-        likelihood: weight of a likelihood term on the chosen set, >= 0.
-        partition: which responses are chosen, which rejected, which neither.
+        beta: pull towards the reference, > 0: the target margin is ``1 / (2 beta)`` nats.
     """
 
-    def given_sets(
-        self, log_ratios: Tensor, scores: Tensor, valid: Tensor, chosen: Tensor, rejected: Tensor
-    ) -> Tensor:
-        """The loss of each group, (B,)."""
-        distance = mean_margin(log_ratios, chosen, rejected) - 1 / (2 * self.beta)
-        return torch.where(chosen.any(1) & rejected.any(1), distance.square(), 0.0)
+    def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
+        """Return the loss of each group, (B,)."""
+        distance = _mean_margin(log_ratios, *self.sets(scores, valid)) - 1 / (2 * self.beta)
+        return torch.where(self.has_contrast(scores, valid), distance.square(), 0.0)

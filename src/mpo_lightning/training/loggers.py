@@ -54,9 +54,9 @@ class RunConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Log the configuration."""
-        text = self.parser.dump(self.config, skip_none=False)
+        text = self.parser.dump(self.config, skip_unset=False)
         log_text(trainer, "config", f"```yaml\n{text}\n```", 0)
         for logger in trainer.loggers:
             if not isinstance(logger, TensorBoardLogger | CSVLogger):
-                as_json = self.parser.dump(self.config, skip_none=False, format="json")
+                as_json = self.parser.dump(self.config, skip_unset=False, format="json")
                 logger.log_hyperparams(json.loads(as_json))

@@ -47,6 +47,11 @@ def kendall_tau_b(first: Tensor, second: Tensor, valid: Tensor) -> Tensor:
         first: values, (B, N).
         second: values, (B, N).
         valid: bool (B, N).
+
+    Examples:
+        >>> first, second = torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([[9.0, 1.0, 5.0]])
+        >>> kendall_tau_b(first, second, first > 0)  # two pairs agree, one does not
+        tensor([0.3333], dtype=torch.float64)
     """
     return _tau_b(ordered_pairs(first, valid), ordered_pairs(second, valid))
 
@@ -138,6 +143,13 @@ class GroupMetrics(Metric):
     All metrics live in one state of sums and weights, so that a step costs one reduction, and
     nothing can be merged by a metric collection that sees equal states (at step 0 every reward is
     zero). ``compute`` gives ``{name: value}`` for METRIC_NAMES and ``groups``, the number counted.
+
+    Examples:
+        >>> two_groups = {name: (torch.tensor([4.0, 1.0]), torch.ones(2)) for name in METRIC_NAMES}
+        >>> metrics = GroupMetrics()
+        >>> metrics.update(two_groups, counted=torch.tensor([True, False]))
+        >>> metrics.compute()["loss"]
+        tensor(4.)
     """
 
     full_state_update = False
