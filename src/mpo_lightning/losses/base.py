@@ -16,7 +16,7 @@ and their sources are in docs/mathematics.md.
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -95,6 +95,13 @@ class SetLoss(ABC):
         likelihood: weight of a likelihood term on the chosen set, >= 0: the mean over it of the
             negative log-probability per token is added (arXiv 2604.15602).
     """
+
+    # For model cards, in the notation of docs/mathematics.md. A class needs a `latex` of its own:
+    # an inherited equation may be that of another loss.
+    title: ClassVar[str] = ""
+    latex: ClassVar[str] = ""
+    symbols: ClassVar[str] = ""
+    arxiv: ClassVar[tuple[str, ...]] = ()
 
     beta: float = 0.1
     reference_free: bool = False

@@ -1,6 +1,7 @@
 """Losses that read scores beyond two sets: soft targets, rankings, ordinal levels."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch.nn.functional import logsigmoid
 from mpo_lightning.losses.base import SetLoss, working
 from mpo_lightning.losses.checks import require, require_number
 from mpo_lightning.losses.scores import binned, differs, ordered_pairs
+from mpo_lightning.losses.sets import MPO
 
 __all__ = [
     "NCA",
@@ -174,6 +176,14 @@ class InfoNCA(_ScoreTargetLoss):
         temperature: divisor of the scores in the targets' softmax, in score units, > 0.
     """
 
+    title: ClassVar = "InfoNCA"
+    latex: ClassVar = (
+        r"L = -\sum_i t_i \log \mathrm{softmax}(\beta r)_i, \qquad "
+        r"t = \mathrm{softmax}(S / \tau)"
+    )
+    symbols: ClassVar = r"$\tau$ is the temperature"
+    arxiv: ClassVar = ("2402.05369",)
+
     def has_contrast(self, scores: Tensor, valid: Tensor) -> Tensor:
         """Two responses are enough: equal scores ask for equal likelihood ratios."""
         return valid.sum(1) > 1
@@ -196,6 +206,14 @@ class NCA(_ScoreTargetLoss):
         likelihood: weight of a likelihood term on the responses above the mean score, >= 0.
         temperature: divisor of the scores in the targets' softmax, in score units, > 0.
     """
+
+    title: ClassVar = "NCA"
+    latex: ClassVar = (
+        r"L = -\sum_i \left[ t_i \log \sigma(\beta r_i) + "
+        r"\tfrac{1}{n} \log \sigma(-\beta r_i) \right], \qquad t = \mathrm{softmax}(S / \tau)"
+    )
+    symbols: ClassVar = r"$\tau$ is the temperature"
+    arxiv: ClassVar = ("2402.05369",)
 
     def has_contrast(self, scores: Tensor, valid: Tensor) -> Tensor:
         """Any response is enough: it has an absolute target."""
@@ -235,6 +253,17 @@ class PlackettLuce(_LevelLoss):
             a level.
     """
 
+    title: ClassVar = "Plackett-Luce"
+    latex: ClassVar = (
+        r"L = \sum_{k=1}^{m-1} \left[ \mathrm{LSE}_{S \le l_k}(\beta r) - "
+        r"\mathrm{LSE}_{S = l_k}(\beta r) \right]"
+    )
+    symbols: ClassVar = (
+        r"$l_1 \gt \dots \gt l_m$ are the levels of the scores, "
+        r"$\mathrm{LSE}_A(E)$ is $\log \sum_{i \in A} e^{E_i}$"
+    )
+    arxiv: ClassVar = ("2305.18290",)
+
     def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
         """The loss of each group, (B,)."""
         levels = binned(scores, valid, self.levels)
@@ -254,6 +283,14 @@ class MultiLevelMPO(_LevelLoss):
             a level.
     """
 
+    title: ClassVar = "MPO over all cuts between score levels"
+    latex: ClassVar = MPO.latex
+    symbols: ClassVar = (
+        "it is the mean of this over the cuts between the levels of the scores, with "
+        r"$Y^+ = \lbrace S \ge l_k \rbrace$; " + MPO.symbols
+    )
+    arxiv: ClassVar = ("2412.04628",)
+
     def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
         """The loss of each group, (B,)."""
         levels = binned(scores, valid, self.levels)
@@ -270,6 +307,17 @@ class LiPO(SetLoss):
         length_normalized: log-ratios per token; beta must grow with it.
         likelihood: weight of a likelihood term on the responses above the mean score, >= 0.
     """
+
+    title: ClassVar = "LiPO-lambda"
+    latex: ClassVar = (
+        r"L = \sum_{S_i \gt S_j} \lvert 2^{s_i} - 2^{s_j} \rvert \cdot \left\lvert "
+        r"\frac{1}{\log(1 + \rho_i)} - \frac{1}{\log(1 + \rho_j)} \right\rvert \cdot "
+        r"\log(1 + e^{-\beta (r_i - r_j)})"
+    )
+    symbols: ClassVar = (
+        r"$s$ are the scores mapped to 0 to 1 within the group, $\rho_i$ is the rank by reward"
+    )
+    arxiv: ClassVar = ("2402.01878",)
 
     def has_contrast(self, scores: Tensor, valid: Tensor) -> Tensor:
         """Whether the scores are not all equal."""

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -90,6 +90,8 @@ class PairLoss(LossOfSets):
         partition: makes the chosen and the rejected set.
     """
 
+    symbols: ClassVar = r"$h = \beta (r_w - r_l)$ is the margin of a winner and a loser"
+
     pairs: Pairs = "best-worst"
     partition: Partition = AboveMean()  # noqa: RUF009 (frozen)
 
@@ -144,6 +146,10 @@ class DPO(PairLoss):
         partition: makes the chosen and the rejected set.
     """
 
+    title: ClassVar = "Direct Preference Optimization (DPO)"
+    latex: ClassVar = r"-\log \sigma(h)"
+    arxiv: ClassVar = ("2305.18290",)
+
     def of_margins(self, margins: Tensor) -> Tensor:
         """``-log sigmoid(h)``."""
         return -logsigmoid(margins)
@@ -164,6 +170,10 @@ class IPO(PairLoss):
         partition: makes the chosen and the rejected set.
     """
 
+    title: ClassVar = "IPO"
+    latex: ClassVar = r"(h - \frac12)^2 / \beta^2"
+    arxiv: ClassVar = ("2310.12036",)
+
     def of_margins(self, margins: Tensor) -> Tensor:
         """``((h - 1/2) / beta) ** 2``."""
         return ((margins - 0.5) / self.beta).square()
@@ -181,6 +191,10 @@ class Hinge(PairLoss):
         pairs: "best-worst", "random", "all" or "sets".
         partition: makes the chosen and the rejected set.
     """
+
+    title: ClassVar = "Hinge loss on pairs"
+    latex: ClassVar = r"\max(0, 1 - h)"
+    arxiv: ClassVar = ("2305.10425",)
 
     def of_margins(self, margins: Tensor) -> Tensor:
         """``max(0, 1 - h)``."""
@@ -200,6 +214,11 @@ class RobustDPO(PairLoss):
         partition: makes the chosen and the rejected set.
         flipped: how often a pair's order is believed to be wrong, from 0 (DPO) to below 0.5.
     """
+
+    title: ClassVar = "Robust DPO"
+    latex: ClassVar = r"\frac{-(1 - f) \log \sigma(h) + f \log \sigma(-h)}{1 - 2 f}"
+    symbols: ClassVar = PairLoss.symbols + ", $f$ the part of flipped labels"
+    arxiv: ClassVar = ("2403.00409",)
 
     flipped: float = 0.1
 
@@ -225,6 +244,13 @@ class SimPO(PairLoss):
         margin: by how much the winner is to exceed the loser, nats per token, >= 0: the paper's
             gamma divided by beta.
     """
+
+    title: ClassVar = "SimPO"
+    latex: ClassVar = r"-\log \sigma(h - \beta m)"
+    symbols: ClassVar = (
+        PairLoss.symbols + ", per token and without reference, $m$ the target margin"
+    )
+    arxiv: ClassVar = ("2405.14734",)
 
     # What the loss is, not what may be set. Defaults that differ from another loss's would not do:
     # a command line that names another loss keeps the values of settings that both have.

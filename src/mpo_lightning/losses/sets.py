@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -110,6 +111,12 @@ class _PartitionLoss(LossOfSets):
 class _WeightedLoss(_PartitionLoss):
     """What MPO and EachMPO share: the weights of W-MPO. Settings are described in MPO."""
 
+    symbols: ClassVar = (
+        r"$E_i = \beta r_i + w_i$ with log-weights $w_i = \alpha \lvert \Delta_i \rvert^{p}$ "
+        r"from the deviations $\Delta_i = S_i - \bar S$ ($\alpha = 0$: none); "
+        r"$\gamma$ multiplies the rejected terms"
+    )
+
     alpha: float = 0.0
     power: float = 1.0
     deviation: Deviation = "absolute"
@@ -164,6 +171,10 @@ class MPO(_WeightedLoss):
             group's scores.
     """
 
+    title: ClassVar = "Multi-Preference Optimization (MPO)"
+    latex: ClassVar = r"L = -\log \frac{\sum_{i \in Y^+} e^{E_i}}{\sum_{j=1}^{n} e^{E_j}}"
+    arxiv: ClassVar = ("2412.04628",)
+
     def given_sets(
         self, log_ratios: Tensor, scores: Tensor, valid: Tensor, chosen: Tensor, rejected: Tensor
     ) -> Tensor:
@@ -192,6 +203,13 @@ class EachMPO(_WeightedLoss):
         alpha_unit: "score" or "std", as in MPO.
     """
 
+    title: ClassVar = "MPO with each chosen response by itself"
+    latex: ClassVar = (
+        r"L = \frac{1}{\lvert Y^+ \rvert} \sum_{i \in Y^+} "
+        r"-\log \frac{e^{E_i}}{e^{E_i} + M}, \qquad M = \sum_{j \in Y^-} e^{E_j}"
+    )
+    arxiv: ClassVar = ("2412.04628",)
+
     def given_sets(
         self, log_ratios: Tensor, scores: Tensor, valid: Tensor, chosen: Tensor, rejected: Tensor
     ) -> Tensor:
@@ -212,6 +230,14 @@ class MDPO(_PartitionLoss):
         partition: which responses are chosen, which rejected, which neither.
     """
 
+    title: ClassVar = "DPO on the sets' means"
+    latex: ClassVar = r"-\log \sigma(\beta d)"
+    symbols: ClassVar = (
+        r"$d = \frac{1}{\lvert Y^+ \rvert} \sum_{Y^+} r_i - "
+        r"\frac{1}{\lvert Y^- \rvert} \sum_{Y^-} r_j$"
+    )
+    arxiv: ClassVar = ("2410.12138",)
+
     def given_sets(
         self, log_ratios: Tensor, scores: Tensor, valid: Tensor, chosen: Tensor, rejected: Tensor
     ) -> Tensor:
@@ -231,6 +257,11 @@ class MIPO(_PartitionLoss):
         likelihood: weight of a likelihood term on the chosen set, >= 0.
         partition: which responses are chosen, which rejected, which neither.
     """
+
+    title: ClassVar = "IPO on the sets' means"
+    latex: ClassVar = r"\left( d - \tfrac{1}{2 \beta} \right)^2"
+    symbols: ClassVar = MDPO.symbols
+    arxiv: ClassVar = ("2410.12138",)
 
     def given_sets(
         self, log_ratios: Tensor, scores: Tensor, valid: Tensor, chosen: Tensor, rejected: Tensor
