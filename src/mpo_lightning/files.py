@@ -14,7 +14,6 @@ __all__ = [
     "RECORD",
     "cache_folder",
     "digest_of_files",
-    "is_system_error",
     "json_line",
     "public_name",
     "to_disk",
@@ -81,16 +80,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
             path.rename(old)
         partial.rename(path)
         shutil.rmtree(old, ignore_errors=True)
+    except Exception as error:
+        # safetensors and tokenizers report a full disk and the like by exceptions of their own.
+        if isinstance(error, OSError) or "(os error " not in str(error):
+            raise
+        raise OSError(str(error)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def is_system_error(error: Exception) -> bool:
-    """Whether an error comes from the system, such as a full disk.
-
-    safetensors and tokenizers report what the system says by exceptions of their own.
-    """
-    return isinstance(error, OSError) or "(os error " in str(error)
 
 
 def cache_folder(kind: str) -> Path:

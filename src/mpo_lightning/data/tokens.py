@@ -63,7 +63,9 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} holds no tokenizer: {error}", field="tokenizer") from error
+        raise DataError(
+            f"no tokenizer can be loaded from {path}: {error}", field="tokenizer"
+        ) from error
     if tokenizer.eos_token_id is None:
         raise DataError(
             f"{path} has no end-of-sequence token, so a response's end cannot be learned. Set "

@@ -188,36 +188,26 @@ def _results(
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    outcomes: list[float] = []
-    lengths: list[int] = []
-    prompts: list[int] = []
-    differences: list[float] = []
-    for number, ((a, b), values) in enumerate(zip(pairs, scores, strict=True)):
-        of_a, of_b = values[: len(a.responses)], values[len(a.responses) :]
-        differences.append(float(np.mean(of_a) - np.mean(of_b)))
-        for score_a, text_a in zip(of_a, a.responses, strict=True):
-            for score_b, text_b in zip(of_b, b.responses, strict=True):
-                outcomes.append((1 + float(np.sign(score_a - score_b))) / 2)
-                lengths.append(len(text_a) - len(text_b))
-                prompts.append(number)
+    of_policy = [s[: len(a.responses)] for (a, _), s in zip(pairs, scores, strict=True)]
+    of_reference = [s[len(a.responses) :] for (a, _), s in zip(pairs, scores, strict=True)]
+    outcomes, lengths, prompts = zip(
+        *(
+            ((1 + np.sign(score_a - score_b)) / 2, len(text_a) - len(text_b), number)
+            for number, (a, b) in enumerate(pairs)
+            for score_a, text_a in zip(of_policy[number], a.responses, strict=True)
+            for score_b, text_b in zip(of_reference[number], b.responses, strict=True)
+        ),
+        strict=True,
+    )
     games = Games(
-        np.array(outcomes),
+        np.array(outcomes, dtype=np.float64),
         np.array(lengths, dtype=np.float64),
         np.array(prompts),
         None if difficulties is None else np.array(difficulties),
     )
+    differences = [np.mean(a) - np.mean(b) for a, b in zip(of_policy, of_reference, strict=True)]
     draws = {"resamples": resamples, "seed": seed}
     controlled = length_controlled_win_rate(games, **draws)
-    by_model = {
-        name: _of_model(
-            [pair[side] for pair in pairs],
-            [
-                values[: len(a.responses)] if side == 0 else values[len(a.responses) :]
-                for (a, _), values in zip(pairs, scores, strict=True)
-            ],
-        )
-        for side, name in enumerate(("policy", "reference"))
-    }
     return {
         "prompts": len(pairs),
         "games": {
@@ -228,7 +218,8 @@ def _results(
         "win_rate": _plain(win_rate(games)),
         "length_controlled_win_rate": None if controlled is None else _plain(controlled),
         "score_difference": _plain(mean_over_prompts(np.array(differences), **draws)),
-        **by_model,
+        "policy": _of_model([a for a, _ in pairs], of_policy),
+        "reference": _of_model([b for _, b in pairs], of_reference),
     }
 
 

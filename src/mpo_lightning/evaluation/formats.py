@@ -10,20 +10,11 @@ from mpo_lightning.data.prompts import OF_RESPONSES
 from mpo_lightning.data.sources import RowSource
 from mpo_lightning.generation.generate import Sample
 
-__all__ = ["FORMATS", "AnswerFormat", "ReadAnswers", "read_answers"]
+__all__ = ["FORMATS", "ReadAnswers", "read_answers"]
 
 
-@dataclass(frozen=True)
-class AnswerFormat:
-    """A file format of answers.
-
-    Attributes:
-        suffix: suffix of the file's name.
-        row: makes a row of a prompt, its response, and the model's name and settings.
-    """
-
-    suffix: str
-    row: Callable[[PromptItem, Sample, Mapping[str, Any]], dict[str, Any]]
+# Makes a row of a prompt, its response, and the model's name and settings.
+MakeRow = Callable[[PromptItem, Sample, Mapping[str, Any]], dict[str, Any]]
 
 
 def _plain(item: PromptItem, sample: Sample, how: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,11 +85,7 @@ def _text(item: PromptItem, benchmark: str) -> str:
     )
 
 
-FORMATS = {
-    "jsonl": AnswerFormat(".jsonl", _plain),
-    "alpaca-eval": AnswerFormat(".json", _alpaca),
-    "arena-hard": AnswerFormat(".jsonl", _arena),
-}
+FORMATS: dict[str, MakeRow] = {"jsonl": _plain, "alpaca-eval": _alpaca, "arena-hard": _arena}
 
 
 # --------------------------------------------------------------------------------------- reading

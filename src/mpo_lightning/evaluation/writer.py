@@ -72,7 +72,7 @@ class PredictionWriter(BasePredictionWriter):
         kind = self._kind(prompts)
         model = self.model or _model_name(trainer, pl_module)
         path = self.path or Path(NAMES[kind].format(model=model))
-        suffix = ".parquet" if kind == "parquet" else FORMATS[kind].suffix
+        suffix = Path(NAMES[kind]).suffix
         if path.suffix != suffix:
             raise PredictionError(
                 f"predictions.path: {path}: {kind} is written to a {suffix} file. Rename it, or "
@@ -185,23 +185,22 @@ class _AnswerFile:
         self.path = path
         self.how = how
         self.items = prompts.items
-        self._row = FORMATS[kind].row
-        self._as_array = FORMATS[kind].suffix == ".json"
+        self._row = FORMATS[kind]
         collect_errors(self.items, lambda item: self._row(item, Sample("", "stop"), how))
         self._file = _part(path, rank).open("w", encoding="utf-8")
 
     def add(self, outputs: list[PromptAnswer]) -> None:
         for item, answers in ((output.item, output.answers) for output in outputs):
-            samples = answers.samples
-            sample = samples[0] if samples else None
-            entry = {
-                "number": item.number,
-                "refused": answers.refused,
-                "row": None if sample is None else self._row(item, sample, self.how),
-                "truncated": sample is not None and sample.finish == "length",
-                "empty": sample is not None and not sample.text.strip(),
-                "special_tokens": sample is not None and sample.special_tokens > 0,
-            }
+            entry: dict[str, Any] = {"number": item.number, "refused": answers.refused}
+            for sample in answers.samples:
+                entry["row"] = self._row(item, sample, self.how)
+                entry["notes"] = {
+                    "responses truncated at max_new_tokens": sample.finish == "length",
+                    "responses empty": not sample.text.strip(),
+                    "responses with special tokens in their midst, left out of the text": (
+                        sample.special_tokens > 0
+                    ),
+                }
             # Parquet and datasets rows may hold dates and the like, which JSON has no form for.
             self._file.write(json.dumps(entry, default=str) + "\n")
 
@@ -214,9 +213,8 @@ class _AnswerFile:
         entries.sort(key=lambda entry: int(entry["number"]))
         tally = Tally()
         answered = [e for e in entries if self._count(e, self.items[e["number"]], tally)]
-        rows = [entry["row"] for entry in answered]
-        lines = [json_line(row) for row in rows]
-        if self._as_array:
+        lines = [json_line(entry["row"]) for entry in answered]
+        if self.path.suffix == ".json":
             lines = [b"[\n", b",".join(lines), b"]\n"]
         write_whole(self.path, b"".join(lines))
         _remove(parts)
@@ -232,13 +230,8 @@ class _AnswerFile:
         tally.written += 1
         tally.responses += 1
         tally.note("prompts came before", source, int(item.repeated))
-        tally.note("responses truncated at max_new_tokens", source, int(entry["truncated"]))
-        tally.note("responses empty", source, int(entry["empty"]))
-        tally.note(
-            "responses with special tokens in their midst, left out of the text",
-            source,
-            int(entry["special_tokens"]),
-        )
+        for reason, found in entry["notes"].items():
+            tally.note(reason, source, int(found))
         for column in OF_RESPONSES:
             tally.note(f"columns {column} not read", source, int(column in item.row))
         return True

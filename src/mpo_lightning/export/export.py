@@ -2,8 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +19,7 @@ from mpo_lightning.export.trained_adapter import (
     TrainedAdapter,
     find_adapter,
 )
-from mpo_lightning.files import RECORD, digest_of_files, is_system_error, whole_folder
+from mpo_lightning.files import RECORD, digest_of_files, whole_folder
 from mpo_lightning.generation.model import files_digest
 
 __all__ = ["export"]
@@ -39,8 +38,8 @@ def export(
     base_name: str | None = None,
     revision: str | None = None,
     onto: Onto = "full-precision",
-    dtype: Dtype | None = None,
-    max_shard_size: str | None = None,
+    dtype: Dtype = "auto",
+    max_shard_size: str = "5GB",
     force: bool = False,
     trust_remote_code: bool = False,
 ) -> Path:
@@ -61,9 +60,9 @@ def export(
         revision: branch, tag or commit of the base on the hub. Defaults to the run's.
         onto: weights of the base that a merged model is made of: its own ("full-precision"), or
             those that quantisation left in training ("dequantized").
-        dtype: dtype of a merged model. Defaults to "auto", the dtype of the base. In 16 bits a
-            part of the adapter's update is rounded away; the export reports how much.
-        max_shard_size: largest size of a file of a merged model. Defaults to 5GB.
+        dtype: dtype of a merged model; "auto" is the dtype of the base. In 16 bits a part of the
+            adapter's update is rounded away; the export reports how much.
+        max_shard_size: largest size of a file of a merged model.
         force: overwrite another export.
         trust_remote_code: let a hub model run its own code.
 
@@ -73,8 +72,17 @@ def export(
         PolicyError: if the base cannot be loaded, or the adapter does not fit it.
         DataError: if there is no tokenizer.
     """
-    if not merged:
-        _refuse_for_adapter(dtype=dtype, max_shard_size=max_shard_size, onto=onto)
+    for name, given, default in (
+        ("dtype", dtype, "auto"),
+        ("max_shard_size", max_shard_size, "5GB"),
+        ("onto", onto, "full-precision"),
+    ):
+        if given != default and not merged:
+            raise ExportError(
+                "an adapter is written as it was trained. Leave it out, or write the whole model "
+                "(--merged).",
+                field=name,
+            )
     adapter = find_adapter(checkpoint, run)
     named = _Base.of(adapter, base, base_name, revision)
     description = {
@@ -84,8 +92,8 @@ def export(
         "revision": named.revision,
         "merged": merged,
         "onto": onto,
-        "dtype": dtype or "auto",
-        "max_shard_size": max_shard_size or "5GB",
+        "dtype": dtype,
+        "max_shard_size": max_shard_size,
     }
     folder = Path(out)
     if _is_done(folder, description, force=force):
@@ -100,7 +108,7 @@ def export(
             adapter,
             named.path,
             onto=onto,
-            dtype=dtype or "auto",
+            dtype=dtype,
             revision=named.revision,
             trust_remote_code=trust_remote_code,
         )
@@ -109,27 +117,30 @@ def export(
     else:
         generation = _generation_config(named, trust_remote_code)
     said = [*notes, *_end_with(generation, ends, named)]
-    with _writing(folder) as partial:
-        if model is not None:
-            model.save_pretrained(partial, max_shard_size=max_shard_size or "5GB")
-        else:
-            _write_adapter(adapter, named, partial)
-            if generation is not None:
-                generation.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        facts = CardFacts(
-            name=folder.resolve().name,
-            base=named.name,
-            base_is_public=named.public,
-            revision=named.revision,
-            merged=merged,
-            notes=notes,
-            picture=_picture(adapter, partial, said),
-        )
-        if adapter.record is not None:
-            _write_json(partial / RECORD, {**adapter.record, "metrics_csv": None})
-        model_card(adapter, facts).save(partial / "README.md")
-        _write_json(partial / DESCRIPTION, description)
+    try:
+        with whole_folder(folder) as partial:
+            if model is not None:
+                model.save_pretrained(partial, max_shard_size=max_shard_size)
+            else:
+                _write_adapter(adapter, named, partial)
+                if generation is not None:
+                    generation.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            facts = CardFacts(
+                name=folder.resolve().name,
+                base=named.name,
+                base_is_public=named.public,
+                revision=named.revision,
+                merged=merged,
+                notes=notes,
+                picture=_picture(adapter, partial, said),
+            )
+            if adapter.record is not None:
+                _write_json(partial / RECORD, {**adapter.record, "metrics_csv": None})
+            model_card(adapter, facts).save(partial / "README.md")
+            _write_json(partial / DESCRIPTION, description)
+    except OSError as error:
+        raise ExportError(f"{folder} cannot be written: {error}", field="out") from error
     if not named.public:
         said.append(
             f"Its base, {named.path}, is a folder of this machine: before you publish the export, "
@@ -141,12 +152,7 @@ def export(
 
 
 def _is_done(out: Path, description: Mapping[str, Any], *, force: bool) -> bool:
-    """Whether the folder holds what is described already; False where it may be written.
-
-    Args:
-        out: the folder.
-        description: what is to be written there.
-        force: whether another export may be overwritten.
+    """Whether a folder holds the export of this description already; False if it may be written.
 
     Raises:
         ExportError: if the folder holds something that must not be overwritten.
@@ -171,43 +177,8 @@ def _is_done(out: Path, description: Mapping[str, Any], *, force: bool) -> bool:
     )
 
 
-@contextmanager
-def _writing(out: Path) -> Iterator[Path]:
-    """Yield a folder to write into, which replaces ``out`` at the end.
-
-    Raises:
-        ExportError: if it cannot be written; what was there before is untouched.
-    """
-    try:
-        with whole_folder(out) as partial:
-            yield partial
-    except Exception as error:
-        if not is_system_error(error):
-            raise
-        raise ExportError(f"{out} cannot be written: {error}", field="out") from error
-
-
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _refuse_for_adapter(*, dtype: Any, max_shard_size: Any, onto: Onto) -> None:
-    """Refuse settings that only a merged model has.
-
-    Raises:
-        ExportError: naming the first that is given.
-    """
-    for name, given in (
-        ("dtype", dtype is not None),
-        ("max_shard_size", max_shard_size is not None),
-        ("onto", onto != "full-precision"),
-    ):
-        if given:
-            raise ExportError(
-                "an adapter is written as it was trained. Leave it out, or write the whole model "
-                "(--merged).",
-                field=name,
-            )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Merging of an adapter into its base, in float32, with a measurement of what it changes."""
 
 import gc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -111,21 +111,15 @@ def merge(
             "there is nothing to dequantise. Leave it at full-precision.",
             field="onto",
         )
-    known = None if adapter.record is None else adapter.record["base"]
+    known = {} if adapter.record is None else adapter.record["base"]
+    config = PolicyConfig(base=base, revision=revision, trust_remote_code=trust_remote_code)
 
     def load(quantization: Any, dtype: Any) -> Any:
-        config = PolicyConfig(
-            base=base,
-            dtype=dtype,
-            quantization=quantization,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-        )
-        return load_base(config, torch.device("cpu"))
+        changed = replace(config, quantization=quantization, dtype=dtype)
+        return load_base(changed, torch.device("cpu"))
 
     of_trained, base_is_known, model = None, None, None
     if quantised != "none" and (onto == "dequantized" or find_spec("bitsandbytes") is not None):
-        assert known is not None
         model = load(quantised, known["dtype"])
         base_is_known = digest_of_weights(model) == known["weights"]
         policy = put_adapter(model, str(adapter.folder))
@@ -135,9 +129,9 @@ def merge(
         gc.collect()
     if model is None:
         # The adapter was trained on the base as it was loaded then, in that dtype.
-        as_trained = known is not None and quantised == "none"
-        model = load("none", known["dtype"] if known is not None and as_trained else "float32")
-        if known is not None and as_trained:
+        as_trained = known and quantised == "none"
+        model = load("none", known["dtype"] if as_trained else "float32")
+        if as_trained:
             base_is_known = digest_of_weights(model) == known["weights"]
             if not base_is_known:
                 raise ExportError(

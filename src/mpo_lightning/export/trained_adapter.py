@@ -76,23 +76,15 @@ def find_adapter(checkpoint: str, run: str = ".") -> TrainedAdapter:
             "folder checkpoints.",
             field="checkpoint",
         )
-    record = _read_record(folder)
-    way = None if record is None else record["metrics_csv"]
-    metrics = None if way is None else folder / way
+    recorded = (folder / RECORD).is_file()
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8")) if recorded else None
+    metrics = folder / record["metrics_csv"] if record and record["metrics_csv"] else None
     return TrainedAdapter(
         folder=folder,
         config=json.loads((folder / CONFIG).read_text(encoding="utf-8")),
         record=record,
         metrics_csv=metrics if metrics is not None and metrics.is_file() else None,
     )
-
-
-def _read_record(folder: Path) -> Record | None:
-    path = folder / RECORD
-    if not path.is_file():
-        return None
-    record: Record = json.loads(path.read_text(encoding="utf-8"))
-    return record
 
 
 def _same_or_refuse(checkpoint: Path, folder: Path) -> None:

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mpo_lightning.errors import CheckpointError
-from mpo_lightning.files import is_system_error, to_disk, whole_folder
+from mpo_lightning.files import to_disk, whole_folder
 
 __all__ = ["AdapterCheckpointIO", "RunCheckpoint", "adapter_folder"]
 
@@ -63,16 +63,15 @@ class AdapterCheckpointIO(CheckpointIO):
                 self.write_adapter(new_folder, checkpoint)
                 self.inner.save_checkpoint(checkpoint, new_file, storage_options)
                 to_disk(new_file)
-        except Exception as error:
-            new_file.unlink(missing_ok=True)
-            if not is_system_error(error):
-                raise
+            new_file.replace(file)
+        except OSError as error:
             before = "the one before it is untouched" if file.exists() else "there was none before"
             raise CheckpointError(
                 f"{file}: the checkpoint cannot be written: {error}. Of this name {before}. Make "
                 "room or give access, and go on from the last checkpoint with --ckpt_path last."
             ) from error
-        new_file.replace(file)
+        finally:
+            new_file.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a checkpoint."""
