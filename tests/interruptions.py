@@ -66,7 +66,7 @@ class KillWhileSaving(Callback):
 
     def __init__(self, save: int) -> None:
         saves = []
-        to_disk = mpo_lightning.training.checkpoint._to_disk
+        to_disk = mpo_lightning.training.checkpoint.to_disk
 
         def dying(path: Any) -> None:
             to_disk(path)
@@ -76,7 +76,7 @@ class KillWhileSaving(Callback):
                 os.truncate(path, path.stat().st_size // 2)
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        mpo_lightning.training.checkpoint._to_disk = dying
+        mpo_lightning.training.checkpoint.to_disk = dying
 
 
 class LittleMemory(Callback):

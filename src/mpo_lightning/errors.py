@@ -1,15 +1,53 @@
 """Errors that a user can mend."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["CheckpointError", "ResumeError", "RolloutError", "UserError", "require_same"]
+__all__ = [
+    "CheckpointError",
+    "ResumeError",
+    "RolloutError",
+    "UserError",
+    "fields_below",
+    "require_same",
+]
 
 
 class UserError(Exception):
     """Base of errors in what a user gave; the message says what to do.
 
     The command line shows the message alone; a program sees an exception like any other.
+
+    Args:
+        message: what cannot be used, and what to do.
+        field: the setting at fault, by the name that the code that raises knows it by, such as
+            ``quantization``; it begins the text. `fields_below` completes it.
     """
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+    def __str__(self) -> str:
+        """Return the message, after the setting at fault if it is known."""
+        message = super().__str__()
+        return message if self.field is None else f"{self.field}: {message}"
+
+
+@contextmanager
+def fields_below(prefix: str) -> Iterator[None]:
+    """Name the settings at fault as the user does: errors' fields get a prefix and a dot.
+
+    Code that loads a model knows its setting as ``base``; in a configuration it is
+    ``model.policy.base``, or ``model.base``, and only the caller knows which.
+    """
+    try:
+        yield
+    except UserError as error:
+        if error.field is not None:
+            error.field = f"{prefix}.{error.field}"
+        raise
 
 
 class RolloutError(UserError, ValueError):

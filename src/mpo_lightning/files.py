@@ -1,37 +1,99 @@
-"""Files that others see whole or not at all."""
+"""Files and folders that others see whole or not at all; digests, cache folders, public names."""
 
 import json
 import os
+import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RECORD", "cache_folder", "digest_of_file", "json_line", "public_name", "write_whole"]
+__all__ = [
+    "RECORD",
+    "cache_folder",
+    "digest_of_files",
+    "json_line",
+    "public_name",
+    "to_disk",
+    "whole_file",
+    "whole_folder",
+    "write_whole",
+]
+
+# Record of a training run in an adapter's folder.
+RECORD = "training.json"
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file under a name that nothing looks for, and give it its own when it is complete.
+def to_disk(path: Path) -> None:
+    """Flush a file to the disk: after a power cut a name must not stand for half its content."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a hidden place beside ``path`` to write a file at; it becomes ``path`` at the end.
+
+    Several processes may write the same path at once: the last one's file stays.
 
     Raises:
-        OSError: if it cannot be written; what was there before is untouched.
+        OSError: if it cannot be written; what was there before is untouched, as it is after any
+            error inside the block.
     """
     partial = path.with_name(f".{uuid.uuid4().hex}.partial")
     try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield partial
+        to_disk(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def cache_folder(kind: str) -> Path:
-    """The folder of the caches of one kind ("reference", "tokens") where none is named.
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file's content as a `whole_file`."""
+    with whole_file(path) as partial:
+        partial.write_bytes(data)
 
-    ``MPO_LIGHTNING_CACHE`` says where it is; it lies in the user's cache folder otherwise.
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty hidden folder beside ``path`` to write into; it replaces ``path`` at the end.
+
+    One process at a time may write a path: what a killed one has left beside it is removed.
+
+    Raises:
+        OSError: if it cannot be written; what was there before is untouched, as it is after any
+            error inside the block.
+    """
+    partial, old = (path.with_name(f".{path.name}.{kind}") for kind in ("partial", "old"))
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        for file in partial.rglob("*"):
+            if file.is_file():
+                to_disk(file)
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            path.rename(old)
+        partial.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+    except Exception as error:
+        # safetensors and tokenizers report a full disk and the like by exceptions of their own.
+        if isinstance(error, OSError) or "(os error " not in str(error):
+            raise
+        raise OSError(str(error)) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def cache_folder(kind: str) -> Path:
+    """Return the default folder for caches of one kind, "reference" or "tokens".
+
+    It lies in the folder that the environment variable ``MPO_LIGHTNING_CACHE`` names, and defaults
+    to ``mpo-lightning`` in the user's cache folder.
     """
     own = os.environ.get("MPO_LIGHTNING_CACHE")
     if own:
@@ -41,28 +103,26 @@ def cache_folder(kind: str) -> Path:
 
 
 def json_line(row: Mapping[str, Any]) -> bytes:
-    """A row as a line of JSON, in UTF-8."""
+    """Return a row as a line of JSON, in UTF-8."""
     # Parquet and datasets rows may hold dates and the like, which JSON has no form for.
     try:
         return (json.dumps(row, ensure_ascii=False, default=str) + "\n").encode()
     except UnicodeEncodeError:
-        # Half a character in a column that passes through; escaped, it stays what it was.
+        # A lone surrogate in a column that passes through: escaped, it stays what it was.
         return (json.dumps(row, default=str) + "\n").encode()
 
 
-def digest_of_file(path: Path) -> str:
-    """Of a file's content."""
+def digest_of_files(*paths: Path) -> str:
+    """Return a digest of the content of files, one after the other."""
     content = blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            content.update(block)
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                content.update(block)
     return content.hexdigest()
 
 
-RECORD = "training.json"
-
-
 def public_name(source: str) -> str:
-    """A file or folder (and a split after a colon) without what is above it; a hub id as it is."""
+    """Return a file's or folder's name without its path; a split after a colon and hub ids stay."""
     path, colon, split = source.partition(":")
     return f"{Path(path).resolve().name}{colon}{split}" if Path(path).exists() else source

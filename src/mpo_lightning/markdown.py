@@ -1,15 +1,16 @@
-"""Tables as Markdown."""
+"""Markdown tables."""
 
 from collections.abc import Iterable, Sequence
 
-__all__ = ["table"]
+__all__ = ["cell", "table"]
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
+    """Escape a text as a table's cell."""
     return text.replace("|", "\\|").replace("\n", "<br>")
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """One line a row, without the last line end; a cell stays one whatever is in it."""
-    lines = [map(_cell, titles), ["---"] * len(titles), *(map(_cell, row) for row in rows)]
+    """Return a table without its last line end; texts are escaped."""
+    lines = [map(cell, titles), ["---"] * len(titles), *(map(cell, row) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -12,6 +12,8 @@ WARNINGS = (
     ".*gradient_checkpointing(_enable)?` is deprecated",
     ".*isinstance\\(treespec, LeafSpec\\)` is deprecated",
     "torch.distributed.nn.functional.all_gather is deprecated",
+    # Predictions say which row they belong to.
+    "Couldn't infer the batch indices fetched from your dataloader",
     # Metrics are summed over the processes before they are logged.
     "It is recommended to use .*sync_dist=True",
     "Precision .* is not supported by the model summary",

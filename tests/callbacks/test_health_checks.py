@@ -1,4 +1,4 @@
-"""Each sign of a run that goes wrong: a stream of groups that shows it, and one that does not.
+"""Each check of a run that goes wrong: a stream of groups that shows it, and one that does not.
 
 Streams are made of log-ratios and scores, step after step, and go through the metrics that a run
 logs; nothing here computes a metric by itself.
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from mpo_lightning.callbacks.health_checks import (
-    SIGNATURES,
+    CHECKS,
     Finding,
-    Limits,
     Recent,
     Row,
+    Thresholds,
     mean_of,
     sampled_length_drift,
 )
@@ -25,7 +25,7 @@ from mpo_lightning.losses import MPO, SetLoss
 from mpo_lightning.losses.base import Measured
 from mpo_lightning.training.metrics import GroupMetrics, group_statistics
 
-LIMITS = Limits()
+THRESHOLDS = Thresholds()
 GROUPS, RESPONSES = 8, 6
 LossSettings = dict[str, Any]
 
@@ -87,14 +87,14 @@ def findings(
     *,
     first: Stream | None = None,
     steps: int = 40,
-    limits: Limits = LIMITS,
+    thresholds: Thresholds = THRESHOLDS,
     **loss: Any,
 ) -> dict[str, Finding]:
     """What is found after so many steps of which the last window comes from ``now``."""
     of_loss = MPO(**{"beta": 0.1, **loss})
     first = first or Stream(quality=0, noise=0)
-    beginning = [first.row(step, of_loss) for step in range(limits.window)]
-    rows = [now.row(steps - limits.window + step, of_loss) for step in range(limits.window)]
+    beginning = [first.row(step, of_loss) for step in range(thresholds.window)]
+    rows = [now.row(steps - thresholds.window + step, of_loss) for step in range(thresholds.window)]
     recent = Recent(
         steps=steps,
         rows=rows,
@@ -103,7 +103,7 @@ def findings(
         beta=of_loss.beta,
         alpha=of_loss.alpha,
     )
-    found = {name: look(recent, limits) for name, look in SIGNATURES.items()}
+    found = {name: look(recent, thresholds) for name, look in CHECKS.items()}
     return {name: finding for name, finding in found.items() if finding is not None}
 
 
@@ -140,18 +140,18 @@ def test_healthy_streams_show_nothing(name: str, alpha: float) -> None:
     assert findings(HEALTHY[name], alpha=alpha) == {}
 
 
-@pytest.mark.parametrize("signature", SICK)
-def test_each_sign_is_seen_alone(signature: str) -> None:
-    stream, loss, steps = SICK[signature]
-    first = stream if signature == "loss_variation" else None
+@pytest.mark.parametrize("check", SICK)
+def test_each_check_warns_alone(check: str) -> None:
+    stream, loss, steps = SICK[check]
+    first = stream if check == "loss_variation" else None
     found = findings(stream, first=first, steps=steps, **loss)
-    assert set(found) == {signature}
-    assert found[signature].severity >= 1
-    assert "Try: " in found[signature].message
+    assert set(found) == {check}
+    assert found[check].severity >= 1
+    assert "Try: " in found[check].message
 
 
-def test_every_signature_has_a_stream() -> None:
-    assert set(SICK) == set(SIGNATURES)
+def test_every_check_has_a_stream() -> None:
+    assert set(SICK) == set(CHECKS)
 
 
 def test_one_scale_of_scores_with_the_same_weights_varies_little() -> None:
@@ -166,12 +166,12 @@ def test_loss_that_falls_steeply_does_not_vary() -> None:
     recent = Recent(
         steps=20, rows=rows, now=mean_of(rows), first={**row, "loss": 1.0}, beta=0.1, alpha=0.0
     )
-    assert SIGNATURES["loss_variation"](recent, LIMITS) is None
+    assert CHECKS["loss_variation"](recent, THRESHOLDS) is None
 
 
 def test_variation_does_not_depend_on_the_groups_of_a_step() -> None:
     """Steps of two groups vary more than steps of eight, by the root of four, and not in this."""
-    look, loss = SIGNATURES["loss_variation"], MPO(beta=0.1, alpha=0.5)
+    look, loss = CHECKS["loss_variation"], MPO(beta=0.1, alpha=0.5)
     rows = [Stream(scores=several_scales).row(step, loss) for step in range(80)]
     found = []
     for together in (1, 4):
@@ -181,7 +181,7 @@ def test_variation_does_not_depend_on_the_groups_of_a_step() -> None:
         ]
         now = mean_of(merged)
         recent = Recent(steps=9, rows=merged, now=now, first=now, beta=0.1, alpha=0.5)
-        finding = look(recent, LIMITS)
+        finding = look(recent, THRESHOLDS)
         assert finding is not None
         found.append(finding.severity)
     assert found[0] == pytest.approx(found[1], rel=0.4)
@@ -189,9 +189,9 @@ def test_variation_does_not_depend_on_the_groups_of_a_step() -> None:
 
 def test_one_response_that_takes_all_is_a_collapse() -> None:
     """The chosen sets' mass is far from all, but one of each set has it."""
-    signature = "collapse"
-    found = findings(Stream(quality=0, noise=500), limits=Limits(chosen_mass=0.999))
-    assert "one response of each chosen set" in found[signature].message
+    check = "collapse"
+    found = findings(Stream(quality=0, noise=500), thresholds=Thresholds(chosen_mass=0.999))
+    assert "one response of each chosen set" in found[check].message
 
 
 def test_progress_is_asked_for_after_some_steps_only() -> None:
@@ -202,7 +202,7 @@ def test_progress_is_asked_for_after_some_steps_only() -> None:
     warming_up = Recent(
         steps=200, rows=rows, now=mean_of(rows), first=mean_of(rows), beta=0.1, alpha=0.0
     )
-    assert SIGNATURES["slow"](warming_up, LIMITS) is None
+    assert CHECKS["slow"](warming_up, THRESHOLDS) is None
 
 
 def test_lengths_of_rewards_that_are_rounding_say_nothing() -> None:
@@ -222,11 +222,11 @@ def test_lengths_that_scores_follow_too_are_no_drift() -> None:
 
 @pytest.mark.parametrize(("length", "word"), [(160.0, "longer"), (60.0, "shorter")])
 def test_sampled_lengths(length: float, word: str) -> None:
-    finding = sampled_length_drift(length, 100.0, LIMITS)
+    finding = sampled_length_drift(length, 100.0, THRESHOLDS)
     assert finding is not None
     assert f"become {word}" in finding.message
-    assert sampled_length_drift(100.0 * LIMITS.sampled_length - 1, 100.0, LIMITS) is None
-    assert sampled_length_drift(length**2 / 100, 100.0, LIMITS).severity == pytest.approx(
+    assert sampled_length_drift(100.0 * THRESHOLDS.sampled_length - 1, 100.0, THRESHOLDS) is None
+    assert sampled_length_drift(length**2 / 100, 100.0, THRESHOLDS).severity == pytest.approx(
         2 * finding.severity
     )
 
@@ -237,10 +237,10 @@ def test_means_are_over_groups_and_leave_out_what_is_nan() -> None:
 
 
 def test_limits_are_checked() -> None:
-    with pytest.raises(ValueError, match="health.limits.window must be >= 3, got 2"):
-        Limits(window=2)
-    with pytest.raises(ValueError, match="health.limits.again must be > 1"):
-        Limits(again=1.0)
+    with pytest.raises(ValueError, match="health.thresholds.window must be >= 3, got 2"):
+        Thresholds(window=2)
+    with pytest.raises(ValueError, match="health.thresholds.again must be > 1"):
+        Thresholds(again=1.0)
 
 
 def test_settings_that_are_advised_exist() -> None:
@@ -251,7 +251,7 @@ def test_settings_that_are_advised_exist() -> None:
     names = [setting.name for setting in run_settings("fit")]
     known = set(names) | {name.rpartition(".")[0] for name in names}
     known |= {f"model.loss.{name}" for name in vars(MPO())}
-    text = sampled_length_drift(9.0, 1.0, LIMITS).message
+    text = sampled_length_drift(9.0, 1.0, THRESHOLDS).message
     for stream, loss, steps in SICK.values():
         for finding in findings(stream, steps=steps, alpha=loss.get("alpha", 0.5)).values():
             text += f"\n{finding.message}"

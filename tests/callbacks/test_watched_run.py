@@ -26,17 +26,17 @@ from mpo_lightning import (
     TrainingHealth,
 )
 from mpo_lightning.callbacks.health import HealthWarning
-from mpo_lightning.callbacks.health_checks import Limits
+from mpo_lightning.callbacks.health_checks import Thresholds
 from mpo_lightning.callbacks.samples import SamplesError
 from mpo_lightning.cli import main
 from mpo_lightning.losses import MPO
 from mpo_lightning.strategy import FSDP1, FSDP2
-from mpo_lightning.training.metrics import METRIC_NAMES
+from mpo_lightning.training.metrics import METRICS
 from mpo_lightning.training.resume import random_state
 from tests.conftest import example_rows
 from tests.runs import adapter
 
-SMALL = Limits(window=3, slow_after=3)
+SMALL = Thresholds(window=3, slow_after=3)
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_run_is_watched_from_the_start_to_the_end(
     recipe: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One run, all that it leaves; and one without samples gives the same numbers and weights."""
-    fit(recipe, "--samples.count=2", "--samples.max_new_tokens=8", "--health.limits.window=3")
+    fit(recipe, "--samples.count=2", "--samples.max_new_tokens=8", "--health.thresholds.window=3")
     shown = capsys.readouterr().out
     logs = tmp_path / "run" / "lightning_logs" / "version_0"
 
@@ -162,7 +162,7 @@ def test_run_that_goes_on_tells_nothing_twice(
     """A learning rate of nothing is told after three steps, and not again by the second part."""
     recipe["model"]["optimizer"]["init_args"]["lr"] = 1e-9
     recipe["model"]["lr_scheduler"] = None
-    options = ["--health.limits={window: 3, slow_after: 3}", "--samples.count=1"]
+    options = ["--health.thresholds={window: 3, slow_after: 3}", "--samples.count=1"]
     options += ["--samples.max_new_tokens=4", "--trainer.logger=false"]
     with pytest.warns(HealthWarning, match="Step 3, slow: training hardly moves: after 3 steps"):
         fit(recipe, *options, "--trainer.max_epochs=1")
@@ -198,7 +198,7 @@ def trainer(folder: Path, *callbacks: Any, **settings: Any) -> Trainer:
 
 
 def told(health: TrainingHealth) -> list[str]:
-    return [finding.signature for _, finding in health.told]
+    return [finding.check for _, finding in health.findings]
 
 
 @pytest.mark.filterwarnings("ignore::mpo_lightning.callbacks.health.HealthWarning")
@@ -206,7 +206,7 @@ def test_real_runs_that_are_made_sick(
     base: str, data: dict[str, str], write_jsonl: Callable[..., str], tmp_path: Path
 ) -> None:
     """Four groups again and again are learned by heart; two scales of scores make losses vary."""
-    health = TrainingHealth(limits=Limits(window=3))
+    health = TrainingHealth(thresholds=Thresholds(window=3))
     few = {"train": write_jsonl(example_rows(4), "few.jsonl")}
     module, groups = make(base, few, lr=0.03, loss=MPO(beta=1.0))
     trainer(tmp_path, health, max_epochs=30).fit(module, groups)
@@ -215,15 +215,15 @@ def test_real_runs_that_are_made_sick(
     rows = example_rows(12)
     for row in rows[::2]:
         row["scores"] = [40 * score for score in row["scores"]]
-    health = TrainingHealth(limits=Limits(window=3))
+    health = TrainingHealth(thresholds=Thresholds(window=3))
     mixed = {"train": write_jsonl(rows, "mixed.jsonl")}
     module, groups = make(base, mixed, loss=MPO(beta=0.5, alpha=0.5), lr=1e-4)
     trainer(tmp_path, health).fit(module, groups)
     assert told(health) == ["loss_variation"]
-    assert "model.loss.alpha 0.5" in health.told[0][1].message
+    assert "model.loss.alpha 0.5" in health.findings[0][1].message
 
     # The same data on one scale, and as long.
-    healthy = TrainingHealth(limits=Limits(window=3))
+    healthy = TrainingHealth(thresholds=Thresholds(window=3))
     module, groups = make(base, data, loss=MPO(beta=0.5, alpha=0.1), lr=1e-3)
     trainer(tmp_path, healthy).fit(module, groups)
     assert told(healthy) == []
@@ -289,7 +289,7 @@ def test_sharded_policy_is_refused_by_name(strategy: type) -> None:
 def test_settings_are_checked() -> None:
     with pytest.raises(ValueError, match="samples.count must be at least 0"):
         Samples(count=-1)
-    with pytest.raises(ValueError, match=r"health.ignore: \['slowness'\] are no signs"):
+    with pytest.raises(ValueError, match=r"health.ignore: there are no checks \['slowness'\]"):
         TrainingHealth(ignore=["slowness"])  # type: ignore[list-item]
 
 
@@ -351,5 +351,10 @@ def test_logger_without_its_library_says_what_to_install(recipe: dict[str, Any])
         fit(recipe, "--trainer.logger=WandbLogger")
 
 
-def test_metric_names_are_all_watched() -> None:
-    assert set(METRIC_NAMES) < documented()
+def test_documented_metrics_are_those_of_the_code() -> None:
+    """In order, and with the direction that is better."""
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    table = page.partition("| name | better |")[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in line.split(" |")[:2]] for line in table.splitlines()[2:]]
+    words = {True: "higher", False: "lower", None: ""}
+    assert rows == [[f"| `{n}`", words[m.higher_is_better]] for n, m in METRICS.items()]

@@ -576,7 +576,7 @@ def test_conversation_without_template(chat: bool, prompt_format: str) -> None:
 
 
 def test_chat_format_without_template() -> None:
-    with pytest.raises(DataError, match=r"prompt_format is chat, but .* no chat template"):
+    with pytest.raises(DataError, match=r"^prompt_format: .* no chat template"):
         tokenize_one(make_tokenizer(chat=False), "Why?", [" a", " b"], prompt_format="chat")
 
 
@@ -607,17 +607,17 @@ def test_tokenizer_without_end_of_sequence_is_an_error(tmp_path: Path) -> None:
 def test_folder_without_tokenizer_is_an_error(content: dict[str, str], tmp_path: Path) -> None:
     for name, text in content.items():
         (tmp_path / name).write_text(text)
-    with pytest.raises(DataError, match=rf"data\.tokenizer: {tmp_path}: no tokenizer"):
+    with pytest.raises(DataError, match=rf"^tokenizer: no tokenizer can be loaded from {tmp_path}"):
         load_tokenizer(str(tmp_path))
 
 
 def test_tokenizer_that_cannot_be_reached_is_an_error() -> None:
-    with pytest.raises(DataError, match=r"data\.tokenizer: no/such: no tokenizer"):
+    with pytest.raises(DataError, match=r"^tokenizer: no tokenizer can be loaded from no/such"):
         load_tokenizer("no/such")
 
 
 def test_template_that_refuses_a_plain_chat_is_refused() -> None:
     tokenizer = make_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('only tools here') }}"
-    with pytest.raises(DataError, match=r"data\.tokenizer: .*only tools here.*prompt_format: text"):
+    with pytest.raises(DataError, match=r"^tokenizer: .*only tools here.*prompt_format: text"):
         tokenize(tokenizer)

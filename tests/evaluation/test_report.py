@@ -51,7 +51,7 @@ def test_validate_and_test(
     assert set(report["metrics"]) == set(METRIC_NAMES)
     # A fresh adapter: every reward is zero, every pair ties.
     assert report["metrics"]["rewards/accuracy"] == 0.5
-    assert re.search(r"  pairs in order +0\.5000  test/rewards/accuracy", shown)
+    assert re.search(r"  pairs in order +0\.5000  higher  test/rewards/accuracy", shown)
     for name in METRIC_NAMES:
         # Once: Lightning's own table is not there beside it.
         assert shown.count(f"test/{name}\n") + shown.count(f"test/{name} ") == 1, name

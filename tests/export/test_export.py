@@ -19,13 +19,14 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from mpo_lightning import files as package_files
 from mpo_lightning.cli import main
-from mpo_lightning.export import writing
+from mpo_lightning.data.groups import DataError
 from mpo_lightning.export.export import export
 from mpo_lightning.export.merging import Change
 from mpo_lightning.export.trained_adapter import ExportError
 from mpo_lightning.model.loading import LoRA, PolicyConfig, build_policy
-from mpo_lightning.model.policy import Policy, digest_of_weights
+from mpo_lightning.model.policy import Policy, PolicyError, digest_of_weights
 from tests.conftest import example_rows, make_tokenizer, tiny_model
 from tests.runs import write_recipe
 
@@ -376,6 +377,13 @@ def test_what_is_no_checkpoint(run: Path, base: str, adapter: Path, tmp_path: Pa
     assert not Path(out).exists()
 
 
+def no_weights(folder: Path, base: str) -> str:
+    """A model's folder with its configuration alone."""
+    alone = folder / "no-weights"
+    alone.mkdir()
+    return shutil.copy(Path(base) / "config.json", alone) and str(alone)
+
+
 def test_what_cannot_be_merged(run: Path, base: str, adapter: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "merged")
     quantised = tmp_path / "quantised"
@@ -405,8 +413,18 @@ def test_what_cannot_be_merged(run: Path, base: str, adapter: Path, tmp_path: Pa
     weights = load_file(path)
     next(iter(weights.values()))[0, 0] = torch.nan
     save_file(weights, path)
-    with pytest.raises(ExportError, match="cannot be merged"):
+    with pytest.raises(ExportError, match="adapter: it cannot be merged"):
         export(str(adapter), merged=True, out=out)
+    # Settings are named as this command names them.
+    other_rank = make_adapter(tmp_path / "other-rank", base)
+    config = json.loads((Path(other_rank) / "adapter_config.json").read_text(encoding="utf-8"))
+    (Path(other_rank) / "adapter_config.json").write_text(json.dumps({**config, "r": 2}))
+    with pytest.raises(PolicyError, match="^adapter: .* does not fit LlamaForCausalLM"):
+        export(other_rank, merged=True, out=out)
+    with pytest.raises(PolicyError, match="^base: .* cannot be loaded as a causal language model"):
+        export(str(adapter), merged=True, base=no_weights(tmp_path, base), out=out)
+    with pytest.raises(DataError, match="^tokenizer: no tokenizer can be loaded from"):
+        export(make_adapter(tmp_path / "fresh", base), base=str(tmp_path / "gone"), out=out)
     assert not Path(out).exists()
 
 
@@ -453,7 +471,7 @@ def killed(work: Callable[[], object], at: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         try:
-            writing.os.fsync = die  # type: ignore[assignment]
+            package_files.os.fsync = die  # type: ignore[assignment]
             work()
         finally:
             os._exit(1)
@@ -483,7 +501,7 @@ def test_no_room(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def full(*_: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(writing.os, "fsync", full)
+    monkeypatch.setattr(package_files.os, "fsync", full)
     with pytest.raises(ExportError, match="out cannot be written: No space"):
         export("last", run=str(run), out=str(tmp_path / "out"))
     assert not list(tmp_path.iterdir())

@@ -370,14 +370,14 @@ def test_what_cannot_be_loaded(base: str, adapter: str, tmp_path: Path) -> None:
     other = tmp_path / "wider"
     tiny_model(tiny_config(hidden_size=64)).save_pretrained(other)
     make_tokenizer().save_pretrained(other)
-    with pytest.raises(RolloutError, match=r"model\.adapter: .* does not fit"):
+    with pytest.raises(PolicyError, match=r"model\.adapter: .* does not fit"):
         load_sampler(ModelConfig(base=str(other), adapter=adapter), sampling)
 
 
 def test_adapter_for_more_layers(adapter: str, tmp_path: Path) -> None:
     tiny_model(tiny_config(num_hidden_layers=1)).save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(RolloutError, match=r"does not fit .* in one of the two only, such as"):
+    with pytest.raises(PolicyError, match=r"does not fit .* in one of the two only, such as"):
         load_sampler(ModelConfig(base=str(tmp_path), adapter=adapter), Sampling())
 
 

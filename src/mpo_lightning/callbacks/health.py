@@ -1,4 +1,4 @@
-"""TrainingHealth: says in plain words when a run shows signs of going wrong."""
+"""TrainingHealth: warnings when the logged metrics show that a run goes wrong."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,12 +7,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from mpo_lightning.callbacks.health_checks import (
-    SIGNATURES,
+    CHECKS,
+    Check,
     Finding,
-    Limits,
     Recent,
     Row,
-    Signature,
+    Thresholds,
     mean_of,
     sampled_length_drift,
 )
@@ -24,36 +24,37 @@ __all__ = ["HealthWarning", "TrainingHealth"]
 
 
 class HealthWarning(UserWarning):
-    """A run shows a sign of going wrong."""
+    """Warning that a run goes wrong."""
 
 
 class TrainingHealth(Callback):
-    """Looks at what each optimizer step measured for signs of a run that goes wrong.
+    """Checks the metrics of each optimizer step for a run that goes wrong.
 
-    Each sign is told once, with its numbers and what to try, and again only if it has become
-    clearly worse; also by a run that goes on from a checkpoint. Nothing is changed or stopped. The
-    signs are those of docs/watching.md.
+    Each check warns once, with the numbers and settings to try, and again only when the value has
+    become clearly worse; a resumed run does not repeat warnings. Nothing is changed or stopped.
+    docs/watching.md explains the checks.
 
     Args:
-        limits: from where on a sign is told.
-        ignore: signs that are not looked for.
+        thresholds: thresholds of the checks.
+        ignore: checks to leave out.
     """
 
     def __init__(
         self,
         *,
-        limits: Limits = Limits(),  # noqa: B008 (frozen)
-        ignore: Sequence[Signature] = (),
+        thresholds: Thresholds = Thresholds(),  # noqa: B008 (frozen)
+        ignore: Sequence[Check] = (),
     ) -> None:
-        unknown = set(ignore) - set(SIGNATURES)
+        unknown = set(ignore) - set(CHECKS)
         if unknown:
             raise ValueError(
-                f"health.ignore: {sorted(unknown)} are no signs; there are {', '.join(SIGNATURES)}."
+                f"health.ignore: there are no checks {sorted(unknown)}; there are "
+                f"{', '.join(CHECKS)}."
             )
-        self.limits = limits
+        self.thresholds = thresholds
         self.ignore = tuple(ignore)
-        # What was told, in order: the step and the finding.
-        self.told: list[tuple[int, Finding]] = []
+        # Warnings in order, each with its step.
+        self.findings: list[tuple[int, Finding]] = []
         self._steps = 0
         self._rows: list[Row] = []
         self._first: Row | None = None
@@ -67,7 +68,7 @@ class TrainingHealth(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """After an optimizer step, look at it and at those before it."""
+        """Run the checks after an optimizer step."""
         assert isinstance(pl_module, MPOModule)
         if trainer.global_step <= self._steps:
             return
@@ -75,8 +76,8 @@ class TrainingHealth(Callback):
         values = trainer.callback_metrics
         row = {name: values[f"train/{name}"].item() for name in (*METRIC_NAMES, "groups")}
         row["lr"] = values["lr"].item()
-        self._rows = [*self._rows[1 - self.limits.window :], row]
-        if len(self._rows) < self.limits.window:
+        self._rows = [*self._rows[1 - self.thresholds.window :], row]
+        if len(self._rows) < self.thresholds.window:
             return
         now = mean_of(self._rows)
         self._first = self._first or now
@@ -88,44 +89,45 @@ class TrainingHealth(Callback):
             beta=pl_module.loss.beta,
             alpha=getattr(pl_module.loss, "alpha", None),
         )
-        for name, look in SIGNATURES.items():
+        for name, check in CHECKS.items():
             if name not in self.ignore:
-                self._tell(trainer, look(recent, self.limits))
+                self._warn(trainer, check(recent, self.thresholds))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at how long the samples are, where there are any."""
+        """Check the length of the sampled responses, if there are any."""
         values = trainer.callback_metrics
         if "samples/length" in values and "length_drift" not in self.ignore:
-            length, reference = values["samples/length"], values["samples/reference_length"]
-            self._tell(trainer, sampled_length_drift(length.item(), reference.item(), self.limits))
+            length = values["samples/length"].item()
+            reference = values["samples/reference_length"].item()
+            self._warn(trainer, sampled_length_drift(length, reference, self.thresholds))
 
-    def _tell(self, trainer: Trainer, finding: Finding | None) -> None:
+    def _warn(self, trainer: Trainer, finding: Finding | None) -> None:
         if finding is None:
             return
-        before = self._severity.get(finding.signature)
-        if before is not None and finding.severity < before * self.limits.again:
+        before = self._severity.get(finding.check)
+        if before is not None and finding.severity < before * self.thresholds.again:
             return
-        self._severity[finding.signature] = finding.severity
-        self.told.append((trainer.global_step, finding))
+        self._severity[finding.check] = finding.severity
+        self.findings.append((trainer.global_step, finding))
         again = "" if before is None else ", worse than before"
-        message = f"Step {trainer.global_step}, {finding.signature}{again}: {finding.message}"
+        message = f"Step {trainer.global_step}, {finding.check}{again}: {finding.message}"
         rank_zero_warn(message, category=HealthWarning)
         if trainer.is_global_zero:
             log_text(trainer, "health", message, trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say in a line what was told."""
-        if self._steps < self.limits.window:
+        """Summarise the warnings in a line."""
+        if self._steps < self.thresholds.window:
             rank_zero_info(
-                f"Training health: not looked at, {self._steps} steps are fewer than "
-                f"health.limits.window ({self.limits.window})."
+                f"Training health: not checked, {self._steps} steps are fewer than "
+                f"health.thresholds.window ({self.thresholds.window})."
             )
             return
-        told = ", ".join(self._severity) or "nothing to tell"
-        rank_zero_info(f"Training health after {self._steps} steps: {told}.")
+        warned = ", ".join(self._severity) or "no warnings"
+        rank_zero_info(f"Training health after {self._steps} steps: {warned}.")
 
     def state_dict(self) -> dict[str, Any]:
-        """What was seen and told, for a run that goes on."""
+        """Return the last metrics and the warnings so far, for a resumed run."""
         return {
             "steps": self._steps,
             "rows": [dict(row) for row in self._rows],
@@ -134,7 +136,7 @@ class TrainingHealth(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore them."""
         self._steps = state_dict["steps"]
         self._rows = state_dict["rows"]
         self._first = state_dict["first"]

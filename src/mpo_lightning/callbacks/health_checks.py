@@ -1,7 +1,7 @@
-"""By which numbers a training run that goes wrong is known, and what helps.
+"""Checks that recognise a failing run from its logged metrics, each with suggested remedies.
 
-Each signature is a function of what the last optimizer steps measured: metrics as
-docs/metrics.md defines them, exact on any number of processes. It gives a `Finding`, or nothing.
+Each check is a function of the metrics of the last optimizer steps, as docs/metrics.md defines
+them, which are exact on any number of processes. It returns a `Finding`, or None.
 """
 
 import math
@@ -10,40 +10,44 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 __all__ = [
-    "SIGNATURES",
+    "CHECKS",
+    "Check",
     "Finding",
-    "Limits",
     "Recent",
-    "Signature",
+    "Thresholds",
     "mean_of",
     "sampled_length_drift",
 ]
 
-Signature = Literal[
+Check = Literal[
     "loss_variation", "few_rejected", "collapse", "slow", "displacement", "length_drift"
 ]
 Row = dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
-    """From where on a number is told; docs/watching.md says why these.
+class Thresholds:
+    """Thresholds beyond which a warning is given; docs/watching.md explains each value.
 
     Args:
-        window: optimizer steps that are looked at together.
-        loss_variation: variation of a group's loss, in parts of the loss of the first window.
-        rejected_share: least share of rejected responses among those of both sets.
-        chosen_mass: most mass of the chosen set.
-        spread: least part of the chosen sets' responses, beyond one each, that takes part.
-        slow_after: optimizer steps after which there should be progress.
-        slow_accuracy: accuracy that is progress.
-        slow_margin: margin that is progress.
-        displacement: fall of the chosen responses' log-probability, in nats a token.
-        length_tau: by how much Kendall's tau-b of rewards and lengths may differ from that of
+        window: number of optimizer steps whose metrics are averaged.
+        loss_variation: warn if the standard deviation of a group's loss exceeds this multiple of
+            the loss of the first window.
+        rejected_share: warn if less than this fraction of the responses in both sets is rejected.
+        chosen_mass: warn if the chosen set has more than this fraction of the probability mass.
+        spread: warn if fewer than this fraction of the chosen responses (not counting the top one)
+            carry probability mass.
+        slow_after: number of optimizer steps after which progress is expected.
+        slow_accuracy: warn of slow training if the accuracy is below this.
+        slow_margin: warn of slow training if the reward margin is below this.
+        displacement: warn if the log-probability of the chosen responses has fallen by this many
+            nats per token.
+        length_tau: warn if Kendall's tau-b of rewards and lengths differs by this much from that of
             scores and lengths.
-        moved: nats by which log-ratios must differ from zero before their order says anything.
-        sampled_length: longest sampled responses, and shortest, as a ratio to the reference's.
-        again: a finding is told again when it is so many times as bad as when it was told last.
+        moved: mean log-ratio, in nats, below which the order of rewards is not checked.
+        sampled_length: warn if sampled responses are longer or shorter than the reference's by
+            this factor.
+        again: repeat a warning when the value is this many times as bad as at the last warning.
     """
 
     window: int = 20
@@ -62,39 +66,40 @@ class Limits:
 
     def __post_init__(self) -> None:
         if self.window < 3:
-            raise ValueError(f"health.limits.window must be >= 3, got {self.window}.")
+            raise ValueError(f"health.thresholds.window must be >= 3, got {self.window}.")
         for name in ("sampled_length", "again"):
-            if not getattr(self, name) > 1:
-                raise ValueError(f"health.limits.{name} must be > 1, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if not value > 1:
+                raise ValueError(f"health.thresholds.{name} must be > 1, got {value}.")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found.
+    """A warning of a check.
 
     Attributes:
-        signature: its name.
-        severity: how far beyond its limit, 1 at the limit.
-        message: what was seen, in numbers, and what to try.
+        check: name of the check.
+        severity: value as a multiple of its threshold, >= 1.
+        message: the numbers, and settings to try.
     """
 
-    signature: Signature
+    check: Check
     severity: float
     message: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recent:
-    """What a signature reads.
+    """Input of the checks.
 
     Attributes:
-        steps: optimizer steps of the run so far.
-        rows: metrics of the last of them, a window full, with the number of groups and the
-            learning rate of each.
-        now: the means of these, over groups.
-        first: the means over the run's first window.
-        beta: of the loss.
-        alpha: of the loss; none if it has no deviation weights.
+        steps: number of optimizer steps of the run so far.
+        rows: metrics of each step of the last window, with ``groups``, their number, and ``lr``,
+            the learning rate.
+        now: means of the rows, over groups.
+        first: means over the run's first window.
+        beta: the loss's beta.
+        alpha: the loss's alpha; None if it has no deviation weights.
     """
 
     steps: int
@@ -106,7 +111,7 @@ class Recent:
 
 
 def mean_of(rows: Sequence[Row]) -> Row:
-    """Each metric's mean over the groups of these steps; NaN if no step has it."""
+    """Mean of each metric over the groups of these steps; NaN if no step has it."""
     result = {}
     for name in rows[0]:
         known = [row for row in rows if not math.isnan(row[name])]
@@ -117,23 +122,23 @@ def mean_of(rows: Sequence[Row]) -> Row:
     return result
 
 
-def loss_variation(recent: Recent, limits: Limits) -> Finding | None:
-    """Losses that differ widely between batches: scores that are not calibrated.
+def loss_variation(recent: Recent, thresholds: Thresholds) -> Finding | None:
+    """Check for losses that differ widely between batches: scores that are not calibrated.
 
-    How far a step's loss lies from the line through its neighbours, so that a loss that falls does
-    not vary; times the root of the groups of a step, so that it is that of a group however many are
-    in a step.
+    The variation is the distance of a step's loss from the line through its neighbours, which a
+    steady fall does not increase. It is multiplied by the root of the number of groups in a step,
+    which gives the variation of a single group.
     """
     losses = [row["loss"] for row in recent.rows if math.isfinite(row["loss"])]
     start = recent.first["loss"]
-    # Some losses may be negative, such as RobustDPO: there is no part of that.
+    # RobustDPO and the like may be negative: a multiple of that means nothing.
     if len(losses) < 3 or not start > 0:
         return None
     bends = [before - 2 * loss + after for before, loss, after in _threes(losses)]
-    # Of independent losses with variance v a bend has 6 v.
+    # Independent losses with variance v have bends with variance 6 v.
     of_step = math.sqrt(sum(bend**2 for bend in bends) / len(bends) / 6)
     of_group = of_step * math.sqrt(recent.now["groups"])
-    severity = of_group / start / limits.loss_variation
+    severity = of_group / start / thresholds.loss_variation
     if severity < 1:
         return None
     deviation = recent.now["scores/deviation"]
@@ -161,15 +166,15 @@ def _threes(values: list[float]) -> Iterator[tuple[float, float, float]]:
     return zip(values, values[1:], values[2:], strict=False)
 
 
-def few_rejected(recent: Recent, limits: Limits) -> Finding | None:
-    """Chosen sets that hold nearly all: the loss is small from the start and teaches little."""
+def few_rejected(recent: Recent, thresholds: Thresholds) -> Finding | None:
+    """Check for chosen sets that hold nearly all responses: the loss starts small."""
     chosen, rejected = recent.now["sizes/chosen"], recent.now["sizes/rejected"]
     share = rejected / (chosen + rejected)
-    if not share < limits.rejected_share:
+    if not share < thresholds.rejected_share:
         return None
     return Finding(
         "few_rejected",
-        _below(limits.rejected_share, share),
+        _below(thresholds.rejected_share, share),
         f"few responses are rejected: {rejected:.1f} a group beside {chosen:.1f} chosen, so that "
         f"the chosen set holds {recent.first['chosen_mass']:.0%} of the mass before anything is "
         "learned. Try: another partition, such as model.loss.partition: AboveQuantile or "
@@ -178,18 +183,18 @@ def few_rejected(recent: Recent, limits: Limits) -> Finding | None:
     )
 
 
-def _below(limit: float, value: float) -> float:
-    """How far a share has fallen below its limit; 4 at most, since it may go to nothing."""
-    return limit / max(value, limit / 4)
+def _below(threshold: float, value: float) -> float:
+    """Severity of a share below its threshold; at most 4, since a share may fall to zero."""
+    return threshold / max(value, threshold / 4)
 
 
-def collapse(recent: Recent, limits: Limits) -> Finding | None:
-    """A trivial solution: the chosen set, or one response of it, has all the mass."""
+def collapse(recent: Recent, thresholds: Thresholds) -> Finding | None:
+    """Check for a trivial solution: the chosen set, or one response of it, has all the mass."""
     mass, size = recent.now["chosen_mass"], recent.now["sizes/chosen"]
-    takes_all = _below(1 - limits.chosen_mass, 1 - mass)
-    # How many of the chosen responses take part, beyond the one that always does.
+    takes_all = _below(1 - thresholds.chosen_mass, 1 - mass)
+    # Fraction of the chosen responses that carry mass, not counting the one that always does.
     others = (recent.now["effective_chosen"] * size - 1) / (size - 1) if size >= 1.5 else math.nan
-    alone = 0.0 if math.isnan(others) else _below(limits.spread, others)
+    alone = 0.0 if math.isnan(others) else _below(thresholds.spread, others)
     severity = max(takes_all, alone)
     if not severity >= 1:
         return None
@@ -203,7 +208,7 @@ def collapse(recent: Recent, limits: Limits) -> Finding | None:
     else:
         what = (
             f"one response of each chosen set takes nearly all of its mass: "
-            f"{recent.now['effective_chosen'] * size:.2f} of them take part ({sets})"
+            f"{recent.now['effective_chosen'] * size:.2f} of them carry mass ({sets})"
         )
     return Finding(
         "collapse",
@@ -216,28 +221,28 @@ def collapse(recent: Recent, limits: Limits) -> Finding | None:
     )
 
 
-def slow(recent: Recent, limits: Limits) -> Finding | None:
-    """No progress after many steps: beta, alpha or the learning rate.
+def slow(recent: Recent, thresholds: Thresholds) -> Finding | None:
+    """Check for lack of progress after many steps: beta, alpha or the learning rate.
 
-    The loss itself is no measure of it: it goes with the sizes of the sets that a step happens to
-    hold. While the learning rate still rises nothing is asked for.
+    The loss itself does not measure progress, since it depends on the sizes of a step's sets. No
+    progress is expected while the learning rate still rises.
     """
     rates = [row["lr"] for row in recent.rows]
-    if recent.steps < limits.slow_after or rates[-1] > rates[0]:
+    if recent.steps < thresholds.slow_after or rates[-1] > rates[0]:
         return None
     accuracy, margin = recent.now["rewards/accuracy"], recent.now["rewards/margin"]
-    if not (accuracy < limits.slow_accuracy or margin < limits.slow_margin):
+    if not (accuracy < thresholds.slow_accuracy or margin < thresholds.slow_margin):
         return None
     weights = ""
     if recent.alpha:
         weight = recent.alpha * recent.now["scores/deviation"]
         weights = (
-            f" model.loss.alpha {recent.alpha:g} weighs deviations with {weight:.3g} nats, beside "
-            "which such a margin is little: a smaller one."
+            f" A smaller model.loss.alpha: {recent.alpha:g} weighs deviations with {weight:.3g} "
+            "nats, beside which such a margin is little."
         )
     return Finding(
         "slow",
-        recent.steps / limits.slow_after,
+        recent.steps / thresholds.slow_after,
         f"training hardly moves: after {recent.steps} steps {accuracy:.1%} of pairs are in order "
         f"(50% is chance), with a margin of {margin:+.4f} at model.loss.beta {recent.beta:g}; the "
         f"loss went from {recent.first['loss']:.4f} to {recent.now['loss']:.4f}. Try: a higher "
@@ -247,16 +252,16 @@ def slow(recent: Recent, limits: Limits) -> Finding | None:
     )
 
 
-def displacement(recent: Recent, limits: Limits) -> Finding | None:
-    """The chosen responses themselves become less likely (arXiv 2410.08847)."""
+def displacement(recent: Recent, thresholds: Thresholds) -> Finding | None:
+    """Check for likelihood displacement: chosen responses become unlikely (arXiv 2410.08847)."""
     ratio, length = recent.now["log_ratios/chosen"], recent.now["lengths/chosen"]
     fall = -ratio / length
-    if not fall >= limits.displacement:
+    if not fall >= thresholds.displacement:
         return None
     of_rejected = -recent.now["log_ratios/rejected"] / recent.now["lengths/rejected"]
     return Finding(
         "displacement",
-        fall / limits.displacement,
+        fall / thresholds.displacement,
         f"the chosen responses become less likely themselves: by {-ratio:.1f} nats on average, "
         f"{fall:.2f} a token (rejected ones: "
         f"{of_rejected:.2f} a token, margin {recent.now['rewards/margin']:+.2f}). What becomes "
@@ -267,17 +272,17 @@ def displacement(recent: Recent, limits: Limits) -> Finding | None:
     )
 
 
-def length_drift(recent: Recent, limits: Limits) -> Finding | None:
-    """Rewards that follow length more than the scores do, either way."""
+def length_drift(recent: Recent, thresholds: Thresholds) -> Finding | None:
+    """Check for rewards that follow length more than the scores do, in either direction."""
     moved = max(abs(recent.now[f"log_ratios/{which}"]) for which in ("chosen", "rejected"))
     rewards, scores = recent.now["lengths/kendall_tau"], recent.now["lengths/score_tau"]
     gap = rewards - scores
-    if moved < limits.moved or not abs(gap) >= limits.length_tau:
+    if moved < thresholds.moved or not abs(gap) >= thresholds.length_tau:
         return None
     kind = "longer" if gap > 0 else "shorter"
     return Finding(
         "length_drift",
-        abs(gap) / limits.length_tau,
+        abs(gap) / thresholds.length_tau,
         f"rewards follow length more than scores do: {kind} responses gain. Kendall's tau-b of "
         f"reward and length is {rewards:+.2f}, of score and length {scores:+.2f} (chosen "
         f"{recent.now['lengths/chosen']:.0f} tokens, rejected {recent.now['lengths/rejected']:.0f})"
@@ -292,27 +297,27 @@ _LENGTH_ADVICE = (
 )
 
 
-def sampled_length_drift(length: float, reference: float, limits: Limits) -> Finding | None:
-    """Sampled responses that become much longer or shorter than the reference's.
+def sampled_length_drift(length: float, reference: float, thresholds: Thresholds) -> Finding | None:
+    """Check for sampled responses that are much longer or shorter than the reference's.
 
     Args:
-        length: mean tokens of the policy's samples.
-        reference: of the reference's, to the same prompts.
-        limits: how much is too much.
+        length: mean number of tokens of the policy's samples.
+        reference: mean number of tokens of the reference's, to the same prompts.
+        thresholds: ``sampled_length`` is read.
     """
     ratio = max(length, reference) / max(min(length, reference), 1.0)
-    if ratio < limits.sampled_length:
+    if ratio < thresholds.sampled_length:
         return None
     kind = "longer" if length > reference else "shorter"
     return Finding(
         "length_drift",
-        math.log(ratio) / math.log(limits.sampled_length),
+        math.log(ratio) / math.log(thresholds.sampled_length),
         f"sampled responses become {kind}: {length:.0f} tokens on average, the reference's "
         f"{reference:.0f} to the same prompts. {_LENGTH_ADVICE}",
     )
 
 
-SIGNATURES: dict[Signature, Callable[[Recent, Limits], Finding | None]] = {
+CHECKS: dict[Check, Callable[[Recent, Thresholds], Finding | None]] = {
     "loss_variation": loss_variation,
     "few_rejected": few_rejected,
     "collapse": collapse,
@@ -320,4 +325,4 @@ SIGNATURES: dict[Signature, Callable[[Recent, Limits], Finding | None]] = {
     "displacement": displacement,
     "length_drift": length_drift,
 }
-assert set(SIGNATURES) == set(get_args(Signature))
+assert set(CHECKS) == set(get_args(Check))

@@ -8,38 +8,31 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
+from mpo_lightning.training.metrics import METRICS
+
 __all__ = ["RunProgressBar"]
 
-# What is shown of the logged metrics, the name on the bar first.
-TRAINING = (
-    ("loss", "train/loss", "{:.3f}"),
-    ("margin", "train/rewards/margin", "{:+.3f}"),
-    ("accuracy", "train/rewards/accuracy", "{:.2f}"),
-    ("tokens/s", "system/tokens_per_second", "{:,.0f}"),
-    ("GiB", "system/memory_gib", "{:.2f}"),
-)
-VALIDATION = tuple(
-    (name, metric.replace("train/", "val/"), form)
-    for name, metric, form in TRAINING
-    if metric.startswith("train/")
+SYSTEM = (
+    ("tokens/s", "system/tokens_per_second", ",.0f"),
+    ("GiB", "system/memory_gib", ".2f"),
 )
 
 
 def _shows_bars() -> bool:
-    """Whether a line that is written again and again is seen as one: terminals and notebooks."""
+    """Whether the output redraws lines, as terminals and notebooks do."""
     return sys.stdout.isatty() or hasattr(sys, "ps1")
 
 
 class RunProgressBar(TQDMProgressBar):
-    """What matters of a run in one line: time left, loss, margin, accuracy, speed and memory.
+    """Progress of a run in one line: time left, loss, margin, accuracy, speed and memory.
 
-    A bar in terminals and notebooks. Where output goes to a file, a plain line once in a while
-    instead, since bars would fill it. The result of each validation is a line of its own. Values
-    are the logged metrics, those of the last optimizer step.
+    Terminals and notebooks show a bar. Output that goes to a file gets a plain line once in a
+    while instead, since a bar would fill the file. Each validation adds a line with its result.
+    Values are the logged metrics of the last optimizer step.
 
     Args:
-        refresh_rate: batches between two looks at the bar; 0 shows none.
-        line_seconds: seconds between two lines in a log file.
+        refresh_rate: number of batches between two updates of the bar; 0 shows none.
+        line_seconds: number of seconds between two lines in a log file.
     """
 
     def __init__(self, refresh_rate: int = 1, line_seconds: float = 30.0) -> None:
@@ -47,19 +40,19 @@ class RunProgressBar(TQDMProgressBar):
         self.line_seconds = line_seconds
         self._lines = False
         self._line_at = 0.0
-        # Of the first batch of this process, which the others are timed from.
+        # Time at the end of the first batch of this process, from which the others are timed.
         self._first_at: float | None = None
         self._done = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Choose between bars and lines; only the first process shows any."""
+        """Choose between bar and lines; only the first process shows either."""
         super().setup(trainer, pl_module, stage)
         self._lines = self.is_enabled and not _shows_bars()
         if self._lines:
             self.disable()
 
     def init_train_tqdm(self) -> Tqdm:
-        """The training bar: little bar, much text."""
+        """Return the training bar: a short bar, and room for text."""
         return Tqdm(
             desc=self.train_description,
             disable=self.is_disabled,
@@ -70,13 +63,16 @@ class RunProgressBar(TQDMProgressBar):
         )
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """What the bar shows, as texts."""
+        """Return the texts that the bar shows."""
         left = self._seconds_left(trainer)
         shown = {} if left is None else {"left": Tqdm.format_interval(left)}
-        return shown | _shown(trainer, TRAINING)
+        return shown | _shown(trainer, "train", *SYSTEM)
 
     def _seconds_left(self, trainer: Trainer) -> float | None:
-        """Of the whole run, at the pace so far, validation and all; None where nobody knows."""
+        """Return the seconds left of the whole run at its pace so far, validation included.
+
+        None before the second batch, and for a run without an end.
+        """
         loop, epochs = trainer.fit_loop, trainer.max_epochs
         left = float("inf")
         if epochs not in (None, -1):
@@ -89,7 +85,7 @@ class RunProgressBar(TQDMProgressBar):
         return max(0.0, left) * (monotonic() - self._first_at) / self._done
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count."""
+        """Start the timing."""
         super().on_train_start(trainer, pl_module)
         self._first_at, self._done, self._line_at = None, 0, monotonic()
 
@@ -101,9 +97,9 @@ class RunProgressBar(TQDMProgressBar):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Move the bar, or write a line when it is time."""
+        """Move the bar, or write a line when one is due."""
         if self._first_at is None:
-            # The first batch also checks the model, and tells nothing of the others.
+            # The first batch also checks the model: its time says nothing of the others'.
             self._first_at = monotonic()
         else:
             self._done += 1
@@ -117,9 +113,9 @@ class RunProgressBar(TQDMProgressBar):
             )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar of the validation and tell its result."""
+        """Close the validation's bar and write its result."""
         super().on_validation_end(trainer, pl_module)
-        found = _shown(trainer, VALIDATION)
+        found = _shown(trainer, "val")
         if trainer.state.fn == "fit" and not trainer.sanity_checking and found:
             self._write(f"Validation at step {trainer.global_step}: {_joined(found)}")
 
@@ -130,10 +126,18 @@ class RunProgressBar(TQDMProgressBar):
             self.print(line)
 
 
-def _shown(trainer: Trainer, which: tuple[tuple[str, str, str], ...]) -> dict[str, str]:
+def _shown(trainer: Trainer, stage: str, *others: tuple[str, str, str]) -> dict[str, str]:
+    """Return the logged ones of a stage's labelled metrics and of others, by label, as texts."""
     values = trainer.callback_metrics
+    labelled = [
+        (metric.label, f"{stage}/{name}", metric.bar_format)
+        for name, metric in METRICS.items()
+        if metric.label is not None
+    ]
     return {
-        name: form.format(values[metric].item()) for name, metric, form in which if metric in values
+        label: format(values[name].item(), form)
+        for label, name, form in (*labelled, *others)
+        if name in values
     }
 
 

@@ -41,8 +41,8 @@ TITLES = {
     "model.generation": "how predict answers prompts",
     "progress": "what is shown while it runs",
     "samples": "answers before and after, side by side",
-    "health": "when a run is called sick",
-    "health.limits": "where its signs begin",
+    "health": "training-health warnings",
+    "health.thresholds": "their thresholds",
     "": "of this command",
 }
 # Of Lightning's own settings, those that are worth a line, in our words; the others are named.

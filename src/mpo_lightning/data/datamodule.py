@@ -32,7 +32,7 @@ from mpo_lightning.data.tokens import (
     load_tokenizer,
     tokenizer_digest,
 )
-from mpo_lightning.errors import ResumeError, require_same
+from mpo_lightning.errors import ResumeError, fields_below, require_same
 from mpo_lightning.files import cache_folder, public_name
 from mpo_lightning.losses import AboveMean, SetLoss
 from mpo_lightning.losses.scores import differs
@@ -262,19 +262,21 @@ class PreferenceDataModule(LightningDataModule):
         if self.tokenizer is None:
             if self.tokenizer_path is None:
                 raise DataError("data.tokenizer is not set: the folder or hub id of a tokenizer.")
-            self.tokenizer = load_tokenizer(
-                self.tokenizer_path, trust_remote_code=self.trust_remote_code
+            with fields_below("data"):
+                self.tokenizer = load_tokenizer(
+                    self.tokenizer_path, trust_remote_code=self.trust_remote_code
+                )
+        with fields_below("data"):
+            return GroupTokenizer(
+                self.tokenizer,
+                max_length=self.max_length,
+                over_long=self.over_long,
+                prompt_format=self.prompt_format,
+                boundary=self.boundary,
+                max_responses=self.max_responses,
+                keep_responses=self.keep_responses,
+                min_responses=min_responses,
             )
-        return GroupTokenizer(
-            self.tokenizer,
-            max_length=self.max_length,
-            over_long=self.over_long,
-            prompt_format=self.prompt_format,
-            boundary=self.boundary,
-            max_responses=self.max_responses,
-            keep_responses=self.keep_responses,
-            min_responses=min_responses,
-        )
 
     def _load(self, role: Role) -> GroupDataset:
         from datasets import concatenate_datasets

@@ -26,6 +26,7 @@ from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.reading import GroupReader
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.tokens import GroupTokenizer, tokenizer_digest
+from mpo_lightning.files import whole_folder
 
 __all__ = ["Kept", "kept", "prepare", "remove"]
 
@@ -80,7 +81,7 @@ class Kept(NamedTuple):
 def kept(root: Path) -> list[Kept]:
     """What lies in a folder of token ids; other folders are passed over."""
     found = []
-    for path in sorted(root.glob(f"*/{REPORT}")):
+    for path in sorted(root.glob(f"[!.]*/{REPORT}")):
         report = DataReport.from_json(path.read_text(encoding="utf-8"))
         size = sum(file.stat().st_size for file in path.parent.iterdir())
         found.append(Kept(path.parent, report.data, report.kept, size))
@@ -156,15 +157,14 @@ def _make(
         for text in texts.filter(pc.is_valid(texts)).to_pylist():
             report.add(DataReport.from_json(text))
         usable = rows.select(np.flatnonzero(pc.is_null(texts).to_numpy()))
-        whole = Path(temporary) / "whole"
         # A second bar, for a copy that takes seconds.
         shown = not datasets.are_progress_bars_disabled()
         datasets.disable_progress_bars()
-        usable.remove_columns("report").with_format(None).save_to_disk(str(whole))
+        with whole_folder(folder) as whole:
+            usable.remove_columns("report").with_format(None).save_to_disk(str(whole))
+            (whole / REPORT).write_text(report.to_json(), encoding="utf-8")
         if shown:
             datasets.enable_progress_bars()
-        (whole / REPORT).write_text(report.to_json(), encoding="utf-8")
-        whole.rename(folder)
 
 
 _WITH_REPORT = SCHEMA.append(pa.field("report", pa.string()))

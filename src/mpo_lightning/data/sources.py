@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mpo_lightning.data.groups import DataError
+from mpo_lightning.files import digest_of_files
 
 __all__ = ["RowSource", "Rows", "open_rows", "open_source", "read_rows", "rename_columns"]
 
@@ -194,15 +195,6 @@ def _digest_of(*parts: str) -> str:
     return blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
 
-def _digest_of_files(paths: Sequence[Path]) -> str:
-    content = blake2b(digest_size=16)
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                content.update(block)
-    return content.hexdigest()
-
-
 # ----------------------------------------------------------------------------------------- JSON
 
 
@@ -356,7 +348,7 @@ class _Parquet(RowSource):
             )
         groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
         self.ends = list(accumulate(group.num_rows for group in groups))
-        self.digest = _digest_of_files([path])
+        self.digest = digest_of_files(path)
 
     def _read(self, what: Any) -> Any:
         import pyarrow
@@ -410,7 +402,7 @@ class _Dataset(RowSource):
 def _mapped_dataset(dataset: Any, name: str) -> RowSource:
     files = [Path(file["filename"]) for file in dataset.cache_files]
     # A data set is its files and, where rows were selected, which of them.
-    return _Dataset(dataset, name, _digest_of(dataset._fingerprint, _digest_of_files(files)))
+    return _Dataset(dataset, name, _digest_of(dataset._fingerprint, digest_of_files(*files)))
 
 
 def _in_memory_dataset(dataset: Any, name: str) -> RowSource:

@@ -64,12 +64,13 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"data.tokenizer: {path}: no tokenizer to be had there ({error})."
+            f"no tokenizer can be loaded from {path}: {error}", field="tokenizer"
         ) from error
     if tokenizer.eos_token_id is None:
         raise DataError(
-            f"data.tokenizer: {path}: it has no end-of-sequence token, so a response's end cannot "
-            "be learned. Set eos_token in its tokenizer_config.json."
+            f"{path} has no end-of-sequence token, so a response's end cannot be learned. Set "
+            "eos_token in its tokenizer_config.json.",
+            field="tokenizer",
         )
     return tokenizer
 
@@ -146,8 +147,9 @@ class GroupTokenizer:
         has_template = tokenizer.chat_template is not None
         if prompt_format == "chat" and not has_template:
             raise DataError(
-                "data.prompt_format is chat, but the tokenizer has no chat template. "
-                "Set its chat_template, or use data.prompt_format: text."
+                "the tokenizer has no chat template. Set its chat_template, or use text in the "
+                "place of chat.",
+                field="prompt_format",
             )
         self.chat = prompt_format == "chat" or (prompt_format == "auto" and has_template)
         if self.chat:
@@ -367,8 +369,9 @@ class GroupTokenizer:
             suffix = self._template(messages).rpartition(_SENTINEL)[2]
         except _template_error() as error:
             raise DataError(
-                "data.tokenizer: its chat template refuses a user's message with an assistant's "
-                f"answer ({error}). Use a template for chats, or data.prompt_format: text."
+                "its chat template refuses a user's message with an assistant's answer "
+                f"({error}). Use a template for chats, or prompt_format: text.",
+                field="tokenizer",
             ) from error
         (ids,) = self._ids([suffix])
         special = set(self.tokenizer.all_special_ids)

@@ -1,7 +1,6 @@
 """Groups to files in canonical form: whole files only, never over another one unasked."""
 
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mpo_lightning.data.groups import DataError, PreferenceGroup
+from mpo_lightning.files import whole_file
 
 __all__ = [
     "SUFFIXES",
@@ -227,21 +227,14 @@ def open_writers(paths: Sequence[Path], schema: Any) -> Iterator[list[GroupWrite
         paths: of the files, in folders that exist.
         schema: from `arrow_schema`, if they are Parquet.
     """
-    unfinished = [path.with_name(f".{path.name}.{os.getpid()}.unfinished") for path in paths]
-    try:
-        with ExitStack() as stack:
-            writers: list[GroupWriter] = []
-            for path, partial in zip(paths, unfinished, strict=True):
-                if path.suffix == ".parquet":
-                    writers.append(_Parquet(partial, schema))
-                else:
-                    writers.append(_JsonLines(partial))
-                stack.callback(writers[-1].close)
-            yield writers
-            for writer in writers:
-                writer.finish()
+    with ExitStack() as stack:
+        # Entered before the writers, so that all are closed before the first file has its name.
+        unfinished = [stack.enter_context(whole_file(path)) for path in paths]
+        writers: list[GroupWriter] = []
         for path, partial in zip(paths, unfinished, strict=True):
-            partial.replace(path)
-    finally:
-        for partial in unfinished:
-            partial.unlink(missing_ok=True)
+            made = _Parquet(partial, schema) if path.suffix == ".parquet" else _JsonLines(partial)
+            stack.callback(made.close)
+            writers.append(made)
+        yield writers
+        for writer in writers:
+            writer.finish()

@@ -1,4 +1,4 @@
-"""Two models' answers to the same prompts, scored: which wins, and by more than length?"""
+"""Comparison of two models' answers to the same prompts: scores and win rates."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from mpo_lightning.data.groups import DataError, check_number
 from mpo_lightning.data.sources import open_source
 from mpo_lightning.errors import RolloutError
-from mpo_lightning.evaluation.formats import AnswersTo, read_answers
+from mpo_lightning.evaluation.formats import ReadAnswers, read_answers
 from mpo_lightning.evaluation.win_rates import (
     Estimate,
     Games,
@@ -48,30 +48,30 @@ def compare(
     out: str | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Score two models' answers to the same prompts and tell which wins how often.
+    """Score two models' answers to the same prompts and report how often each wins.
 
     Both files are what ``predict`` or ``sample`` write, AlpacaEval's ``model_outputs.json``,
     Arena-Hard's answers, or rows with ``prompt`` and ``completion``.
 
     Args:
-        policy: answers of the model that is looked at.
-        reference: answers of the one that it is compared with.
-        reward_model: the model that scores, if no function does.
-        function: ``module:function`` that scores in the reward model's place: called as f(prompt,
-            responses) for each prompt, it gives one number for each response; higher is better.
-        difficulty: column of the reference's rows that says how difficult a prompt is, a number.
-        resamples: how often prompts are drawn anew for the intervals.
-        seed: of these draws.
+        policy: file with the answers of the model to be judged.
+        reference: file with the answers of the model that it is compared with.
+        reward_model: the model that scores, unless a function does.
+        function: ``module:function`` that scores instead of a reward model: called as f(prompt,
+            responses) for each prompt, it returns one number for each response; higher is better.
+        difficulty: column of the reference's rows with the difficulty of the prompt, a number.
+        resamples: number of bootstrap samples of the prompts, for the intervals.
+        seed: seed of these draws.
         out: JSON file for the results; one that exists is never overwritten.
         progress: show a progress bar.
 
     Returns:
-        What is written to ``out``.
+        The content of ``out``.
 
     Raises:
         DataError: if the files cannot be used.
         PolicyError: if the reward model cannot be quantised.
-        RolloutError: if something else of this is not possible.
+        RolloutError: if a setting cannot be used, the scorer fails, or ``out`` cannot be written.
     """
     if (reward_model.path is not None) == (function is not None):
         raise RolloutError("Name either a reward_model.path or a function.")
@@ -138,10 +138,10 @@ def compare(
 
 def _matched(
     policy: str, reference: str
-) -> tuple[list[tuple[AnswersTo, AnswersTo]], dict[str, list[str]]]:
-    """Both models' answers to each prompt that both have, and the prompts that only one has.
+) -> tuple[list[tuple[ReadAnswers, ReadAnswers]], dict[str, list[str]]]:
+    """Return both models' answers to each common prompt, and the prompts of one file only.
 
-    A prompt that comes several times is matched in the order of the files.
+    Repetitions of a prompt are matched in the order of the files.
 
     Raises:
         DataError: if there is no such prompt.
@@ -159,8 +159,8 @@ def _matched(
     }
 
 
-def _by_prompt(answers: Iterable[AnswersTo]) -> dict[tuple[str, int], AnswersTo]:
-    found: dict[tuple[str, int], AnswersTo] = {}
+def _by_prompt(answers: Iterable[ReadAnswers]) -> dict[tuple[str, int], ReadAnswers]:
+    found: dict[tuple[str, int], ReadAnswers] = {}
     times: dict[str, int] = {}
     for each in answers:
         key = json.dumps(each.prompt, sort_keys=True)
@@ -169,11 +169,11 @@ def _by_prompt(answers: Iterable[AnswersTo]) -> dict[tuple[str, int], AnswersTo]
     return found
 
 
-def _first_prompt(answers: dict[tuple[str, int], AnswersTo]) -> str:
+def _first_prompt(answers: dict[tuple[str, int], ReadAnswers]) -> str:
     return repr(next(iter(answers.values())).prompt)[:60]
 
 
-def _difficulty(answers: AnswersTo, column: str) -> float:
+def _difficulty(answers: ReadAnswers, column: str) -> float:
     return check_number(answers.row.get(column), column, answers.source)
 
 
@@ -181,43 +181,33 @@ def _difficulty(answers: AnswersTo, column: str) -> float:
 
 
 def _results(
-    pairs: list[tuple[AnswersTo, AnswersTo]],
+    pairs: list[tuple[ReadAnswers, ReadAnswers]],
     scores: list[list[float]],
     difficulties: list[float] | None,
     *,
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    outcomes: list[float] = []
-    lengths: list[int] = []
-    prompts: list[int] = []
-    differences: list[float] = []
-    for number, ((a, b), values) in enumerate(zip(pairs, scores, strict=True)):
-        of_a, of_b = values[: len(a.responses)], values[len(a.responses) :]
-        differences.append(float(np.mean(of_a) - np.mean(of_b)))
-        for score_a, text_a in zip(of_a, a.responses, strict=True):
-            for score_b, text_b in zip(of_b, b.responses, strict=True):
-                outcomes.append((1 + float(np.sign(score_a - score_b))) / 2)
-                lengths.append(len(text_a) - len(text_b))
-                prompts.append(number)
+    of_policy = [s[: len(a.responses)] for (a, _), s in zip(pairs, scores, strict=True)]
+    of_reference = [s[len(a.responses) :] for (a, _), s in zip(pairs, scores, strict=True)]
+    outcomes, lengths, prompts = zip(
+        *(
+            ((1 + np.sign(score_a - score_b)) / 2, len(text_a) - len(text_b), number)
+            for number, (a, b) in enumerate(pairs)
+            for score_a, text_a in zip(of_policy[number], a.responses, strict=True)
+            for score_b, text_b in zip(of_reference[number], b.responses, strict=True)
+        ),
+        strict=True,
+    )
     games = Games(
-        np.array(outcomes),
+        np.array(outcomes, dtype=np.float64),
         np.array(lengths, dtype=np.float64),
         np.array(prompts),
         None if difficulties is None else np.array(difficulties),
     )
+    differences = [np.mean(a) - np.mean(b) for a, b in zip(of_policy, of_reference, strict=True)]
     draws = {"resamples": resamples, "seed": seed}
     controlled = length_controlled_win_rate(games, **draws)
-    by_model = {
-        name: _of_model(
-            [pair[side] for pair in pairs],
-            [
-                values[: len(a.responses)] if side == 0 else values[len(a.responses) :]
-                for (a, _), values in zip(pairs, scores, strict=True)
-            ],
-        )
-        for side, name in enumerate(("policy", "reference"))
-    }
     return {
         "prompts": len(pairs),
         "games": {
@@ -228,12 +218,13 @@ def _results(
         "win_rate": _plain(win_rate(games)),
         "length_controlled_win_rate": None if controlled is None else _plain(controlled),
         "score_difference": _plain(mean_over_prompts(np.array(differences), **draws)),
-        **by_model,
+        "policy": _of_model([a for a, _ in pairs], of_policy),
+        "reference": _of_model([b for _, b in pairs], of_reference),
     }
 
 
-def _of_model(answers: list[AnswersTo], scores: list[list[float]]) -> dict[str, float]:
-    """What one model's answers are like; means over prompts."""
+def _of_model(answers: list[ReadAnswers], scores: list[list[float]]) -> dict[str, float]:
+    """Summarise one model's answers: counts, and means over prompts."""
     lengths = [float(np.mean([len(text) for text in each.responses])) for each in answers]
     return {
         "responses": sum(len(each.responses) for each in answers),
@@ -245,7 +236,7 @@ def _of_model(answers: list[AnswersTo], scores: list[list[float]]) -> dict[str, 
 
 
 def _plain(estimate: Estimate) -> dict[str, float | None]:
-    # JSON knows no NaN.
+    # JSON has no NaN.
     return {k: None if math.isnan(v) else v for k, v in asdict(estimate).items()}
 
 
@@ -284,7 +275,7 @@ def _show(content: dict[str, Any]) -> None:
 
 def _text(estimate: dict[str, float | None] | None) -> str:
     if estimate is None:
-        return "cannot be told: all lengths differ by the same number"
+        return "not identified: all lengths differ by the same number"
     if estimate["low"] is None:
         return f"{estimate['value']:.3f}, without interval: all outcomes are equal"
     return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"

@@ -1,4 +1,4 @@
-"""Answers to prompts as rows of a file: the package's own, AlpacaEval's and Arena-Hard's."""
+"""File formats of answers to prompts: the package's own, AlpacaEval's and Arena-Hard's."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,24 +10,15 @@ from mpo_lightning.data.prompts import OF_RESPONSES
 from mpo_lightning.data.sources import RowSource
 from mpo_lightning.generation.generate import Sample
 
-__all__ = ["FORMATS", "AnswerFormat", "AnswersTo", "read_answers"]
+__all__ = ["FORMATS", "ReadAnswers", "read_answers"]
 
 
-@dataclass(frozen=True)
-class AnswerFormat:
-    """A kind of file of answers.
-
-    Attributes:
-        suffix: of the file's name.
-        row: makes the row of a prompt and its response.
-    """
-
-    suffix: str
-    row: Callable[[PromptItem, Sample, Mapping[str, Any]], dict[str, Any]]
+# Makes a row of a prompt, its response, and the model's name and settings.
+MakeRow = Callable[[PromptItem, Sample, Mapping[str, Any]], dict[str, Any]]
 
 
 def _plain(item: PromptItem, sample: Sample, how: Mapping[str, Any]) -> dict[str, Any]:
-    """As `sample` writes rows; the row's other columns pass through."""
+    """Make a row as `sample` writes it; other columns of the prompt's row pass through."""
     others = {k: v for k, v in item.row.items() if k != "prompt" and k not in OF_RESPONSES}
     return {
         "prompt": item.request.prompt,
@@ -39,7 +30,7 @@ def _plain(item: PromptItem, sample: Sample, how: Mapping[str, Any]) -> dict[str
 
 
 def _alpaca(item: PromptItem, sample: Sample, how: Mapping[str, Any]) -> dict[str, Any]:
-    """An entry of AlpacaEval's ``model_outputs.json``."""
+    """Make an entry of AlpacaEval's ``model_outputs.json``."""
     given = {name: item.row[name] for name in ("dataset", "datasplit") if name in item.row}
     return {
         **given,
@@ -51,7 +42,7 @@ def _alpaca(item: PromptItem, sample: Sample, how: Mapping[str, Any]) -> dict[st
 
 
 def _arena(item: PromptItem, sample: Sample, how: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of Arena-Hard's ``model_answer/MODEL.jsonl``, as its version 2 has it."""
+    """Make a line of Arena-Hard's ``model_answer/MODEL.jsonl``, version 2."""
     uid = item.row.get("uid")
     if not isinstance(uid, str) or not uid:
         raise DataError.of_field(
@@ -63,7 +54,7 @@ def _arena(item: PromptItem, sample: Sample, how: Mapping[str, Any]) -> dict[str
         )
     return {
         "uid": uid,
-        # By it alone, so that the same command writes the same file.
+        # A digest of the prompt alone, so that the same command writes the same file.
         "ans_id": item.request.key.hex(),
         "model": how["model"],
         "messages": [
@@ -75,7 +66,11 @@ def _arena(item: PromptItem, sample: Sample, how: Mapping[str, Any]) -> dict[str
 
 
 def _text(item: PromptItem, benchmark: str) -> str:
-    """The prompt where it is one text; benchmarks of single questions know no conversations."""
+    """Return a prompt that is a single text; these benchmarks have no conversations.
+
+    Raises:
+        DataError: if it is a conversation.
+    """
     prompt = item.request.prompt
     if isinstance(prompt, str):
         return prompt
@@ -90,27 +85,23 @@ def _text(item: PromptItem, benchmark: str) -> str:
     )
 
 
-FORMATS = {
-    "jsonl": AnswerFormat(".jsonl", _plain),
-    "alpaca-eval": AnswerFormat(".json", _alpaca),
-    "arena-hard": AnswerFormat(".jsonl", _arena),
-}
+FORMATS: dict[str, MakeRow] = {"jsonl": _plain, "alpaca-eval": _alpaca, "arena-hard": _arena}
 
 
 # --------------------------------------------------------------------------------------- reading
 
 
 @dataclass(frozen=True)
-class AnswersTo:
-    """The responses that a file has to a prompt.
+class ReadAnswers:
+    """Responses to a prompt, read from a file.
 
     Attributes:
-        prompt: a text, or the conversation before the answer; a single message of the user's is a
-            text.
+        prompt: a text, or the conversation before the answer; a conversation of a single user
+            message is given as its text.
         responses: the responses; one may be empty.
-        truncated: how many of them were cut at the limit.
+        truncated: number of them that were cut at the limit.
         source: "file:row".
-        row: the row.
+        row: the whole row.
     """
 
     prompt: Prompt
@@ -120,8 +111,8 @@ class AnswersTo:
     row: Mapping[str, Any]
 
 
-def read_answers(source: RowSource) -> Iterator[AnswersTo]:
-    """The answers of a file in any of the formats, or with ``prompt`` and ``completion`` (TRL's).
+def read_answers(source: RowSource) -> Iterator[ReadAnswers]:
+    """Read a file in any of these formats, or with TRL's ``prompt`` and ``completion``.
 
     Raises:
         DataError: naming the row, the field, what was found, what was expected and what to do.
@@ -140,7 +131,7 @@ def read_answers(source: RowSource) -> Iterator[AnswersTo]:
         yield _read(row, name)
 
 
-def _read(row: Mapping[str, Any], source: str) -> AnswersTo:
+def _read(row: Mapping[str, Any], source: str) -> ReadAnswers:
     if "responses" in row:
         prompt, field, found = row.get("prompt"), "responses", row["responses"]
     elif "output" in row:
@@ -170,7 +161,7 @@ def _read(row: Mapping[str, Any], source: str) -> AnswersTo:
         checked = checked[0]["content"]
     cut = row.get("truncated", False)
     truncated = sum(map(bool, cut)) if is_list(cut) else int(bool(cut))
-    return AnswersTo(checked, [str(text) for text in found], truncated, source, row)
+    return ReadAnswers(checked, [str(text) for text in found], truncated, source, row)
 
 
 def _of_messages(messages: Any, source: str) -> tuple[list[Message], str, list[Any]]:
@@ -189,6 +180,6 @@ def _of_messages(messages: Any, source: str) -> tuple[list[Message], str, list[A
 
 
 def _completion(value: Any) -> Any:
-    """A text, or a conversation's one answer."""
+    """Return a completion that is a text, or the text of one that is a single message."""
     single = is_list(value) and len(value) == 1 and isinstance(value[0], Mapping)
     return value[0].get("content") if single else value

@@ -1,4 +1,4 @@
-"""What ``validate`` and ``test`` found: a table to read, and a JSON file to keep."""
+"""Results of ``validate`` and ``test``: a table to read, and a JSON file to keep."""
 
 import json
 import math
@@ -15,42 +15,13 @@ from rich.console import Console
 from rich.table import Table
 
 from mpo_lightning.files import write_whole
+from mpo_lightning.training.metrics import METRICS, MetricInfo
 
 __all__ = ["EvaluationReport"]
 
-# In plain words; docs/metrics.md defines each. What is not among them is shown by its own name.
-SECTIONS: dict[str, dict[str, str]] = {
-    "Loss": {"loss": "loss, mean over groups"},
-    "Rewards (beta times log-ratio)": {
-        "rewards/chosen": "of the chosen responses",
-        "rewards/rejected": "of the rejected responses",
-        "rewards/margin": "chosen minus rejected",
-        "rewards/accuracy": "pairs in order",
-        "rewards/top1": "highest reward is best-scored",
-        "rewards/kendall_tau": "agreement with the scores' order (tau-b)",
-    },
-    "Sets": {
-        "chosen_mass": "share of the mass on the chosen set",
-        "effective_chosen": "evenness within the chosen set",
-        "lengths/chosen": "length of the chosen responses, tokens",
-        "lengths/rejected": "length of the rejected responses, tokens",
-        "lengths/kendall_tau": "agreement of rewards with lengths (tau-b)",
-        "lengths/score_tau": "agreement of scores with lengths (tau-b)",
-        "sizes/chosen": "chosen responses of a group",
-        "sizes/rejected": "rejected responses of a group",
-        "scores/deviation": "mean distance of scores from their group's mean",
-    },
-    "Log-probabilities, nats": {
-        "logps/chosen": "of the chosen responses, policy",
-        "logps/rejected": "of the rejected responses, policy",
-        "log_ratios/chosen": "of the chosen responses, policy minus reference",
-        "log_ratios/rejected": "of the rejected responses, policy minus reference",
-        "kl": "reference minus policy, all responses",
-    },
-}
-OTHER = "Other"
-# Of a file or pipe, which has no width of its own.
+# Columns of the table where the output is no terminal.
 WIDTH = 120
+BETTER = {True: "higher", False: "lower", None: ""}
 
 
 class EvaluationReport(Callback):
@@ -61,22 +32,22 @@ class EvaluationReport(Callback):
     """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell what ``validate`` found; validation during a fit is the logger's."""
+        """Report the results of ``validate``; validation during a fit goes to the loggers."""
         if trainer.state.fn == TrainerFn.VALIDATING:
-            self._tell(trainer, pl_module, "validate", "val/")
+            self._report(trainer, pl_module, "validate", "val/")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell what ``test`` found."""
-        self._tell(trainer, pl_module, "test", "test/")
+        """Report the results of ``test``."""
+        self._report(trainer, pl_module, "test", "test/")
 
-    def _tell(self, trainer: Trainer, module: Any, command: str, prefix: str) -> None:
-        # On all processes, which agree on it.
+    def _report(self, trainer: Trainer, module: Any, command: str, prefix: str) -> None:
+        # Broadcast between processes, so all of them ask.
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         if not trainer.is_global_zero:
             return
         logged = trainer.callback_metrics.items()
         values = {n.removeprefix(prefix): float(v) for n, v in logged if n.startswith(prefix)}
-        # Told above the table, and in the file beside the metrics.
+        # Shown above the table, and kept beside the metrics in the file.
         values.pop("groups")
         checkpoint = None if trainer.ckpt_path is None else str(trainer.ckpt_path)
         groups = int(module.groups_counted)
@@ -95,7 +66,7 @@ class EvaluationReport(Callback):
             "checkpoint": checkpoint,
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "groups": groups,
-            # JSON knows no NaN, which is a metric that no group carried.
+            # JSON has no NaN, the value of a metric that no group carried.
             "metrics": {n: v if math.isfinite(v) else None for n, v in values.items()},
             "settings": _settings(trainer),
         }
@@ -109,22 +80,23 @@ def _table(values: dict[str, float], prefix: str) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("")
     table.add_column("", justify="right")
+    table.add_column("better")
     table.add_column("logged as", style="dim")
-    named = {name for section in SECTIONS.values() for name in section}
-    others = {name: name for name in values if name not in named}
-    for title, section in {**SECTIONS, OTHER: others}.items():
-        present = [name for name in section if name in values]
-        if present:
-            table.add_row(title, style="bold")
-        for name in present:
-            value = values[name]
-            shown = "-" if math.isnan(value) else f"{value:.4f}"
-            table.add_row(f"  {section[name]}", shown, f"{prefix}{name}")
+    # Metrics that are not in the table are shown by their names.
+    ordered = [name for name in dict.fromkeys((*METRICS, *values)) if name in values]
+    shown = {name: METRICS.get(name) or MetricInfo("Other", name) for name in ordered}
+    for section in dict.fromkeys(metric.section for metric in shown.values()):
+        table.add_row(section, style="bold")
+        for name, metric in shown.items():
+            if metric.section == section:
+                value = "-" if math.isnan(values[name]) else f"{values[name]:.4f}"
+                better = BETTER[metric.higher_is_better]
+                table.add_row(f"  {metric.title}", value, better, f"{prefix}{name}")
     return table
 
 
 def _settings(trainer: Trainer) -> Any:
-    """All settings of the command line that are not null; none where there is no command line."""
+    """Return all settings of the command line that are not null; None without a command line."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, SaveConfigCallback):
             return json.loads(callback.parser.dump(callback.config, format="json"))

@@ -1,8 +1,8 @@
-"""How often one model's responses win against another's, also with length held equal.
+"""Win rates of one model's responses against another's, raw and at equal length.
 
-A *game* is a response of each of the two to one prompt; several responses to a prompt make a game
-of each pair, and share the prompt's weight of one. Prompts are what was drawn from a population, so
-prompts are what is resampled.
+A *game* compares one response of each model to the same prompt. Several responses to a prompt make
+a game of each pair; together these have the weight of one prompt. Prompts are the sample from a
+population, so the bootstrap resamples prompts.
 """
 
 from dataclasses import dataclass
@@ -16,11 +16,12 @@ __all__ = ["Estimate", "Games", "length_controlled_win_rate", "mean_over_prompts
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-# Two-sided 95 %.
+# Of a two-sided 95 % interval.
 QUANTILES = (0.025, 0.975)
 NORMAL = 1.959963984540054
-# Numbers that a step of the resampled fits holds at a time.
-AT_A_TIME = 4_000_000
+# Largest number of games times regressions that are fitted together, which bounds memory.
+CHUNK = 4_000_000
+# Most steps of Newton's method, and most halvings of one.
 STEPS = 100
 
 
@@ -30,7 +31,7 @@ class Estimate:
 
     Attributes:
         value: the value.
-        low: lower end; NaN where the data cannot tell.
+        low: lower end; NaN where the data do not determine it.
         high: upper end.
     """
 
@@ -47,7 +48,7 @@ class Games:
         outcomes: 1 where the first wins, 0 where the second does, 1/2 for a tie, (G,).
         length_differences: length of the first's response minus the second's, (G,).
         prompts: number of each game's prompt, from 0 and without gaps, (G,).
-        difficulty: of each prompt, in any unit, (P,); none if it is not known.
+        difficulty: difficulty of each prompt, in any unit, (P,); None if it is not known.
     """
 
     outcomes: Floats
@@ -57,7 +58,7 @@ class Games:
 
     @property
     def weights(self) -> Floats:
-        """Of each game, (G,): those of a prompt sum to one."""
+        """Weight of each game, (G,): those of a prompt sum to one."""
         weights: Floats = 1 / np.bincount(self.prompts)[self.prompts]
         return weights
 
@@ -68,13 +69,13 @@ class Games:
 
 
 def win_rate(games: Games) -> Estimate:
-    """Mean outcome over prompts, with Wilson's interval.
+    """Mean outcome over prompts, with Wilson's score interval.
 
-    Wilson's score interval holds for a rate near 0 or 1 and for few prompts, where a bootstrap of
-    equal outcomes has no width at all. It is one of tosses, 0 or 1. Ties, and several games a
-    prompt, vary less than tosses of the same mean: the number of prompts n is replaced by the
-    number of tosses whose mean varies as much, n p (1 - p) / s^2, s^2 being the variance over
-    prompts. Without ties that is n - 1; it is n where all prompts agree.
+    Wilson's interval keeps its coverage for a rate near 0 or 1 and for few prompts, where a
+    bootstrap of equal outcomes has no width at all. It assumes Bernoulli outcomes, 0 or 1. Ties,
+    and several games a prompt, vary less than those of the same mean: the number of prompts n is
+    replaced by the effective n p (1 - p) / s^2, where s^2 is the variance over prompts. Without
+    ties that is n - 1; where all prompts agree it is n.
     """
     values = games.of_prompts(games.outcomes)
     rate, count = float(values.mean()), float(len(values))
@@ -88,12 +89,12 @@ def win_rate(games: Games) -> Estimate:
 
 
 def mean_over_prompts(values: Floats, *, resamples: int, seed: int) -> Estimate:
-    """Mean of one value a prompt, with a percentile bootstrap's interval.
+    """Mean of one value a prompt, with a percentile bootstrap interval.
 
     Args:
         values: (P,).
-        resamples: how often prompts are drawn anew.
-        seed: of the draws.
+        resamples: number of bootstrap samples.
+        seed: seed of the draws.
     """
     counts = _resampled(len(values), resamples, seed)
     means = counts @ values / len(values)
@@ -102,28 +103,28 @@ def mean_over_prompts(values: Floats, *, resamples: int, seed: int) -> Estimate:
 
 
 def length_controlled_win_rate(games: Games, *, resamples: int, seed: int) -> Estimate | None:
-    """The win rate that is to be expected if both models' responses were equally long.
+    """Win rate expected if both models' responses were equally long.
 
-    Logistic regression as in AlpacaEval 2 (arXiv 2404.04475, equation 2), without the terms that it
-    takes from its leaderboard: the chance that the first wins game g is ::
+    Logistic regression as in AlpacaEval 2 (arXiv 2404.04475, equation 2), without the terms of its
+    leaderboard: the probability that the first model wins game g is ::
 
         sigmoid(theta + phi tanh(d_g / s) + psi gamma_g)
 
-    where d is the difference in length, s its standard deviation and gamma the prompt's difficulty,
-    standardised (no such term if none is given). The controlled rate is the mean of
-    sigmoid(theta + psi gamma) over prompts. Each coefficient has a log-F(1, 1) prior, one more game
-    with outcome 1/2 in which it stands alone (Greenland and Mansournia 2015): the fit is finite
-    also where one side wins always. The interval is a percentile bootstrap over prompts; there is
-    none where all outcomes are equal.
+    where d is the difference in length, s its standard deviation and gamma the prompt's
+    standardised difficulty (no such term if it is not given). The controlled rate is the mean of
+    sigmoid(theta + psi gamma) over prompts. Each coefficient has a log-F(1, 1) prior, which is one
+    more game with outcome 1/2 and this coefficient alone (Greenland and Mansournia 2015): the fit
+    is finite even if one side always wins. The interval is a percentile bootstrap over prompts;
+    there is none where all outcomes are equal.
 
     Args:
         games: the games.
-        resamples: how often prompts are drawn anew.
-        seed: of the draws.
+        resamples: number of bootstrap samples.
+        seed: seed of the draws.
 
     Returns:
-        None if all lengths differ by the same number, other than zero: quality and length cannot be
-        told apart then.
+        None if all lengths differ by the same number, other than zero: quality and length are not
+        identified then.
     """
     spread = float(games.length_differences.std())
     if spread == 0 and games.length_differences.any():
@@ -138,7 +139,7 @@ def length_controlled_win_rate(games: Games, *, resamples: int, seed: int) -> Es
     design = np.stack(columns, axis=1)
 
     def controlled(counts: Floats) -> Floats:
-        """For prompts that are drawn so often each, (R, P): the rate, (R,)."""
+        """Return the rate, (R,), of bootstrap samples with these counts of each prompt, (R, P)."""
         weights = games.weights * counts[:, games.prompts]
         coefficients = fit_logistic(design, games.outcomes, weights)
         at_equal_length = coefficients[:, :1]
@@ -153,14 +154,14 @@ def length_controlled_win_rate(games: Games, *, resamples: int, seed: int) -> Es
     if (games.outcomes == games.outcomes[0]).all():
         return Estimate(value, np.nan, np.nan)
     counts = _resampled(prompts, resamples, seed)
-    size = max(1, AT_A_TIME // len(games.outcomes))
+    size = max(1, CHUNK // len(games.outcomes))
     parts = [controlled(counts[at : at + size]) for at in range(0, resamples, size)]
     low, high = np.quantile(np.concatenate(parts), QUANTILES)
     return Estimate(value, float(low), float(high))
 
 
 def _resampled(count: int, resamples: int, seed: int) -> Floats:
-    """How often each of so many prompts is drawn, (R, P)."""
+    """Draw bootstrap samples of prompts: how often each one is in each sample, (R, P)."""
     generator = np.random.default_rng(seed)
     return generator.multinomial(count, np.full(count, 1 / count), resamples).astype(np.float64)
 
@@ -170,23 +171,23 @@ def _sigmoid(value: Any) -> Any:
 
 
 def fit_logistic(design: Floats, outcomes: Floats, weights: Floats) -> Floats:
-    """Coefficients of several weighted logistic regressions at once, by Newton's method.
+    """Fit several weighted logistic regressions at once, by Newton's method.
 
-    The most likely ones under log-F(1, 1) priors, of a likelihood that takes outcomes between 0 and
-    1; it is strictly concave, so there is one.
+    They maximise the likelihood, which takes any outcome from 0 to 1, under log-F(1, 1) priors. It
+    is strictly concave, so the maximum is unique.
 
     Args:
-        design: (G, K).
+        design: explanatory variables, (G, K).
         outcomes: (G,).
-        weights: of each game in each regression, (R, G).
+        weights: weight of each game in each regression, (R, G).
 
     Returns:
-        (R, K).
+        Coefficients, (R, K).
 
     Raises:
         ArithmeticError: if a regression does not converge.
     """
-    # The priors' games: each coefficient alone, half won.
+    # The priors, as games: each coefficient alone, with outcome 1/2.
     count = design.shape[1]
     design = np.concatenate([design, np.eye(count)])
     outcomes = np.concatenate([outcomes, np.full(count, 0.5)])

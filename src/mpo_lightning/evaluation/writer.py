@@ -1,4 +1,4 @@
-"""What ``predict`` writes: measures of given responses, or answers to prompts."""
+"""Files that ``predict`` writes: measures of given responses, or answers to prompts."""
 
 import json
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import BasePredictionWriter
 
 from mpo_lightning.batch import PromptItem
 from mpo_lightning.data.groups import collect_errors
@@ -17,15 +17,15 @@ from mpo_lightning.data.prompt_dataset import PromptDataset
 from mpo_lightning.data.prompts import OF_RESPONSES
 from mpo_lightning.errors import UserError
 from mpo_lightning.evaluation.formats import FORMATS
-from mpo_lightning.files import json_line, write_whole
-from mpo_lightning.generation.generate import Answered, Sample
+from mpo_lightning.files import json_line, whole_file, write_whole
+from mpo_lightning.generation.generate import PromptAnswer, Sample
 from mpo_lightning.rollouts.part_folder import Tally
 from mpo_lightning.training.predictions import SCHEMA
 
 __all__ = ["PredictionError", "PredictionWriter"]
 
 Format = Literal["auto", "parquet", "jsonl", "alpaca-eval", "arena-hard"]
-# Where no path is given.
+# Default file names.
 NAMES = {
     "parquet": "predictions.parquet",
     "jsonl": "answers.jsonl",
@@ -38,23 +38,24 @@ class PredictionError(UserError, ValueError):
     """Predictions that cannot be written as asked; the message says what to do."""
 
 
-class PredictionWriter(Callback):
+class PredictionWriter(BasePredictionWriter):
     """Writes predictions as they come, one part per process, and joins the parts at the end.
 
     Args:
-        path: the file; one that exists is never overwritten. If none, it is named by the format,
-            in the working directory.
-        format: what is written. "parquet" holds log-probabilities, reward and rank of each response
-            of scored groups; the others hold answers to prompts: "jsonl" the package's own rows,
-            "alpaca-eval" its ``model_outputs.json``, "arena-hard" its ``model_answer`` (version 2).
-            "auto" takes what the data are for: parquet for groups; alpaca-eval for rows with
-            ``instruction``, arena-hard for rows with ``uid`` and ``prompt``, else jsonl.
-        model: name of the model in the answers; base and checkpoint if none.
+        path: the file; one that exists is never overwritten. Defaults to a name by the format, in
+            the working directory.
+        format: "parquet" holds log-probabilities, reward and rank of each response of scored
+            groups; the others hold answers to prompts: "jsonl" the package's own rows,
+            "alpaca-eval" AlpacaEval's ``model_outputs.json``, "arena-hard" Arena-Hard's
+            ``model_answer`` (version 2). "auto" is parquet for groups; for prompts alpaca-eval if
+            rows have ``instruction``, arena-hard if they have ``uid`` and ``prompt``, else jsonl.
+        model: name of the model in the answers. Defaults to base and checkpoint.
     """
 
     def __init__(
         self, path: str | None = None, format: Format = "auto", model: str | None = None
     ) -> None:
+        super().__init__("batch")
         self.path = None if path is None else Path(path)
         self.format: Format = format
         self.model = model
@@ -71,7 +72,7 @@ class PredictionWriter(Callback):
         kind = self._kind(prompts)
         model = self.model or _model_name(trainer, pl_module)
         path = self.path or Path(NAMES[kind].format(model=model))
-        suffix = ".parquet" if kind == "parquet" else FORMATS[kind].suffix
+        suffix = Path(NAMES[kind]).suffix
         if path.suffix != suffix:
             raise PredictionError(
                 f"predictions.path: {path}: {kind} is written to a {suffix} file. Rename it, or "
@@ -109,21 +110,22 @@ class PredictionWriter(Callback):
             return "alpaca-eval"
         return "arena-hard" if "uid" in columns else "jsonl"
 
-    def on_predict_batch_end(  # noqa: PLR0917 (the signature is Lightning's)
+    def write_on_batch_end(  # noqa: PLR0917 (the signature is Lightning's)
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
         batch: Any,
         batch_idx: int,
-        dataloader_idx: int = 0,
+        dataloader_idx: int,
     ) -> None:
         """Write the rows of a batch."""
         assert self._output is not None
-        self._output.add(outputs)
+        self._output.add(prediction)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Join the parts in the order of the files' rows."""
+        """Join the parts, in the order of the rows read."""
         assert self._output is not None
         self._output.close()
         trainer.strategy.barrier()
@@ -133,7 +135,7 @@ class PredictionWriter(Callback):
 
 
 def _model_name(trainer: Trainer, module: Any) -> str:
-    """Of the base, and of the checkpoint that its adapter comes from."""
+    """Return the names of the base and of the checkpoint that its adapter comes from."""
     base = Path(module.policy_config.base).name
     return f"{base}+{Path(trainer.ckpt_path).stem}" if trainer.ckpt_path else base
 
@@ -148,7 +150,7 @@ def _remove(parts: Sequence[Path]) -> None:
 
 
 class _Measures:
-    """Measures of responses, one row a response."""
+    """A Parquet file of measures, one row a response."""
 
     def __init__(self, path: Path, rank: int) -> None:
         self.path = path
@@ -164,15 +166,14 @@ class _Measures:
         parts = [_part(self.path, rank) for rank in range(processes)]
         table = pa.concat_tables([pq.read_table(part) for part in parts])
         order = [(name, "ascending") for name in ("file", "row", "response")]
-        joined = self.path.with_name(f".{self.path.name}.joined")
-        pq.write_table(table.sort_by(order), joined)
-        joined.rename(self.path)
+        with whole_file(self.path) as joined:
+            pq.write_table(table.sort_by(order), joined)
         _remove(parts)
         return f"Wrote {table.num_rows} responses to {self.path}"
 
 
 class _AnswerFile:
-    """Answers to prompts, one row a prompt, in the prompts' order.
+    """A file of answers, one row a prompt, in the prompts' order.
 
     Raises:
         DataError: if the rows lack what the format needs, before anything is answered.
@@ -184,23 +185,22 @@ class _AnswerFile:
         self.path = path
         self.how = how
         self.items = prompts.items
-        self._row = FORMATS[kind].row
-        self._as_array = FORMATS[kind].suffix == ".json"
+        self._row = FORMATS[kind]
         collect_errors(self.items, lambda item: self._row(item, Sample("", "stop"), how))
         self._file = _part(path, rank).open("w", encoding="utf-8")
 
-    def add(self, outputs: list[Answered]) -> None:
+    def add(self, outputs: list[PromptAnswer]) -> None:
         for item, answers in ((output.item, output.answers) for output in outputs):
-            samples = answers.samples
-            sample = samples[0] if samples else None
-            entry = {
-                "number": item.number,
-                "refused": answers.refused,
-                "row": None if sample is None else self._row(item, sample, self.how),
-                "truncated": sample is not None and sample.finish == "length",
-                "empty": sample is not None and not sample.text.strip(),
-                "special_tokens": sample is not None and sample.special_tokens > 0,
-            }
+            entry: dict[str, Any] = {"number": item.number, "refused": answers.refused}
+            for sample in answers.samples:
+                entry["row"] = self._row(item, sample, self.how)
+                entry["notes"] = {
+                    "responses truncated at max_new_tokens": sample.finish == "length",
+                    "responses empty": not sample.text.strip(),
+                    "responses with special tokens in their midst, left out of the text": (
+                        sample.special_tokens > 0
+                    ),
+                }
             # Parquet and datasets rows may hold dates and the like, which JSON has no form for.
             self._file.write(json.dumps(entry, default=str) + "\n")
 
@@ -213,16 +213,15 @@ class _AnswerFile:
         entries.sort(key=lambda entry: int(entry["number"]))
         tally = Tally()
         answered = [e for e in entries if self._count(e, self.items[e["number"]], tally)]
-        rows = [entry["row"] for entry in answered]
-        lines = [json_line(row) for row in rows]
-        if self._as_array:
+        lines = [json_line(entry["row"]) for entry in answered]
+        if self.path.suffix == ".json":
             lines = [b"[\n", b",".join(lines), b"]\n"]
         write_whole(self.path, b"".join(lines))
         _remove(parts)
         return f"Wrote answers of {self.how['model']} to {self.path}: {tally}"
 
     def _count(self, entry: dict[str, Any], item: PromptItem, tally: Tally) -> bool:
-        """Count what became of a prompt; whether it has an answer."""
+        """Count a prompt and whatever is odd about its answer; return whether it has one."""
         source = item.request.source
         tally.read += 1
         if entry["refused"] is not None:
@@ -231,13 +230,8 @@ class _AnswerFile:
         tally.written += 1
         tally.responses += 1
         tally.note("prompts came before", source, int(item.repeated))
-        tally.note("responses truncated at max_new_tokens", source, int(entry["truncated"]))
-        tally.note("responses empty", source, int(entry["empty"]))
-        tally.note(
-            "responses with special tokens in their midst, left out of the text",
-            source,
-            int(entry["special_tokens"]),
-        )
+        for reason, found in entry["notes"].items():
+            tally.note(reason, source, int(found))
         for column in OF_RESPONSES:
             tally.note(f"columns {column} not read", source, int(column in item.row))
         return True

@@ -1,14 +1,13 @@
-"""A checkpoint's adapter, alone or merged, as a folder for transformers, PEFT, vLLM and the hub."""
+"""Export of a checkpoint's adapter, alone or merged, for transformers, PEFT, vLLM and the hub."""
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.tokens import GroupTokenizer, load_tokenizer
 from mpo_lightning.export.card import PICTURE, CardFacts, is_hub_id, model_card
 from mpo_lightning.export.curves import draw, read_metrics
@@ -20,11 +19,13 @@ from mpo_lightning.export.trained_adapter import (
     TrainedAdapter,
     find_adapter,
 )
-from mpo_lightning.export.writing import check_out, whole_folder
-from mpo_lightning.files import RECORD, digest_of_file
+from mpo_lightning.files import RECORD, digest_of_files, whole_folder
 from mpo_lightning.generation.model import files_digest
 
 __all__ = ["export"]
+
+# File in which an exported folder says what it is.
+DESCRIPTION = "export.json"
 
 
 def export(
@@ -37,40 +38,51 @@ def export(
     base_name: str | None = None,
     revision: str | None = None,
     onto: Onto = "full-precision",
-    dtype: Dtype | None = None,
-    max_shard_size: str | None = None,
+    dtype: Dtype = "auto",
+    max_shard_size: str = "5GB",
     force: bool = False,
     trust_remote_code: bool = False,
 ) -> Path:
-    """Write a checkpoint's adapter, or the model that it makes of its base, with a model card.
+    """Write a checkpoint's adapter, or the merged model, as a folder with a model card.
 
-    The folder is there whole or not at all. If it holds this very export already, nothing is done.
+    The folder is written whole or not at all. If it holds this very export already, nothing is
+    done.
 
     Args:
         checkpoint: a ``.ckpt`` file, an adapter folder, or "last" for the run's last checkpoint.
         out: folder to write.
-        run: the run's folder (trainer.default_root_dir), in which "last" is looked for.
-        merged: write the whole model, merged in float32, and not the adapter alone.
-        base: folder or hub id of the model that the adapter was trained on, unquantised; the one
-            that it names if none.
+        run: the run's folder (trainer.default_root_dir), which "last" refers to.
+        merged: write the whole model, merged in float32, instead of the adapter alone.
+        base: folder or hub id of the model that the adapter was trained on, unquantised. Defaults
+            to the one that the adapter names.
         base_name: hub id by which adapter and card name the base; needed for publishing where the
             base was a local folder.
-        revision: branch, tag or commit of the base on the hub; that of the run if none.
-        onto: which weights of the base a merged model is made of: the base's own
-            ("full-precision"), or what quantisation in training left of them ("dequantized").
-        dtype: dtype in which a merged model is written; that of the base if none or "auto". In 16
-            bits a part of the adapter's update is rounded away; how much is said.
-        max_shard_size: size at which the file of a merged model is split, such as 5GB (the
-            default).
+        revision: branch, tag or commit of the base on the hub. Defaults to the run's.
+        onto: weights of the base that a merged model is made of: its own ("full-precision"), or
+            those that quantisation left in training ("dequantized").
+        dtype: dtype of a merged model; "auto" is the dtype of the base. In 16 bits a part of the
+            adapter's update is rounded away; the export reports how much.
+        max_shard_size: largest size of a file of a merged model.
         force: overwrite another export.
         trust_remote_code: let a hub model run its own code.
 
     Raises:
         ExportError: if there is no such checkpoint, its adapter cannot be merged as asked, or
             ``out`` cannot be written.
+        PolicyError: if the base cannot be loaded, or the adapter does not fit it.
+        DataError: if there is no tokenizer.
     """
-    if not merged:
-        _refuse_for_adapter(dtype=dtype, max_shard_size=max_shard_size, onto=onto)
+    for name, given, default in (
+        ("dtype", dtype, "auto"),
+        ("max_shard_size", max_shard_size, "5GB"),
+        ("onto", onto, "full-precision"),
+    ):
+        if given != default and not merged:
+            raise ExportError(
+                "an adapter is written as it was trained. Leave it out, or write the whole model "
+                "(--merged).",
+                field=name,
+            )
     adapter = find_adapter(checkpoint, run)
     named = _Base.of(adapter, base, base_name, revision)
     description = {
@@ -80,11 +92,11 @@ def export(
         "revision": named.revision,
         "merged": merged,
         "onto": onto,
-        "dtype": dtype or "auto",
-        "max_shard_size": max_shard_size or "5GB",
+        "dtype": dtype,
+        "max_shard_size": max_shard_size,
     }
     folder = Path(out)
-    if check_out(folder, description, force=force):
+    if _is_done(folder, description, force=force):
         print(f"{folder} holds this export already")
         return folder
     tokenizer = _tokenizer(adapter, named, trust_remote_code)
@@ -96,7 +108,7 @@ def export(
             adapter,
             named.path,
             onto=onto,
-            dtype=dtype or "auto",
+            dtype=dtype,
             revision=named.revision,
             trust_remote_code=trust_remote_code,
         )
@@ -105,27 +117,30 @@ def export(
     else:
         generation = _generation_config(named, trust_remote_code)
     said = [*notes, *_end_with(generation, ends, named)]
-    with whole_folder(folder, description) as partial:
-        if model is not None:
-            model.save_pretrained(partial, max_shard_size=max_shard_size or "5GB")
-        else:
-            _write_adapter(adapter, named, partial)
-            if generation is not None:
-                generation.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        facts = CardFacts(
-            name=folder.resolve().name,
-            base=named.name,
-            base_is_public=named.public,
-            revision=named.revision,
-            merged=merged,
-            notes=notes,
-            picture=_picture(adapter, partial, said),
-        )
-        if adapter.record is not None:
-            record = {**adapter.record, "metrics_csv": None}
-            (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        model_card(adapter, facts).save(partial / "README.md")
+    try:
+        with whole_folder(folder) as partial:
+            if model is not None:
+                model.save_pretrained(partial, max_shard_size=max_shard_size)
+            else:
+                _write_adapter(adapter, named, partial)
+                if generation is not None:
+                    generation.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            facts = CardFacts(
+                name=folder.resolve().name,
+                base=named.name,
+                base_is_public=named.public,
+                revision=named.revision,
+                merged=merged,
+                notes=notes,
+                picture=_picture(adapter, partial, said),
+            )
+            if adapter.record is not None:
+                _write_json(partial / RECORD, {**adapter.record, "metrics_csv": None})
+            model_card(adapter, facts).save(partial / "README.md")
+            _write_json(partial / DESCRIPTION, description)
+    except OSError as error:
+        raise ExportError(f"{folder} cannot be written: {error}", field="out") from error
     if not named.public:
         said.append(
             f"Its base, {named.path}, is a folder of this machine: before you publish the export, "
@@ -136,27 +151,39 @@ def export(
     return folder
 
 
-def _refuse_for_adapter(*, dtype: Any, max_shard_size: Any, onto: Onto) -> None:
-    """Refuse settings that only a merged model has.
+def _is_done(out: Path, description: Mapping[str, Any], *, force: bool) -> bool:
+    """Whether a folder holds the export of this description already; False if it may be written.
 
     Raises:
-        ExportError: naming the first that is given.
+        ExportError: if the folder holds something that must not be overwritten.
     """
-    for name, given in (
-        ("dtype", dtype is not None),
-        ("max_shard_size", max_shard_size is not None),
-        ("onto", onto != "full-precision"),
-    ):
-        if given:
-            raise ExportError(
-                f"{name}: an adapter is written as it was trained. Leave it out, or write the "
-                "whole model (--merged)."
-            )
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    try:
+        found = json.loads((out / DESCRIPTION).read_bytes())
+    except (OSError, ValueError):
+        raise ExportError(
+            f"{out} exists and is no export. Name another folder, or remove it.", field="out"
+        ) from None
+    if found == description:
+        return True
+    if force:
+        return False
+    differing = [name for name in description if found.get(name) != description[name]]
+    raise ExportError(
+        f"{out} holds another export: {', '.join(differing)} differ. Name another folder, or "
+        "overwrite it with --force.",
+        field="out",
+    )
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)
 class _Base:
-    """The base: where it is loaded from, and how it is named."""
+    """The base: its folder or hub id, its name in the export, and whether that is a hub id."""
 
     path: str
     name: str
@@ -169,9 +196,9 @@ class _Base:
     ) -> "_Base":
         path = base or adapter.config.get("base_model_name_or_path")
         if path is None:
-            raise ExportError("base: the adapter does not name its base: give it as --base.")
+            raise ExportError("the adapter does not name its base: give it.", field="base")
         if name is not None and not is_hub_id(name):
-            raise ExportError(f"base_name: {name} is no hub id, such as org/model.")
+            raise ExportError(f"{name} is no hub id, such as org/model.", field="base_name")
         if revision is None and base is None and adapter.record is not None:
             revision = adapter.record["base"]["revision"]
         public = name is not None or (not Path(path).exists() and is_hub_id(path))
@@ -179,29 +206,23 @@ class _Base:
 
     @property
     def for_adapter(self) -> str:
-        """What an adapter's configuration names: where it is found."""
+        """Return what an adapter's configuration names: a hub id, or the folder's path."""
         return self.name if self.public else str(Path(self.path).resolve())
 
 
 def _digest(adapter: TrainedAdapter) -> str:
-    content = blake2b(digest_size=16)
-    for name in (CONFIG, WEIGHTS):
-        content.update(digest_of_file(adapter.folder / name).encode())
-    return content.hexdigest()
+    return digest_of_files(*(adapter.folder / name for name in (CONFIG, WEIGHTS)))
 
 
 def _tokenizer(adapter: TrainedAdapter, base: _Base, trust_remote_code: bool) -> Any:
-    """The tokenizer that the run has left with the adapter; the base's if it left none."""
+    """Load the tokenizer that the run left with the adapter, or else the base's."""
     own = (adapter.folder / "tokenizer_config.json").is_file()
     path = str(adapter.folder) if own else base.path
-    try:
-        return load_tokenizer(path, trust_remote_code=trust_remote_code)
-    except DataError as error:
-        raise ExportError(str(error).removeprefix("data.")) from error
+    return load_tokenizer(path, trust_remote_code=trust_remote_code)
 
 
 def _end_tokens(tokenizer: Any, adapter: TrainedAdapter) -> list[int]:
-    """The tokens with which responses ended in training."""
+    """Return the tokens with which responses ended in training."""
     data = None if adapter.record is None else adapter.record["data"]
     rules = GroupTokenizer(
         tokenizer,
@@ -214,13 +235,16 @@ def _end_tokens(tokenizer: Any, adapter: TrainedAdapter) -> list[int]:
 
 
 def _generation_config(base: _Base, trust_remote_code: bool) -> Any:
-    """The base's; what its configuration says if it has none; None if neither can be read."""
+    """Load the base's generation settings, or make them of its configuration.
+
+    None if neither can be read.
+    """
     from transformers import AutoConfig, GenerationConfig
 
     try:
         return GenerationConfig.from_pretrained(base.path, revision=base.revision)
     except (OSError, ValueError):
-        # It may have none of its own.
+        # Many models have none.
         pass
     try:
         settings = AutoConfig.from_pretrained(
@@ -232,7 +256,11 @@ def _generation_config(base: _Base, trust_remote_code: bool) -> Any:
 
 
 def _end_with(generation: Any, ends: list[int], base: _Base) -> list[str]:
-    """Have generation stop where responses ended in training; said where that is new."""
+    """Add the tokens that ended responses in training to those that stop generation.
+
+    Returns:
+        What there is to report.
+    """
     if generation is None:
         return [f"No generation_config.json: the base {base.path} cannot be read from here."]
     known = generation.eos_token_id
@@ -248,7 +276,7 @@ def _end_with(generation: Any, ends: list[int], base: _Base) -> list[str]:
 
 
 def _notes(adapter: TrainedAdapter, merged: Merged, onto: Onto) -> list[str]:
-    """How the merged model differs from the policy."""
+    """Describe how the merged model differs from the policy."""
     dtype = str(merged.dtype).removeprefix("torch.")
     notes = []
     if merged.rounded_away > 0:
@@ -284,12 +312,11 @@ def _notes(adapter: TrainedAdapter, merged: Merged, onto: Onto) -> list[str]:
 def _write_adapter(adapter: TrainedAdapter, base: _Base, folder: Path) -> None:
     shutil.copyfile(adapter.folder / WEIGHTS, folder / WEIGHTS)
     own = {"base_model_name_or_path": base.for_adapter, "revision": base.revision}
-    config = {**adapter.config, **own}
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    _write_json(folder / CONFIG, {**adapter.config, **own})
 
 
 def _picture(adapter: TrainedAdapter, folder: Path, said: list[str]) -> bool:
-    """Whether a picture of the run's metrics could be drawn; why not is said."""
+    """Draw the run's metrics; return False, and add the reason to ``said``, if that fails."""
     if adapter.record is None or adapter.metrics_csv is None:
         said.append("No picture of the training: the run's metrics.csv is not to be found.")
         return False

@@ -1,38 +1,37 @@
-"""An adapter and its base become one model, computed in float32."""
+"""Merging of an adapter into its base, in float32, with a measurement of what it changes."""
 
 import gc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mpo_lightning.errors import RolloutError
 from mpo_lightning.export.trained_adapter import ExportError, TrainedAdapter
 from mpo_lightning.generation.model import put_adapter
 from mpo_lightning.model.loading import PolicyConfig, load_base
-from mpo_lightning.model.policy import PolicyError, digest_of_weights
+from mpo_lightning.model.policy import digest_of_weights
 
 __all__ = ["Change", "Dtype", "Merged", "Onto", "merge"]
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Onto = Literal["full-precision", "dequantized"]
 
-# How far logits may move by merging in float32, in parts of the largest.
-ROUNDING = 1e-3
-# Tokens on which models are compared.
+# Largest difference of logits that merging in float32 may make, as a fraction of the largest logit.
+TOLERANCE = 1e-3
+# Number of tokens on which models are compared.
 PROBED = 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """How one model's logits differ from another's on a few fixed tokens.
+    """Difference of one model's logits from another's on a few fixed tokens.
 
     Attributes:
-        logits: largest difference, in parts of the largest logit.
-        kl: mean over the tokens of KL(other || one), nats.
-        top: part of the tokens whose likeliest successor is the same.
+        logits: largest difference, as a fraction of the largest logit.
+        kl: mean over the tokens of KL(expected || found), nats.
+        top: fraction of the tokens whose likeliest successor is the same.
     """
 
     logits: float
@@ -41,7 +40,7 @@ class Change:
 
     @classmethod
     def between(cls, found: Tensor, expected: Tensor) -> "Change":
-        """Of logits (T, V) from those that are expected."""
+        """Compare logits with the expected ones, (T, V) each."""
         one, other = found.double().log_softmax(-1), expected.double().log_softmax(-1)
         return cls(
             logits=float((found - expected).abs().max() / expected.abs().max()),
@@ -50,7 +49,7 @@ class Change:
         )
 
     def __str__(self) -> str:
-        """In words."""
+        """Return the difference in words."""
         return (
             f"logits differ by at most {self.logits:.2g} of the largest, by {self.kl:.2g} nats a "
             f"token in KL divergence, and {self.top:.0%} of the likeliest tokens are the same"
@@ -59,17 +58,17 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """A merged model, and how far it is from the policy that was trained.
+    """A merged model, and its difference from the policy that was trained.
 
     Attributes:
-        model: in the dtype in which it is to be written.
+        model: the model, in the dtype in which it is to be written.
         dtype: that dtype.
-        rounded_away: part of the update that this dtype loses.
-        from_exact: what merging and this dtype change, against base and adapter in float32.
-        from_trained: of a policy whose base was quantised: against that policy; None where it was
-            not, or could not be loaded here.
-        base_is_known: whether the base's weights are those of training, bit for bit; None where
-            nothing says.
+        rounded_away: fraction of the adapter's update that is lost in this dtype.
+        from_exact: difference from base and adapter in float32.
+        from_trained: difference from the policy with its quantised base; None if the base was not
+            quantised, or cannot be quantised here.
+        base_is_known: whether the base's weights are those of training, bit for bit; None without
+            a record of them.
     """
 
     model: Any
@@ -92,65 +91,57 @@ def merge(
     """Merge an adapter into its base.
 
     Args:
-        adapter: what was trained.
-        base: the model that it was trained on, unquantised.
-        onto: "full-precision" weights, or those of a base that was quantised in training as
-            quantisation has left them ("dequantized").
+        adapter: the adapter.
+        base: folder or hub id of the model that it was trained on, unquantised.
+        onto: weights to merge into: "full-precision", or those that quantisation left in training
+            ("dequantized").
         dtype: dtype in which the model will be written; "auto" is that of the base.
         revision: branch, tag or commit of a hub model.
         trust_remote_code: let a hub model run its own code.
 
     Raises:
-        ExportError: if the base is quantised or another one, or the adapter does not fit.
+        ExportError: if the base is quantised or another one, or the adapter cannot be merged.
+        PolicyError: if the base cannot be loaded, or the adapter does not fit it.
     """
     settings = _settings(base, revision, trust_remote_code)
     quantised = adapter.quantization
     if onto == "dequantized" and quantised == "none":
         raise ExportError(
-            "onto: the base was not quantised in training, or the adapter's folder does not say "
-            "so: there is nothing to dequantise. Leave it at full-precision."
+            "the base was not quantised in training, or the adapter's folder does not say so: "
+            "there is nothing to dequantise. Leave it at full-precision.",
+            field="onto",
         )
-    known = None if adapter.record is None else adapter.record["base"]
+    known = {} if adapter.record is None else adapter.record["base"]
+    config = PolicyConfig(base=base, revision=revision, trust_remote_code=trust_remote_code)
 
     def load(quantization: Any, dtype: Any) -> Any:
-        try:
-            return load_base(
-                PolicyConfig(
-                    base=base,
-                    dtype=dtype,
-                    quantization=quantization,
-                    revision=revision,
-                    trust_remote_code=trust_remote_code,
-                ),
-                torch.device("cpu"),
-            )
-        except PolicyError as error:
-            raise ExportError(str(error).replace("model.policy.", "")) from error
+        changed = replace(config, quantization=quantization, dtype=dtype)
+        return load_base(changed, torch.device("cpu"))
 
     of_trained, base_is_known, model = None, None, None
     if quantised != "none" and (onto == "dequantized" or find_spec("bitsandbytes") is not None):
-        assert known is not None
         model = load(quantised, known["dtype"])
         base_is_known = digest_of_weights(model) == known["weights"]
-        policy = _put(model, adapter)
+        policy = put_adapter(model, str(adapter.folder))
         of_trained = _logits(policy)
         model = policy.unload().dequantize() if onto == "dequantized" else None
         del policy
         gc.collect()
     if model is None:
-        # What was trained stands on the base as it was loaded then, in that dtype.
-        as_trained = known is not None and quantised == "none"
-        model = load("none", known["dtype"] if known is not None and as_trained else "float32")
-        if known is not None and as_trained:
+        # The adapter was trained on the base as it was loaded then, in that dtype.
+        as_trained = known and quantised == "none"
+        model = load("none", known["dtype"] if as_trained else "float32")
+        if as_trained:
             base_is_known = digest_of_weights(model) == known["weights"]
             if not base_is_known:
                 raise ExportError(
-                    f"base: the weights of {base} are not those that the adapter was trained on. "
-                    "Name that model (--base)."
+                    f"the weights of {base} are not those that the adapter was trained on. Name "
+                    "that model.",
+                    field="base",
                 )
     written = settings.dtype or torch.float32 if dtype == "auto" else getattr(torch, dtype)
-    merged, exact, lost = _merged(_put(model.float(), adapter), written)
-    # As it was: the base's own dropout is off in what training and merging load.
+    merged, exact, lost = _merged(put_adapter(model.float(), str(adapter.folder)), written)
+    # The base's own configuration: training and merging load it with dropout switched off.
     merged.config = settings
     merged.config.dtype = written
     found = _logits(merged)
@@ -165,10 +156,10 @@ def merge(
 
 
 def _settings(base: str, revision: str | None, trust_remote_code: bool) -> Any:
-    """The base's configuration.
+    """Return the base's configuration.
 
     Raises:
-        ExportError: if there is none, or the base is quantised.
+        ExportError: if it cannot be loaded, or the base is quantised.
     """
     from transformers import AutoConfig
 
@@ -177,26 +168,20 @@ def _settings(base: str, revision: str | None, trust_remote_code: bool) -> Any:
             base, revision=revision, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise ExportError(f"base: {base} cannot be loaded: {error}") from error
+        raise ExportError(f"{base} cannot be loaded: {error}", field="base") from error
     if getattr(settings, "quantization_config", None) is not None:
         raise ExportError(
-            f"base: the weights of {base} are quantised; merged, the update would be rounded to "
-            "their few values. Name the unquantised model that it was made from, or export the "
-            "adapter alone."
+            f"the weights of {base} are quantised; merged, the update would be rounded to their "
+            "few values. Name the unquantised model that it was made from, or export the adapter "
+            "alone.",
+            field="base",
         )
     return settings
 
 
-def _put(model: Any, adapter: TrainedAdapter) -> Any:
-    try:
-        return put_adapter(model, str(adapter.folder)).eval()
-    except RolloutError as error:
-        raise ExportError(str(error).removeprefix("model.")) from error
-
-
 @torch.inference_mode()
 def _logits(model: Any) -> Tensor:
-    """Logits of a few fixed tokens, float32 (T, V)."""
+    """Return the logits of a few fixed tokens, float32 (T, V)."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
     length = min(PROBED, getattr(model.config, "max_position_embeddings", None) or PROBED)
     tokens = torch.arange(1, length + 1)[None] * 7919 % vocabulary
@@ -206,7 +191,7 @@ def _logits(model: Any) -> Tensor:
 
 @torch.inference_mode()
 def _merged(policy: Any, dtype: torch.dtype) -> tuple[Any, Tensor, float]:
-    """The merged model in a dtype, the policy's logits, and which part of the update is lost.
+    """Return the merged model in a dtype, the policy's logits, and the lost part of the update.
 
     Raises:
         ExportError: if the merged model computes something else.
@@ -216,13 +201,14 @@ def _merged(policy: Any, dtype: torch.dtype) -> tuple[Any, Tensor, float]:
     try:
         merged = policy.merge_and_unload(safe_merge=True)
     except ValueError as error:
-        raise ExportError(f"adapter: it cannot be merged: {error}") from error
+        raise ExportError(f"it cannot be merged: {error}", field="adapter") from error
     gap = Change.between(_logits(merged), expected).logits
     # Written so that NaN, too, is a difference.
-    if not gap <= ROUNDING:
+    if not gap <= TOLERANCE:
         raise ExportError(
-            f"adapter: the merged {type(merged).__name__} computes something else: logits that "
-            f"differ by {gap:.2g} of the largest."
+            f"the merged {type(merged).__name__} computes something else: logits that differ by "
+            f"{gap:.2g} of the largest.",
+            field="adapter",
         )
     after = dict(merged.named_parameters())
     update, lost = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
@@ -234,7 +220,7 @@ def _merged(policy: Any, dtype: torch.dtype) -> tuple[Any, Tensor, float]:
 
 
 def _adapted_weights(base: Any) -> dict[str, Tensor]:
-    """Copies of the weights that merging changes, by the names that they have afterwards."""
+    """Return copies of the weights that merging changes, by their names after merging."""
     mark = ".base_layer.weight"
     return {
         f"{name.removesuffix(mark)}.weight": value.clone()

@@ -1,4 +1,4 @@
-"""What is exported: the adapter that a run has left, and what its checkpoint says of it."""
+"""Adapter that a run has left, with the record of its training."""
 
 import json
 from dataclasses import dataclass
@@ -21,18 +21,18 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 class ExportError(UserError, ValueError):
-    """What cannot be exported as asked; the message says what to do."""
+    """An export that is not possible as asked; the message says what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedAdapter:
-    """An adapter's folder.
+    """An adapter's folder, read.
 
     Attributes:
-        folder: where it lies.
-        config: what PEFT has in ``adapter_config.json``.
-        record: how it was trained; none if the folder does not say.
-        metrics_csv: what its run has logged, where that is still to be found.
+        folder: the folder.
+        config: PEFT's ``adapter_config.json``.
+        record: record of the training; None if the folder has none.
+        metrics_csv: metrics that its run has logged; None if the file is not found.
     """
 
     folder: Path
@@ -42,12 +42,12 @@ class TrainedAdapter:
 
     @property
     def quantization(self) -> str:
-        """Bits of the base in training: "none", "nf4" or "int8"; "none" if nothing is said."""
+        """Quantisation of the base in training: "none", "nf4" or "int8"; "none" without record."""
         return "none" if self.record is None else str(self.record["base"]["quantization"])
 
 
 def find_adapter(checkpoint: str, run: str = ".") -> TrainedAdapter:
-    """The adapter of a checkpoint.
+    """Find the adapter of a checkpoint.
 
     Args:
         checkpoint: a ``.ckpt`` file, an adapter folder, or "last" for the run's last checkpoint.
@@ -66,17 +66,19 @@ def find_adapter(checkpoint: str, run: str = ".") -> TrainedAdapter:
         found = sorted(each.name for each in path.parent.glob("*.ckpt"))
         there = f" There: {', '.join(found)}." if found else ""
         raise ExportError(
-            f"checkpoint: {path} does not exist.{there} Name a .ckpt file or an adapter folder, or "
-            "last and the run's folder (--run)."
+            f"{path} does not exist.{there} Name a .ckpt file or an adapter folder, or last and "
+            "the run's folder (--run).",
+            field="checkpoint",
         )
     if not (folder / CONFIG).is_file():
         raise ExportError(
-            f"checkpoint: {folder} holds no {CONFIG}, so it is no adapter's folder. Those of a run "
-            "lie in its folder checkpoints."
+            f"{folder} holds no {CONFIG}, so it is no adapter's folder. Those of a run lie in its "
+            "folder checkpoints.",
+            field="checkpoint",
         )
-    record = _read_record(folder)
-    way = None if record is None else record["metrics_csv"]
-    metrics = None if way is None else folder / way
+    recorded = (folder / RECORD).is_file()
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8")) if recorded else None
+    metrics = folder / record["metrics_csv"] if record and record["metrics_csv"] else None
     return TrainedAdapter(
         folder=folder,
         config=json.loads((folder / CONFIG).read_text(encoding="utf-8")),
@@ -85,20 +87,16 @@ def find_adapter(checkpoint: str, run: str = ".") -> TrainedAdapter:
     )
 
 
-def _read_record(folder: Path) -> Record | None:
-    path = folder / RECORD
-    if not path.is_file():
-        return None
-    record: Record = json.loads(path.read_text(encoding="utf-8"))
-    return record
-
-
 def _same_or_refuse(checkpoint: Path, folder: Path) -> None:
-    """A run that is killed while it saves may leave a folder that is newer than the file."""
+    """Refuse a folder with other weights than the checkpoint file.
+
+    A run that is killed while it saves may leave a folder that is newer than the file.
+    """
     if not (folder / WEIGHTS).is_file():
         raise ExportError(
-            f"checkpoint: beside {checkpoint} there is no {folder.name} with its adapter. Copy "
-            "that along, or go on from the checkpoint (--ckpt_path), which writes it again."
+            f"beside {checkpoint} there is no {folder.name} with its adapter. Copy that along, or "
+            "resume from the checkpoint (--ckpt_path), which writes it again.",
+            field="checkpoint",
         )
     try:
         held = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
@@ -108,13 +106,14 @@ def _same_or_refuse(checkpoint: Path, folder: Path) -> None:
         }
         stored = load_file(folder / WEIGHTS)
     except (OSError, RuntimeError, KeyError, ValueError, SafetensorError) as error:
-        raise ExportError(f"checkpoint: {checkpoint} cannot be read: {error}") from error
+        raise ExportError(f"{checkpoint} cannot be read: {error}", field="checkpoint") from error
     same = weights.keys() == stored.keys() and all(
         torch.equal(value, stored[name]) for name, value in weights.items()
     )
     if not same:
         raise ExportError(
-            f"checkpoint: {checkpoint} and the adapter in {folder.name} beside it are not of the "
-            "same moment: a run was killed while it saved. Name the folder to export its adapter, "
-            "or go on from the checkpoint first (--ckpt_path last)."
+            f"{checkpoint} and the adapter in {folder.name} beside it are not of the same moment: "
+            "a run was killed while it saved. Name the folder to export its adapter, or resume "
+            "from the checkpoint first (--ckpt_path last).",
+            field="checkpoint",
         )

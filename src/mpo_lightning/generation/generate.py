@@ -21,7 +21,7 @@ from mpo_lightning.data.groups import collect_errors
 from mpo_lightning.data.tokens import GroupTokenizer
 from mpo_lightning.errors import RolloutError
 
-__all__ = ["Answered", "Answers", "Generation", "ModelSampler", "Sample", "Sampling"]
+__all__ = ["Answers", "Generation", "ModelSampler", "PromptAnswer", "Sample", "Sampling"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -396,8 +396,8 @@ def _uniforms(seed: int, key: bytes, slot: int, count: int) -> np.ndarray[Any, n
 # ------------------------------------------------------------------------------------- loading
 
 
-class Answered:
-    """What came of one prompt.
+class PromptAnswer:
+    """A prompt and its answer, as ``predict_step`` returns them.
 
     A plain class: Lightning takes the dataclasses apart that a step returns.
 

@@ -8,10 +8,9 @@ from typing import Any, Literal
 
 import torch
 
-from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.tokens import GroupTokenizer, PromptFormat, load_tokenizer
-from mpo_lightning.errors import RolloutError
-from mpo_lightning.files import RECORD, digest_of_file
+from mpo_lightning.errors import RolloutError, fields_below
+from mpo_lightning.files import RECORD, digest_of_files
 from mpo_lightning.generation.generate import ModelSampler, Sampling
 from mpo_lightning.model.loading import PolicyConfig, Quantization, load_base
 from mpo_lightning.model.policy import PolicyError
@@ -109,15 +108,12 @@ def load_model(config: ModelConfig) -> Any:
     """The model that answers, in evaluation mode on its device, adapters in place.
 
     Raises:
-        PolicyError: if the base cannot be loaded.
-        RolloutError: if the adapter does not fit it.
+        PolicyError: if the base cannot be loaded, or the adapter does not fit it.
     """
     device = choose_device(config.device)
     settings = policy_config(config)
-    try:
+    with fields_below("model"):
         model = load_base(settings, device)
-    except PolicyError as error:
-        raise PolicyError(str(error).replace("model.policy.", "model.")) from error
     if config.adapter is not None:
         named = _base_of_adapter(config.adapter)
         if named is not None and not _same_place(named, settings.base):
@@ -125,7 +121,8 @@ def load_model(config: ModelConfig) -> Any:
                 f"The adapter {config.adapter} names {named} as its base; it is put on "
                 f"{settings.base}."
             )
-        model = put_adapter(model, config.adapter).get_base_model()
+        with fields_below("model"):
+            model = put_adapter(model, config.adapter).get_base_model()
     # bitsandbytes has put quantised weights in their place.
     if config.quantization == "none":
         model = model.to(device)
@@ -136,15 +133,15 @@ def put_adapter(model: Any, adapter: str) -> Any:
     """The model with an adapter on it, every weight of which is there.
 
     Raises:
-        RolloutError: if the adapter's weights do not fit the model.
+        PolicyError: if the adapter's weights do not fit the model.
     """
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
-    def refuse(why: str) -> RolloutError:
-        return RolloutError(
-            f"model.adapter: {adapter} does not fit {type(model).__name__} of "
-            f"{model.name_or_path}: {why}"
+    def refuse(why: str) -> PolicyError:
+        return PolicyError(
+            f"{adapter} does not fit {type(model).__name__} of {model.name_or_path}: {why}",
+            field="adapter",
         )
 
     try:
@@ -168,7 +165,7 @@ def load_group_tokenizer(config: ModelConfig) -> GroupTokenizer:
         DataError: if there is none to be had, or it lacks the template that is asked for.
     """
     path = config.tokenizer or resolve_base(config)
-    try:
+    with fields_below("model"):
         return GroupTokenizer(
             load_tokenizer(path, trust_remote_code=config.trust_remote_code),
             # Limits on responses are the sampler's.
@@ -177,8 +174,6 @@ def load_group_tokenizer(config: ModelConfig) -> GroupTokenizer:
             prompt_format=config.prompt_format,
             boundary="strict",
         )
-    except DataError as error:
-        raise DataError(str(error).replace("data.", "model.", 1)) from error
 
 
 def load_sampler(
@@ -187,9 +182,9 @@ def load_sampler(
     """A sampler by its settings.
 
     Raises:
-        PolicyError: if the model cannot be loaded.
-        DataError: if the tokenizer cannot.
-        RolloutError: if the adapter does not fit.
+        PolicyError: if the model cannot be loaded, or the adapter does not fit.
+        DataError: if the tokenizer cannot be loaded.
+        RolloutError: if no base is named.
     """
     return ModelSampler(
         load_model(config),
@@ -227,5 +222,5 @@ def files_digest(folder: str) -> str | None:
     )
     content = blake2b(digest_size=16)
     for file in files:
-        content.update(f"{file.name} {digest_of_file(file)}\n".encode())
+        content.update(f"{file.name} {digest_of_files(file)}\n".encode())
     return content.hexdigest()

@@ -19,7 +19,7 @@ help and docs/settings.md list inherited settings too.
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -108,6 +108,13 @@ class SetLoss(ABC):
         >>> loss.has_contrast(scores, valid)
         tensor([ True, False])
     """
+
+    # For model cards, in the notation of docs/mathematics.md. A class needs a `latex` of its own:
+    # an inherited equation may be that of another loss.
+    title: ClassVar[str] = ""
+    latex: ClassVar[str] = ""
+    symbols: ClassVar[str] = ""
+    arxiv: ClassVar[tuple[str, ...]] = ()
 
     beta: float = 0.1
     reference_free: bool = False

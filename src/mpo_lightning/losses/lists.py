@@ -1,6 +1,7 @@
 """Losses on more of the scores than two sets: soft targets, rankings, ordinal levels."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch.nn.functional import logsigmoid
 from mpo_lightning.losses.base import SetLoss, masked_float
 from mpo_lightning.losses.checks import require, require_number
 from mpo_lightning.losses.scores import binned, differs, ordered_pairs
+from mpo_lightning.losses.sets import MPO
 
 __all__ = [
     "NCA",
@@ -54,6 +56,14 @@ class InfoNCA(ScoreTargetLoss):
         tensor(True)
     """
 
+    title: ClassVar = "InfoNCA"
+    latex: ClassVar = (
+        r"L = -\sum_i t_i \log \mathrm{softmax}(\beta r)_i, \qquad "
+        r"t = \mathrm{softmax}(S / \tau)"
+    )
+    symbols: ClassVar = r"$\tau$ is the temperature"
+    arxiv: ClassVar = ("2402.05369",)
+
     def has_contrast(self, scores: Tensor, valid: Tensor) -> Tensor:
         """Return which groups have two responses: equal scores ask for equal likelihood ratios."""
         return valid.sum(1) > 1
@@ -78,6 +88,14 @@ class NCA(ScoreTargetLoss):
         >>> NCA()(torch.zeros(1, 2), scores, valid)  # 2 ln 2: t = 1/2, sigmoid(0) = 1/2
         tensor([1.3863])
     """
+
+    title: ClassVar = "NCA"
+    latex: ClassVar = (
+        r"L = -\sum_i \left[ t_i \log \sigma(\beta r_i) + "
+        r"\tfrac{1}{n} \log \sigma(-\beta r_i) \right], \qquad t = \mathrm{softmax}(S / \tau)"
+    )
+    symbols: ClassVar = r"$\tau$ is the temperature"
+    arxiv: ClassVar = ("2402.05369",)
 
     def has_contrast(self, scores: Tensor, valid: Tensor) -> Tensor:
         """Return which groups have a response at all: each has an absolute target."""
@@ -154,6 +172,17 @@ class PlackettLuce(LevelLoss):
     equal it is the listwise loss of the paper; with two levels it is MPO.
     """
 
+    title: ClassVar = "Plackett-Luce"
+    latex: ClassVar = (
+        r"L = \sum_{k=1}^{m-1} \left[ \mathrm{LSE}_{S \le l_k}(\beta r) - "
+        r"\mathrm{LSE}_{S = l_k}(\beta r) \right]"
+    )
+    symbols: ClassVar = (
+        r"$l_1 \gt \dots \gt l_m$ are the levels of the scores, "
+        r"$\mathrm{LSE}_A(E)$ is $\log \sum_{i \in A} e^{E_i}$"
+    )
+    arxiv: ClassVar = ("2305.18290",)
+
     def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
         """Return the loss of each group, (B,)."""
         rewards = self.shifted_rewards(log_ratios, valid)
@@ -176,6 +205,14 @@ class MultiLevelMPO(LevelLoss):
         tensor([0.7520])
     """
 
+    title: ClassVar = "MPO over all cuts between score levels"
+    latex: ClassVar = MPO.latex
+    symbols: ClassVar = (
+        "it is the mean of this over the cuts between the levels of the scores, with "
+        r"$Y^+ = \lbrace S \ge l_k \rbrace$; " + MPO.symbols
+    )
+    arxiv: ClassVar = ("2412.04628",)
+
     def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
         """Return the loss of each group, (B,)."""
         rewards = self.shifted_rewards(log_ratios, valid)
@@ -196,6 +233,17 @@ class LiPO(SetLoss):
     such as all are at the start, rank by score and then by place in the group: with shared ranks
     the first gradient would be zero. Weights carry no gradient.
     """
+
+    title: ClassVar = "LiPO-lambda"
+    latex: ClassVar = (
+        r"L = \sum_{S_i \gt S_j} \lvert 2^{s_i} - 2^{s_j} \rvert \cdot \left\lvert "
+        r"\frac{1}{\log(1 + \rho_i)} - \frac{1}{\log(1 + \rho_j)} \right\rvert \cdot "
+        r"\log(1 + e^{-\beta (r_i - r_j)})"
+    )
+    symbols: ClassVar = (
+        r"$s$ are the scores mapped to 0 to 1 within the group, $\rho_i$ is the rank by reward"
+    )
+    arxiv: ClassVar = ("2402.01878",)
 
     def has_contrast(self, scores: Tensor, valid: Tensor) -> Tensor:
         """Return which groups have scores that are not all equal."""

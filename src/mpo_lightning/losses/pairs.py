@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -69,6 +69,8 @@ class PairLoss(SetLoss):
         partition: rule that makes the chosen and the rejected set.
     """
 
+    symbols: ClassVar = r"$h = \beta (r_w - r_l)$ is the margin of a winner and a loser"
+
     pairs: Pairs = "best-worst"
     partition: Partition = AboveMean()  # noqa: RUF009 (frozen)
 
@@ -121,6 +123,10 @@ class DPO(PairLoss):
         tensor(0.0181)
     """
 
+    title: ClassVar = "Direct Preference Optimization (DPO)"
+    latex: ClassVar = r"-\log \sigma(h)"
+    arxiv: ClassVar = ("2305.18290",)
+
     def of_margins(self, margins: Tensor) -> Tensor:
         """``-log sigmoid(h)``."""
         return -logsigmoid(margins)
@@ -136,6 +142,10 @@ class IPO(PairLoss):
         beta: pull towards the reference, > 0: the target margin is ``1 / (2 beta)`` nats.
     """
 
+    title: ClassVar = "IPO"
+    latex: ClassVar = r"(h - \frac12)^2 / \beta^2"
+    arxiv: ClassVar = ("2310.12036",)
+
     def of_margins(self, margins: Tensor) -> Tensor:
         """``((h - 1/2) / beta) ** 2``."""
         return ((margins - 0.5) / self.beta).square()
@@ -144,6 +154,10 @@ class IPO(PairLoss):
 @dataclass(frozen=True, kw_only=True)
 class Hinge(PairLoss):
     """Hinge loss ``max(0, 1 - h)`` of a margin h. arXiv 2305.10425."""
+
+    title: ClassVar = "Hinge loss on pairs"
+    latex: ClassVar = r"\max(0, 1 - h)"
+    arxiv: ClassVar = ("2305.10425",)
 
     def of_margins(self, margins: Tensor) -> Tensor:
         """``max(0, 1 - h)``."""
@@ -157,6 +171,11 @@ class RobustDPO(PairLoss):
     Args:
         flipped: assumed share of pairs whose order is wrong, from 0 (DPO) to below 0.5.
     """
+
+    title: ClassVar = "Robust DPO"
+    latex: ClassVar = r"\frac{-(1 - f) \log \sigma(h) + f \log \sigma(-h)}{1 - 2 f}"
+    symbols: ClassVar = PairLoss.symbols + ", $f$ the part of flipped labels"
+    arxiv: ClassVar = ("2403.00409",)
 
     flipped: float = 0.1
 
@@ -179,6 +198,13 @@ class SimPO(PairLoss):
         margin: required lead of the winner over the loser, nats per token, >= 0: the paper's gamma
             divided by beta.
     """
+
+    title: ClassVar = "SimPO"
+    latex: ClassVar = r"-\log \sigma(h - \beta m)"
+    symbols: ClassVar = (
+        PairLoss.symbols + ", per token and without reference, $m$ the target margin"
+    )
+    arxiv: ClassVar = ("2405.14734",)
 
     # These define the loss and cannot be set. Defaults that differ from another loss's would not
     # do: a command line that names another loss keeps the values of settings that both have.

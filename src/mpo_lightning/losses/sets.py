@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -48,6 +49,12 @@ class WeightedLoss(PartitionLoss):
             scores of spread 0.02 need very different values; "std": per standard deviation of the
             group's scores.
     """
+
+    symbols: ClassVar = (
+        r"$E_i = \beta r_i + w_i$ with log-weights $w_i = \alpha \lvert \Delta_i \rvert^{p}$ "
+        r"from the deviations $\Delta_i = S_i - \bar S$ ($\alpha = 0$: none); "
+        r"$\gamma$ multiplies the rejected terms"
+    )
 
     alpha: float = 0.0
     power: float = 1.0
@@ -127,6 +134,10 @@ class MPO(WeightedLoss):
         tensor([0.3365])
     """
 
+    title: ClassVar = "Multi-Preference Optimization (MPO)"
+    latex: ClassVar = r"L = -\log \frac{\sum_{i \in Y^+} e^{E_i}}{\sum_{j=1}^{n} e^{E_j}}"
+    arxiv: ClassVar = ("2412.04628",)
+
     def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
         """Return the loss of each group, (B,)."""
         energy, chosen, rejected = self.contrasted(log_ratios, scores, valid)
@@ -147,11 +158,20 @@ class EachMPO(WeightedLoss):
         tensor([0.6931])
     """
 
+    title: ClassVar = "MPO with each chosen response by itself"
+    latex: ClassVar = (
+        r"L = \frac{1}{\lvert Y^+ \rvert} \sum_{i \in Y^+} "
+        r"-\log \frac{e^{E_i}}{e^{E_i} + M}, \qquad M = \sum_{j \in Y^-} e^{E_j}"
+    )
+    arxiv: ClassVar = ("2412.04628",)
+
     def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
         """Return the loss of each group, (B,)."""
         energy, chosen, rejected = self.contrasted(log_ratios, scores, valid)
         per_response = softplus(_log_mass(energy, rejected)[:, None] - energy)
-        return torch.where(self.has_contrast(scores, valid), set_mean(per_response, chosen), 0.0)
+        # Where both sets hold every slot there is no contrast.
+        contrast = ~(chosen & rejected).any(1)
+        return torch.where(contrast, set_mean(per_response, chosen), 0.0)
 
 
 def _mean_margin(log_ratios: Tensor, chosen: Tensor, rejected: Tensor) -> Tensor:
@@ -165,10 +185,19 @@ def _mean_margin(log_ratios: Tensor, chosen: Tensor, rejected: Tensor) -> Tensor
 class MDPO(PartitionLoss):
     """DPO on the sets' means: ``-log sigmoid(beta * (mean r+ - mean r-))``. arXiv 2410.12138."""
 
+    title: ClassVar = "DPO on the sets' means"
+    latex: ClassVar = r"-\log \sigma(\beta d)"
+    symbols: ClassVar = (
+        r"$d = \frac{1}{\lvert Y^+ \rvert} \sum_{Y^+} r_i - "
+        r"\frac{1}{\lvert Y^- \rvert} \sum_{Y^-} r_j$"
+    )
+    arxiv: ClassVar = ("2410.12138",)
+
     def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
         """Return the loss of each group, (B,)."""
-        margin = self.beta * _mean_margin(log_ratios, *self.sets(scores, valid))
-        return torch.where(self.has_contrast(scores, valid), softplus(-margin), 0.0)
+        chosen, rejected = self.sets(scores, valid)
+        margin = self.beta * _mean_margin(log_ratios, chosen, rejected)
+        return torch.where(chosen.any(1) & rejected.any(1), softplus(-margin), 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +208,13 @@ class MIPO(PartitionLoss):
         beta: pull towards the reference, > 0: the target margin is ``1 / (2 beta)`` nats.
     """
 
+    title: ClassVar = "IPO on the sets' means"
+    latex: ClassVar = r"\left( d - \tfrac{1}{2 \beta} \right)^2"
+    symbols: ClassVar = MDPO.symbols
+    arxiv: ClassVar = ("2410.12138",)
+
     def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
         """Return the loss of each group, (B,)."""
-        distance = _mean_margin(log_ratios, *self.sets(scores, valid)) - 1 / (2 * self.beta)
-        return torch.where(self.has_contrast(scores, valid), distance.square(), 0.0)
+        chosen, rejected = self.sets(scores, valid)
+        distance = _mean_margin(log_ratios, chosen, rejected) - 1 / (2 * self.beta)
+        return torch.where(chosen.any(1) & rejected.any(1), distance.square(), 0.0)

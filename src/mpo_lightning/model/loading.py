@@ -171,12 +171,10 @@ def refuse_unshardable(config: PolicyConfig, mesh: Any, *, precision: str) -> No
         )
     if config.compile:
         raise PolicyError(
-            "model.policy.compile does not work together with a sharded policy. Set it to false."
+            "it does not work together with a sharded policy. Set it to false.", field="compile"
         )
     if config.quantization == "int8":
-        raise PolicyError(
-            "model.policy.quantization is int8, whose weights cannot be sharded. Use nf4, or DDP."
-        )
+        raise PolicyError("int8 weights cannot be sharded. Use nf4, or DDP.", field="quantization")
     whole_dtype = (precision, config.dtype) == ("bf16-true", "bfloat16")
     if mesh is None and config.quantization == "nf4" and not whole_dtype:
         raise PolicyError(
@@ -286,8 +284,9 @@ def _choose_layout(settings: Any, layout: Layout, attn_implementation: str | Non
         return "separate"
     if attn_implementation is not None and model_type in SHARED_PROMPT_MODELS:
         raise PolicyError(
-            f"model.policy.attn_implementation is {attn_implementation}, but a shared prompt has "
-            "an attention of its own. Set model.layout: separate, or leave attn_implementation out."
+            f"{attn_implementation} has no effect on a shared prompt, which has an attention of "
+            "its own. Set model.layout: separate, or leave it out.",
+            field="attn_implementation",
         )
     if layout == "shared":
         return "shared"
@@ -306,13 +305,13 @@ def _settings_of_base(config: PolicyConfig) -> tuple[Any, dict[str, Any]]:
     folder = Path(config.base)
     if (folder / "adapter_config.json").is_file():
         raise PolicyError(
-            f"model.policy.base: {folder} is an adapter, not a model. The reference of a trained "
-            "adapter is not its base: merge it (mpo-lightning export --merged) and name the merged "
-            "folder."
+            f"{folder} is an adapter, not a model. The reference of a trained adapter is not its "
+            "base: merge it (mpo-lightning export --merged) and name the merged folder.",
+            field="base",
         )
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise PolicyError(
-            f"model.policy.base: {folder} holds no config.json, so it is not a model's folder."
+            f"{folder} holds no config.json, so it is not a model's folder.", field="base"
         )
     hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     settings = _loaded(config, lambda: AutoConfig.from_pretrained(_name_of_base(config), **hub))
@@ -335,7 +334,7 @@ def _loaded(config: PolicyConfig, load: Callable[[], Any]) -> Any:
         return load()
     except (OSError, ValueError, ImportError) as error:
         raise PolicyError(
-            f"model.policy.base: {config.base} cannot be loaded as a causal language model: {error}"
+            f"{config.base} cannot be loaded as a causal language model: {error}", field="base"
         ) from error
 
 
@@ -390,8 +389,9 @@ def load_base(config: PolicyConfig, device: torch.device, *, flat_storage: bool 
     absent = sorted([*loaded["missing_keys"], *(str(key) for key in loaded["mismatched_keys"])])
     if absent:
         raise PolicyError(
-            f"model.policy.base: {config.base} lacks {len(absent)} weights of "
-            f"{type(model).__name__} (first: {absent[:3]}); they would be random."
+            f"{config.base} lacks {len(absent)} weights of {type(model).__name__} "
+            f"(first: {absent[:3]}); they would be random.",
+            field="base",
         )
     compute_alike_in_training_and_evaluation(model)
     return model
@@ -409,13 +409,15 @@ def quantised_arguments(
 
     if find_spec("bitsandbytes") is None:
         raise PolicyError(
-            f"model.policy.quantization is {config.quantization}, which needs bitsandbytes: "
-            "pip install bitsandbytes (or mpo-lightning[quantization])."
+            f"{config.quantization} needs bitsandbytes: pip install bitsandbytes "
+            "(or mpo-lightning[quantization]).",
+            field="quantization",
         )
     if getattr(settings, "quantization_config", None) is not None:
         raise PolicyError(
-            f"model.policy.base: {config.base} is quantised already. Leave "
-            "model.policy.quantization at none to use it as it is, or name the unquantised model."
+            f"{config.base} is quantised already. Leave this setting at none to use it as it is, "
+            "or name the unquantised model.",
+            field="quantization",
         )
     dtype = _dtype(config, settings)
     where = {"": str(device)}
@@ -448,9 +450,10 @@ def _refuse_unpackable(
         linear = isinstance(module, nn.Linear) and module is not head
         if linear and module.weight.numel() % packed:
             raise PolicyError(
-                f"model.policy.quantization is nf4, but {name} of {config.base} holds "
-                f"{module.out_features} x {module.in_features} weights, which cannot be packed by "
-                f"{packed} into {storage}. Use int8 or none."
+                f"nf4 does not fit {config.base}: its {name} holds {module.out_features} x "
+                f"{module.in_features} weights, which cannot be packed by {packed} into {storage}. "
+                "Use int8 or none.",
+                field="quantization",
             )
 
 
@@ -508,8 +511,9 @@ def _add_lora(base: Any, lora: LoRA) -> Any:
         model = get_peft_model(base, settings)
     except ValueError as error:
         raise PolicyError(
-            f"model.policy.lora.target_modules {lora.target_modules} cannot be adapted: {error} "
-            f"Linear layers of this model: {', '.join(linear)}."
+            f"{lora.target_modules} cannot be adapted: {error} "
+            f"Linear layers of this model: {', '.join(linear)}.",
+            field="lora.target_modules",
         ) from error
     if isinstance(lora.target_modules, list):
         adapted = model.targeted_module_names
@@ -520,8 +524,8 @@ def _add_lora(base: Any, lora: LoRA) -> Any:
         ]
         if unmatched:
             raise PolicyError(
-                f"model.policy.lora.target_modules: {unmatched} match no layer. "
-                f"Linear layers of this model: {', '.join(linear)}."
+                f"{unmatched} match no layer. Linear layers of this model: {', '.join(linear)}.",
+                field="lora.target_modules",
             )
     other = [n for n, p in model.named_parameters() if p.requires_grad and "lora_" not in n]
     if other:

@@ -28,7 +28,7 @@ CHECKED_RESPONSES = 8
 
 
 class PolicyError(UserError, ValueError):
-    """A base model or adapter that cannot be trained as asked; the message says what to do."""
+    """A base model or adapter that cannot be used as asked; the message says what to do."""
 
 
 class Policy(nn.Module):

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from mpo_lightning.batch import Message, Prompt
 from mpo_lightning.data.groups import DataError
-from mpo_lightning.errors import RolloutError, UserError
-from mpo_lightning.files import digest_of_file
+from mpo_lightning.errors import RolloutError, UserError, fields_below
+from mpo_lightning.files import digest_of_files
 from mpo_lightning.generation.model import choose_device, files_digest
 from mpo_lightning.model.loading import (
     PolicyConfig,
@@ -294,7 +294,8 @@ def load_reward_model(config: RewardModelConfig) -> RewardModel:
             as_policy = PolicyConfig(
                 base=config.path, dtype=config.dtype, quantization=config.quantization
             )
-            quantised = quantised_arguments(as_policy, settings, device)
+            with fields_below("reward_model"):
+                quantised = quantised_arguments(as_policy, settings, device)
             quantised["quantization_config"].llm_int8_skip_modules = HEADS
             arguments |= quantised
         model, loaded = AutoModelForSequenceClassification.from_pretrained(
@@ -364,7 +365,7 @@ class FunctionScorer:
             file = inspect.getsourcefile(type(self.function))
         return {
             "function": self.path,
-            "function_file": None if file is None else digest_of_file(Path(file)),
+            "function_file": None if file is None else digest_of_files(Path(file)),
         }
 
     def __call__(

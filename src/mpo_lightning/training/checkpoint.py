@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mpo_lightning.errors import CheckpointError
+from mpo_lightning.files import to_disk, whole_folder
 
 __all__ = ["AdapterCheckpointIO", "RunCheckpoint", "adapter_folder"]
 
@@ -55,29 +56,22 @@ class AdapterCheckpointIO(CheckpointIO):
                 "elsewhere. Set trainer.default_root_dir to one."
             )
         file, folder = Path(path), adapter_folder(path)
+        # One name for all saves: what a killed run has left is overwritten.
         new_file = file.with_name(f".{file.name}.partial")
-        new_folder = folder.with_name(f".{folder.name}.partial")
         try:
-            shutil.rmtree(new_folder, ignore_errors=True)
-            new_folder.mkdir(parents=True)
-            self.write_adapter(new_folder, checkpoint)
-            self.inner.save_checkpoint(checkpoint, new_file, storage_options)
-            for written in (new_file, *new_folder.iterdir()):
-                _to_disk(written)
-        except Exception as error:
-            shutil.rmtree(new_folder, ignore_errors=True)
-            new_file.unlink(missing_ok=True)
-            # safetensors and tokenizers tell what the system said by other exceptions.
-            if not isinstance(error, OSError) and "(os error " not in str(error):
-                raise
+            with whole_folder(folder) as new_folder:
+                self.write_adapter(new_folder, checkpoint)
+                self.inner.save_checkpoint(checkpoint, new_file, storage_options)
+                to_disk(new_file)
+            new_file.replace(file)
+        except OSError as error:
             before = "the one before it is untouched" if file.exists() else "there was none before"
             raise CheckpointError(
                 f"{file}: the checkpoint cannot be written: {error}. Of this name {before}. Make "
                 "room or give access, and go on from the last checkpoint with --ckpt_path last."
             ) from error
-        shutil.rmtree(folder, ignore_errors=True)
-        new_folder.rename(folder)
-        new_file.replace(file)
+        finally:
+            new_file.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a checkpoint."""
@@ -87,12 +81,6 @@ class AdapterCheckpointIO(CheckpointIO):
         """Remove a checkpoint and then its adapter folder."""
         self.inner.remove_checkpoint(path)
         shutil.rmtree(adapter_folder(path), ignore_errors=True)
-
-
-def _to_disk(path: Path) -> None:
-    """Have a file written out: after a power cut a name must not stand for half its content."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 class RunCheckpoint(ModelCheckpoint):

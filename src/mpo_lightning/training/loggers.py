@@ -1,4 +1,4 @@
-"""Where a run's metrics, texts and configuration go: TensorBoard and CSV, and others by choice."""
+"""Loggers of a run: TensorBoard and CSV by default; texts and configuration in all of them."""
 
 import json
 from itertools import count
@@ -13,7 +13,7 @@ __all__ = ["RunConfig", "keep_metrics", "log_text", "run_loggers"]
 
 
 def run_loggers(folder: str | Path, name: str = "lightning_logs") -> list[Logger]:
-    """TensorBoard and CSV, both in the folder ``version_N`` of the run, N as Lightning counts it.
+    """Make TensorBoard and CSV loggers for the run's ``version_N`` folder, N as Lightning counts.
 
     Args:
         folder: the run's root.
@@ -25,7 +25,7 @@ def run_loggers(folder: str | Path, name: str = "lightning_logs") -> list[Logger
 
 @rank_zero_only
 def keep_metrics(logger: CSVLogger) -> None:
-    """Give the ``metrics.csv`` of an earlier run in a fixed folder another name.
+    """Rename the ``metrics.csv`` of an earlier run in a fixed folder.
 
     Lightning would remove it.
     """
@@ -38,7 +38,7 @@ def keep_metrics(logger: CSVLogger) -> None:
 
 
 def log_text(trainer: Trainer, tag: str, text: str, step: int) -> None:
-    """Give a text (Markdown) to each of the run's loggers that takes texts.
+    """Log a text (Markdown) with each of the run's loggers that takes texts.
 
     Call it on the first process only.
     """
@@ -50,7 +50,7 @@ def log_text(trainer: Trainer, tag: str, text: str, step: int) -> None:
 
 
 class RunConfig(SaveConfigCallback):
-    """Lightning's ``config.yaml``, and the same, once, in loggers that do not lie beside it."""
+    """Writes Lightning's ``config.yaml``, and logs the same configuration once."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Log the configuration."""

@@ -1,6 +1,7 @@
-"""What a run measures over its groups: weighted sums and their weights, never means of means."""
+"""Metrics of a run over its groups: weighted sums and their weights, never means of means."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,31 +11,64 @@ from torchmetrics import Metric
 from mpo_lightning.losses.base import LossOutput, Measured, set_mean
 from mpo_lightning.losses.scores import deviations, ordered_pairs
 
-__all__ = ["METRIC_NAMES", "GroupMetrics", "group_statistics", "kendall_tau_b"]
+__all__ = [
+    "METRICS",
+    "METRIC_NAMES",
+    "GroupMetrics",
+    "MetricInfo",
+    "group_statistics",
+    "kendall_tau_b",
+]
 
-METRIC_NAMES = (
-    "loss",
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/margin",
-    "rewards/accuracy",
-    "rewards/top1",
-    "rewards/kendall_tau",
-    "chosen_mass",
-    "effective_chosen",
-    "logps/chosen",
-    "logps/rejected",
-    "kl",
-    "lengths/chosen",
-    "lengths/rejected",
-    "lengths/kendall_tau",
-    "lengths/score_tau",
-    "log_ratios/chosen",
-    "log_ratios/rejected",
-    "sizes/chosen",
-    "sizes/rejected",
-    "scores/deviation",
-)
+
+class MetricInfo(NamedTuple):
+    """How a metric is shown; docs/metrics.md defines each.
+
+    Attributes:
+        section: heading of its part of the evaluation table.
+        title: its line there.
+        higher_is_better: None where neither direction is good by itself.
+        label: its name on the progress bar and above a model card's picture; None for metrics that
+            are shown on neither.
+        bar_format: its format on the progress bar.
+    """
+
+    section: str
+    title: str
+    higher_is_better: bool | None = None
+    label: str | None = None
+    bar_format: str = ".3f"
+
+
+_REWARDS, _SETS, _LOGPS = "Rewards (beta times log-ratio)", "Sets", "Log-probabilities, nats"
+METRICS = {
+    "loss": MetricInfo("Loss", "loss, mean over groups", False, "loss"),
+    "rewards/chosen": MetricInfo(_REWARDS, "of the chosen responses", True),
+    "rewards/rejected": MetricInfo(_REWARDS, "of the rejected responses", False),
+    "rewards/margin": MetricInfo(_REWARDS, "chosen minus rejected", True, "margin", "+.3f"),
+    "rewards/accuracy": MetricInfo(_REWARDS, "pairs in order", True, "accuracy", ".2f"),
+    "rewards/top1": MetricInfo(_REWARDS, "highest reward is best-scored", True),
+    "rewards/kendall_tau": MetricInfo(_REWARDS, "agreement with the scores' order (tau-b)", True),
+    "chosen_mass": MetricInfo(_SETS, "share of the mass on the chosen set", True),
+    "effective_chosen": MetricInfo(_SETS, "evenness within the chosen set", True),
+    "logps/chosen": MetricInfo(_LOGPS, "of the chosen responses, policy", True),
+    "logps/rejected": MetricInfo(_LOGPS, "of the rejected responses, policy", False),
+    "kl": MetricInfo(_LOGPS, "reference minus policy, all responses"),
+    "lengths/chosen": MetricInfo(_SETS, "length of the chosen responses, tokens"),
+    "lengths/rejected": MetricInfo(_SETS, "length of the rejected responses, tokens"),
+    "lengths/kendall_tau": MetricInfo(_SETS, "agreement of rewards with lengths (tau-b)"),
+    "lengths/score_tau": MetricInfo(_SETS, "agreement of scores with lengths (tau-b)"),
+    "log_ratios/chosen": MetricInfo(
+        _LOGPS, "of the chosen responses, policy minus reference", True
+    ),
+    "log_ratios/rejected": MetricInfo(
+        _LOGPS, "of the rejected responses, policy minus reference", False
+    ),
+    "sizes/chosen": MetricInfo(_SETS, "chosen responses of a group"),
+    "sizes/rejected": MetricInfo(_SETS, "rejected responses of a group"),
+    "scores/deviation": MetricInfo(_SETS, "mean distance of scores from their group's mean"),
+}
+METRIC_NAMES = tuple(METRICS)
 
 
 def kendall_tau_b(first: Tensor, second: Tensor, valid: Tensor) -> Tensor:

@@ -30,8 +30,8 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from mpo_lightning.batch import GroupBatch, GroupList, PromptBatch, RunData
-from mpo_lightning.errors import ResumeError, require_same
-from mpo_lightning.generation.generate import Answered, Generation, ModelSampler
+from mpo_lightning.errors import ResumeError, fields_below, require_same
+from mpo_lightning.generation.generate import Generation, ModelSampler, PromptAnswer
 from mpo_lightning.losses import MPO, SetLoss
 from mpo_lightning.losses.base import Measured
 from mpo_lightning.model.loading import PolicyConfig, build_policy, refuse_unshardable
@@ -41,7 +41,7 @@ from mpo_lightning.model.reference_cache import ReferenceCache, default_root, fi
 from mpo_lightning.optim import RunSchedule, WarmupCosine, optimizer_steps
 from mpo_lightning.training.checkpoint import AdapterCheckpointIO
 from mpo_lightning.training.failures import FiniteSteps, MemoryAdvice
-from mpo_lightning.training.metrics import GroupMetrics, group_statistics
+from mpo_lightning.training.metrics import METRICS, GroupMetrics, group_statistics
 from mpo_lightning.training.predictions import prediction_rows
 from mpo_lightning.training.record import Record, training_record, write_record
 from mpo_lightning.training.resume import RunState
@@ -50,7 +50,7 @@ from mpo_lightning.training.throughput import Throughput
 
 __all__ = ["MPOModule"]
 
-ON_PROGRESS_BAR = {"loss", "rewards/margin", "rewards/accuracy"}
+ON_PROGRESS_BAR = {name for name, metric in METRICS.items() if metric.label is not None}
 ADAPTER_PREFIX = "policy.model."
 
 
@@ -146,16 +146,17 @@ class MPOModule(LightningModule):
         mesh = self.device_mesh
         strategy = None if self._trainer is None else self._trainer.strategy
         flat = isinstance(strategy, FSDPStrategy)
-        if mesh is not None or flat:
-            refuse_unshardable(self.policy_config, mesh, precision=str(self.trainer.precision))
-        self.policy = build_policy(
-            self.policy_config,
-            self.layout,
-            self.responses_per_pass,
-            device="cpu" if strategy is None else strategy.root_device,
-            mesh=None if mesh is None else mesh["data_parallel"],
-            flat_storage=flat,
-        )
+        with fields_below("model.policy"):
+            if mesh is not None or flat:
+                refuse_unshardable(self.policy_config, mesh, precision=str(self.trainer.precision))
+            self.policy = build_policy(
+                self.policy_config,
+                self.layout,
+                self.responses_per_pass,
+                device="cpu" if strategy is None else strategy.root_device,
+                mesh=None if mesh is None else mesh["data_parallel"],
+                flat_storage=flat,
+            )
         if flat:
             self.policy.record_fingerprint()
         rank_zero_info(f"Weights: {self.policy.describe()}.")
@@ -402,7 +403,7 @@ class MPOModule(LightningModule):
 
     def predict_step(
         self, batch: GroupBatch | PromptBatch, batch_idx: int
-    ) -> list[dict[str, object]] | list[Answered]:
+    ) -> list[dict[str, object]] | list[PromptAnswer]:
         """Log-probabilities, reward and rank of each response, one row a response; or answers."""
         if isinstance(batch, PromptBatch):
             return self._answer(batch)
@@ -411,7 +412,7 @@ class MPOModule(LightningModule):
             return []
         return prediction_rows(batch, measured, self.loss.rewards(measured))
 
-    def _answer(self, batch: PromptBatch) -> list[Answered]:
+    def _answer(self, batch: PromptBatch) -> list[PromptAnswer]:
         """A response of the policy to each prompt."""
         if not batch.counted:
             return []
@@ -422,7 +423,7 @@ class MPOModule(LightningModule):
             responses_per_batch=len(batch.items),
         )
         answers = sampler([item.request for item in batch.items])
-        return [Answered(*pair) for pair in zip(batch.items, answers, strict=True)]
+        return [PromptAnswer(*pair) for pair in zip(batch.items, answers, strict=True)]
 
     def _log_epoch(self, stage: str, metrics: GroupMetrics) -> None:
         values = metrics.compute()

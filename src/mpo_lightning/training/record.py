@@ -23,6 +23,7 @@ from mpo_lightning.files import RECORD, public_name
 __all__ = [
     "Record",
     "describe",
+    "formula",
     "package_versions",
     "training_record",
     "write_record",
@@ -52,6 +53,17 @@ def describe(value: Any) -> Any:
     else:
         described = _class_name(value if isinstance(value, type) else type(value))
     return described
+
+
+def formula(loss: Any) -> dict[str, Any] | None:
+    """Equation, symbols and papers of a loss; None for a class that does not state its own.
+
+    An inherited equation may be that of another loss.
+    """
+    if "latex" not in vars(type(loss)):
+        return None
+    names = ("title", "latex", "symbols", "arxiv")
+    return {name: describe(getattr(loss, name)) for name in names}
 
 
 def _class_name(kind: type) -> str:
@@ -90,6 +102,7 @@ def training_record(
         "steps": trainer.global_step,
         "base": describe(base) | {"name": public_name(base["name"])},
         "loss": describe(loss),
+        "formula": formula(loss),
         "optimizer": None if optimizer is None else _optimizer(optimizer),
         "schedule": _schedule(trainer, schedule),
         "module": describe(settings),

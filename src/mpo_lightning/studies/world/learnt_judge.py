@@ -1,14 +1,14 @@
 """A judge that was learnt: a small reward model, trained on a few responses with gold scores."""
 
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
+from mpo_lightning.files import whole_folder
 from mpo_lightning.quiet import quiet
 from mpo_lightning.studies.world.judges import Remedy, remedied
 from mpo_lightning.studies.world.world import Sampling, World
@@ -40,8 +40,9 @@ class RewardModel:
 
         folder = world.folder / f"reward-{self.samples}"
         with quiet():
-            if not folder.is_dir():
-                self._teach(world, folder)
+            with FileLock(folder.with_name(f".{folder.name}.lock")):
+                if not folder.is_dir():
+                    self._teach(world, folder)
             model = AutoModelForSequenceClassification.from_pretrained(folder)
         model.eval()
         ids = _ids(world, prompts.repeat_interleave(drawn.shape[1]), drawn.flatten())
@@ -70,13 +71,8 @@ class RewardModel:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
-        model.save_pretrained(unfinished)
-        try:
-            unfinished.rename(folder)
-        except OSError:
-            # Another process was faster.
-            shutil.rmtree(unfinished)
+        with whole_folder(folder) as unfinished:
+            model.save_pretrained(unfinished)
 
 
 def _ids(world: World, prompts: Tensor, responses: Tensor) -> Tensor:

@@ -9,8 +9,6 @@ Groups are drawn from the reference's own probabilities.
 """
 
 import json
-import os
-import shutil
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -18,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
+from mpo_lightning.files import whole_folder
 from mpo_lightning.quiet import quiet
 from mpo_lightning.studies.world.enumeration import enumerate_ends, enumerate_logps
 from mpo_lightning.studies.world.grammar import (
@@ -195,7 +195,7 @@ class World:
 def build(root: Path, seed: int, teaching: Teaching | None = None) -> World:
     """The world of a seed below ``root``; built if it is not there yet.
 
-    It is written to a temporary folder and renamed when it is complete.
+    Processes that ask for the same world wait for the one that builds it.
 
     Args:
         root: folder of worlds.
@@ -205,19 +205,11 @@ def build(root: Path, seed: int, teaching: Teaching | None = None) -> World:
     teaching = teaching or Teaching()
     mark = sha256(f"{VERSION} {seed} {asdict(teaching)}".encode()).hexdigest()[:8]
     folder = root / f"seed-{seed}-{mark}"
-    if not (folder / "world.pt").is_file():
-        root.mkdir(parents=True, exist_ok=True)
-        unfinished = root / f".{folder.name}.{os.getpid()}"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir()
-        _write(unfinished, seed, teaching)
-        try:
-            unfinished.rename(folder)
-        except OSError:
-            # Another process was faster.
-            shutil.rmtree(unfinished)
-            if not (folder / "world.pt").is_file():
-                raise
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / f".{folder.name}.lock"):
+        if not (folder / "world.pt").is_file():
+            with whole_folder(folder) as unfinished:
+                _write(unfinished, seed, teaching)
     content = torch.load(folder / "world.pt", weights_only=True)
     return World(folder, seed, content["logps"], content["measured"])
 

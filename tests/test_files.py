@@ -1,0 +1,52 @@
+"""Files and folders are there whole or not at all."""
+
+from hashlib import blake2b
+from pathlib import Path
+
+import pytest
+
+from mpo_lightning.files import digest_of_files, whole_file, whole_folder, write_whole
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): path.read_text(encoding="utf-8")
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_an_error_leaves_what_was_there_before(tmp_path: Path) -> None:
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    write_whole(file, b"before")
+    with whole_folder(folder) as partial:
+        (partial / "inner").mkdir()
+        (partial / "inner" / "a").write_text("before", encoding="utf-8")
+    before = content(tmp_path)
+    assert before == {"file": "before", "folder/inner/a": "before"}
+    with pytest.raises(ZeroDivisionError), whole_file(file) as partial:
+        partial.write_text(f"after {1 / 0}", encoding="utf-8")
+    with pytest.raises(ZeroDivisionError), whole_folder(folder) as partial:
+        (partial / "b").write_text(f"after {1 / 0}", encoding="utf-8")
+    with pytest.raises(FileNotFoundError), whole_file(file):
+        pass
+    assert content(tmp_path) == before
+
+
+def test_a_folder_replaces_another_and_what_was_left_beside_it(tmp_path: Path) -> None:
+    for name in ("folder", ".folder.partial", ".folder.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "old").write_text("old", encoding="utf-8")
+    with whole_folder(tmp_path / "folder") as partial:
+        assert content(partial) == {}
+        (partial / "new").write_text("new", encoding="utf-8")
+        # Not there yet.
+        assert content(tmp_path / "folder") == {"old": "old"}
+    assert content(tmp_path) == {"folder/new": "new"}
+
+
+def test_digest_of_several_files_is_that_of_their_content(tmp_path: Path) -> None:
+    paths = [tmp_path / "a", tmp_path / "b"]
+    for path, data in zip(paths, (b"one", b"two"), strict=True):
+        path.write_bytes(data)
+    assert digest_of_files(*paths) == blake2b(b"onetwo", digest_size=16).hexdigest()
