@@ -41,7 +41,7 @@ for page in {PAGES}:
     assert result.returncode == 0, result.stderr
     for page in PAGES:
         assert f"usage: mpo-lightning {page} " in result.stdout
-    assert "groups_per_batch           groups (prompts) of a step on one process" in result.stdout
+    assert "  groups_per_batch            groups (prompts) of a step on one" in result.stdout
 
 
 def test_a_page_may_be_cut_short() -> None:
@@ -106,17 +106,17 @@ def test_a_page_names_every_setting(page: str, capsys: pytest.CaptureFixture[str
     main([*page.split(), "--help"])
     shown = capsys.readouterr().out
     assert all(name.rpartition(".")[2] in shown for name in settings)
-    required = [name for name, setting in settings.items() if setting.required]
-    if "Other settings" in shown:
-        for name in required:
-            assert shown.index(f"\n  {name}  ") < shown.index("Other settings"), name
+    for name, setting in settings.items():
+        if setting.required and not setting.usage:
+            assert "\nrequired settings:" in shown.partition(f"\n  {name}  ")[0], name
 
 
 def test_a_page_tells_arguments_flags_and_types(capsys: pytest.CaptureFixture[str]) -> None:
     main(["export", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "usage: mpo-lightning export [CHECKPOINT] --SETTING VALUE ... [--merged]" in shown
-    assert "which take no value --merged write" in shown
+    assert "usage: mpo-lightning export [CHECKPOINT] [--config FILE ...] --SETTING VALUE" in shown
+    assert " --merged write the whole model" in shown
+    assert " checkpoint = last a .ckpt file" in shown
     main(["data", "check", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     assert "usage: mpo-lightning data check FILES ... [--SETTING VALUE ...]" in shown
@@ -129,7 +129,7 @@ def test_help_of_a_command_with_parts_lists_them(capsys: pytest.CaptureFixture[s
     main(["data", "--help"])
     shown = capsys.readouterr().out
     assert "usage: mpo-lightning data {check,convert,split} ..." in shown
-    assert "\n  split    Divide scored groups by prompt" in shown
+    assert "\n  split --help    Divide scored groups by prompt" in shown
 
 
 def test_everything_can_be_shown(capsys: pytest.CaptureFixture[str]) -> None:

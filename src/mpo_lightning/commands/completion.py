@@ -24,8 +24,8 @@ def main(args: list[str]) -> None:
     """
     parser = SettingsParser(
         prog="mpo-lightning completion",
-        description="Print a script that completes commands, settings and values; bash reads it "
-        'with: eval "$(mpo-lightning completion bash)"',
+        description=f"{COMMANDS['completion'].purpose}\n\n"
+        'To use it in this shell: eval "$(mpo-lightning completion bash)"',
     )
     parser.add_argument("shell", choices=["bash"], help="shell to write the script for")
     parser.parse_args(args[1:])

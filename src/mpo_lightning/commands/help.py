@@ -4,11 +4,11 @@ They are made from ``help.jsonl`` without importing what they describe, which ta
 """
 
 import shutil
-import textwrap
-from collections.abc import Iterable, Sequence
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Iterable
 
 from mpo_lightning.commands.help_data import Page, Setting, parts_of, read_pages
-from mpo_lightning.commands.names import COMMANDS, RUN
+from mpo_lightning.commands.names import COMMANDS
 
 __all__ = ["RUN_OPTIONS", "page_of"]
 
@@ -21,50 +21,45 @@ NEEDED = {
 }
 # Lightning's settings that get a line of their own, in our words; the others are only named.
 LIGHTNING = {
-    "trainer": {
-        "max_epochs": "passes over the training data",
-        "max_steps": "maximum number of optimizer steps; -1 for no limit",
-        "accelerator": "auto, cpu, gpu or mps",
-        "devices": "processes on each node: a number, a list of GPUs, or auto",
-        "num_nodes": "number of nodes",
-        "strategy": "auto, ddp, or a class such as mpo_lightning.strategy.FSDP2",
-        "precision": "precision of the computation",
-        "accumulate_grad_batches": "batches whose gradients make one optimizer step",
-        "gradient_clip_val": "maximum gradient norm of a step",
-        "val_check_interval": "validate after this share (0.5) or number (500) of training batches",
-        "limit_train_batches": "share (0.1) or number (10) of the training batches to use",
-        "limit_val_batches": "share (0.1) or number (10) of the validation batches to use",
-        "log_every_n_steps": "optimizer steps between two rows of metrics; defaults to 50",
-        "logger": "class or classes, such as WandbLogger; defaults to TensorBoard and CSV",
-        "callbacks": "list of classes, such as LearningRateMonitor",
-        "default_root_dir": "folder of checkpoints and logs; defaults to the current one",
-    },
-    "checkpoint": {
-        "monitor": "metric that decides which checkpoint is best, such as val/loss",
-        "mode": "min or max: whether the best value is the lowest or the highest",
-        "save_top_k": "number of best checkpoints to keep; -1 for all",
-        "save_last": "write last.ckpt, from which --ckpt_path last resumes",
-        "every_n_train_steps": "optimizer steps between checkpoints; defaults to an epoch",
-        "filename": "file name, such as {epoch}-{step}",
-    },
-    "": {
-        "seed_everything": "seed of all random number generators; true draws one",
-        "ckpt_path": "a checkpoint file, or last: the newest one of this run",
-    },
+    "trainer.max_epochs": "passes over the training data",
+    "trainer.max_steps": "maximum number of optimizer steps; -1 for no limit",
+    "trainer.accelerator": "auto, cpu, gpu or mps",
+    "trainer.devices": "processes on each node: a number, a list of GPUs, or auto",
+    "trainer.num_nodes": "number of nodes",
+    "trainer.strategy": "auto, ddp, or a class such as mpo_lightning.strategy.FSDP2",
+    "trainer.precision": "precision of the computation",
+    "trainer.accumulate_grad_batches": "batches whose gradients make one optimizer step",
+    "trainer.gradient_clip_val": "maximum gradient norm of a step",
+    "trainer.val_check_interval": "share (0.5) or number (500) of batches between validations",
+    "trainer.limit_train_batches": "share (0.1) or number (10) of the training batches to use",
+    "trainer.limit_val_batches": "share (0.1) or number (10) of the validation batches to use",
+    "trainer.log_every_n_steps": "optimizer steps between two rows of metrics; defaults to 50",
+    "trainer.logger": "class or classes, such as WandbLogger; defaults to TensorBoard and CSV",
+    "trainer.callbacks": "list of classes, such as LearningRateMonitor",
+    "trainer.default_root_dir": "folder of checkpoints and logs; defaults to the current one",
+    "checkpoint.monitor": "metric that decides which checkpoint is best, such as val/loss",
+    "checkpoint.mode": "min or max: whether the best value is the lowest or the highest",
+    "checkpoint.save_top_k": "number of best checkpoints to keep; -1 for all",
+    "checkpoint.save_last": "write last.ckpt, from which --ckpt_path last resumes",
+    "checkpoint.every_n_train_steps": "optimizer steps between checkpoints; defaults to an epoch",
+    "checkpoint.filename": "file name, such as {epoch}-{step}",
+    "seed_everything": "seed of all random number generators; true draws one",
+    "ckpt_path": "a checkpoint file, or last: the newest one of this run",
 }
 FILE_OPTIONS = {
-    "--config FILE": "a YAML file of these settings; options override it",
+    "--config FILE": "a YAML file of these settings; files and options apply from left to right, "
+    "and later ones override earlier ones",
     "--print_config": "print all settings and exit",
 }
 RUN_OPTIONS = {
-    "--config FILE": "a YAML file of settings; files and options apply from left to right, and "
-    "later ones override earlier ones",
-    "--print_config": "print all settings and exit",
     "--help_all": "list every option with its type, Lightning's own included",
     "--model.loss.help CLASS": "list the settings of a class: here of a loss, likewise of "
     "model.loss.partition, model.optimizer, model.lr_scheduler, trainer.strategy, trainer.logger "
     "and trainer.callbacks",
 }
+AS_OPTIONS = """
+
+Every setting is an option with its group's name, --GROUP.SETTING VALUE, and a key of the file."""
 # Longest text of a setting, in characters, where there is a place to cut it.
 LONGEST = 100
 
@@ -77,93 +72,57 @@ def page_of(command: str, part: str = "") -> str:
         part: name of its part, such as ``check`` of ``data``; another word is ignored.
     """
     parts = parts_of(command)
-    if COMMANDS[command].module == RUN:
-        return _run_page(command, read_pages()[command])
     if parts and part not in parts:
-        usage = f"usage: mpo-lightning {command} {{{','.join(parts)}}} ..."
-        rows = _rows([(name, page.purpose) for name, page in parts.items()])
-        first = next(iter(parts))
-        more = f"mpo-lightning {command} {first} --help lists the settings of {first}."
-        return "\n".join([usage, "", COMMANDS[command].purpose, "", *rows, "", more])
+        usage, purpose = f"{{{','.join(parts)}}} ...", COMMANDS[command].purpose
+        rows = {f"{name} --help": page.purpose for name, page in parts.items()}
+        return _format(command, usage, purpose, {"parts, each with settings of its own": rows})
     name = f"{command} {part}" if parts else command
     return _page(name, read_pages()[name])
 
 
 def _page(name: str, page: Page) -> str:
-    settings = page.settings.values()
+    settings = list(page.settings.values())
     placed = [setting for setting in settings if setting.usage]
-    needed = [s for s in settings if s.required and not s.usage]
     flags = [setting for setting in settings if setting.flag]
-    others = [s for s in settings if s not in (*placed, *needed, *flags)]
-    words = [f"usage: mpo-lightning {name}", *(setting.usage for setting in placed)]
-    if needed or others:
-        words.append("--SETTING VALUE ..." if needed else "[--SETTING VALUE ...]")
-    words += [f"[--{flag.name}]" for flag in flags]
-    lines = [*_wrapped("", " ".join(words)), ""]
-    for line in page.purpose.splitlines():
-        lines += _wrapped("", line)
-    if page.file:
-        lines += ["", *_rows(FILE_OPTIONS.items())]
-    for title, some in (("Arguments", placed), ("Required settings", needed)):
-        lines += ["", title, *_setting_rows(some)] if some else []
-    for group in sorted({s.group for s in others}, key=[*page.groups, ""].index):
-        title = f"{group}: {page.groups[group].rstrip('.')}" if group else "Other settings"
-        lines += ["", title, *_setting_rows([s for s in others if s.group == group])]
-    if flags:
-        rows = [(f"--{flag.name}", _text(flag)) for flag in flags]
-        lines += ["", "Flags, which take no value", *_rows(rows)]
-    return "\n".join(lines)
+    needed = [page.settings[each] for each in NEEDED.get(name, ())]
+    needed = needed or [each for each in settings if each.required and not each.usage]
+    options = FILE_OPTIONS if page.file else {}
+    if name in NEEDED:
+        options = options | RUN_OPTIONS
+    sections = {
+        "options": options | {f"--{each.name}": _text(each) for each in flags},
+        "arguments": _rows(placed),
+        "required settings": {each.name: _text(each) for each in needed},
+    }
+    # Lightning's settings come last, most of them without a text.
+    of_lightning = sorted({s.group for s in settings if s.name in LIGHTNING}, reverse=True)
+    groups = [group for group in [*page.groups, ""] if group not in of_lightning]
+    for group in [*groups, *of_lightning]:
+        inside = [s for s in settings if s.group == group and s not in (*placed, *flags, *needed)]
+        also = [s for s in inside if group in of_lightning and s.name not in LIGHTNING]
+        title = f"{group} - {page.groups[group].rstrip('.')}" if group else "other settings"
+        sections[title] = _rows(each for each in inside if each not in also)
+        if also:
+            sections[title]["also"] = ", ".join(each.name.rpartition(".")[2] for each in also)
+    usage = [*(each.usage for each in placed), *(["[--config FILE ...]"] if page.file else [])]
+    if len(settings) > len(placed) + len(flags):
+        usage.append("--SETTING VALUE ..." if needed else "[--SETTING VALUE ...]")
+    purpose = page.purpose + (AS_OPTIONS if page.groups else "")
+    return _format(name, " ".join(usage), purpose, sections)
 
 
-def _run_page(command: str, page: Page) -> str:
-    lines = [
-        f"usage: mpo-lightning {command} --config FILE [--config FILE ...] [--SETTING VALUE ...]",
-        "",
-        page.purpose,
-        "",
-        "Every setting is a key of the file and an option: max_length under data is "
-        "--data.max_length.",
-        "",
-        *_rows(RUN_OPTIONS.items()),
-    ]
-    needed = [page.settings[name] for name in NEEDED[command]]
-    lines += ["", "Required settings", *_rows([(s.name, _text(_in_our_words(s))) for s in needed])]
-    for group in [*(group for group in page.groups if group not in LIGHTNING), *LIGHTNING]:
-        inside = [s for s in page.settings.values() if s.group == group and s not in needed]
-        title = f"{group}: {page.groups[group].rstrip('.')}" if group else "Seed and checkpoint"
-        lines += ["", title, *_group_rows(group, inside)]
-    return "\n".join(lines)
-
-
-def _group_rows(group: str, settings: Sequence[Setting]) -> list[str]:
-    if group not in LIGHTNING:
-        return _setting_rows(settings)
-    often = list(LIGHTNING[group])
-    named = {setting.name.rpartition(".")[2]: setting for setting in settings}
-    rows = _setting_rows([_in_our_words(named[name]) for name in often if name in named])
-    rest = ", ".join(name for name in named if name not in often)
-    return rows + (_wrapped("  also: ", rest) if rest else [])
-
-
-def _in_our_words(setting: Setting) -> Setting:
-    group, _, name = setting.name.rpartition(".")
-    return setting._replace(purpose=LIGHTNING.get(group, {}).get(name, setting.purpose))
-
-
-# ---------------------------------------------------------------------------------- layout
-
-
-def _setting_rows(settings: Iterable[Setting]) -> list[str]:
-    cells = []
-    for setting in settings:
-        default = "" if setting.default is None else f" = {setting.default}"
-        cells.append((setting.name.rpartition(".")[2] + default, _text(setting)))
-    return _rows(cells)
+def _rows(settings: Iterable[Setting]) -> dict[str, str]:
+    """Return the texts of settings by their names, without the group, and defaults."""
+    return {
+        each.name.rpartition(".")[2] + (f" = {each.default}" if each.default else ""): _text(each)
+        for each in settings
+    }
 
 
 def _text(setting: Setting) -> str:
     """Return a setting's first sentence, its default in words, and values not yet mentioned."""
-    text, *more = (part.rstrip(".") for part in setting.purpose.replace("`", "").split(". "))
+    purpose = LIGHTNING.get(setting.name, setting.purpose).replace("`", "")
+    text, *more = (part.rstrip(".") for part in purpose.split(". "))
     while len(text) > LONGEST and (cut := max(text.rfind("; "), text.rfind(": "))) > 0:
         text = text[:cut]
     default = next((part for part in more if part.startswith("Defaults to ")), "")
@@ -177,26 +136,22 @@ def _text(setting: Setting) -> str:
     return text
 
 
-def _rows(cells: Iterable[tuple[str, str]]) -> list[str]:
-    """Return names and texts in two columns; the text of a long name begins on the next line."""
-    cells = list(cells)
-    width = min(max((len(name) for name, _ in cells), default=0), 31) + 4
-    lines = []
-    for name, text in cells:
-        start = f"  {name}".ljust(width)
-        if len(start) > width:
-            lines.append(start)
-            start = " " * width
-        lines += _wrapped(start, text)
-    return lines
+def _format(name: str, usage: str, purpose: str, sections: dict[str, dict[str, str]]) -> str:
+    """Lay out a page with argparse."""
 
+    class Formatter(RawDescriptionHelpFormatter):
+        def __init__(self, prog: str) -> None:
+            width = max(60, min(110, shutil.get_terminal_size().columns))
+            super().__init__(prog, max_help_position=30, width=width)
 
-def _wrapped(start: str, text: str) -> list[str]:
-    width = max(60, min(110, shutil.get_terminal_size().columns))
-    return textwrap.wrap(
-        text,
-        width=width,
-        initial_indent=start,
-        subsequent_indent=" " * len(start),
-        break_on_hyphens=False,
-    ) or [start.rstrip()]
+    parser = ArgumentParser(
+        usage=f"mpo-lightning {name} {usage}",
+        description=purpose,
+        formatter_class=Formatter,
+        add_help=False,
+    )
+    for title, rows in sections.items():
+        group = parser.add_argument_group(title)
+        for row, text in rows.items():
+            group.add_argument(row.lstrip("-"), metavar=row, help=text.replace("%", "%%"))
+    return parser.format_help().rstrip()

@@ -37,6 +37,6 @@ COMMANDS = {
         "Check the paper's claims in a fully known world.",
     ),
     "completion": Command(
-        "mpo_lightning.commands.completion", "Print a script for completion in bash."
+        "mpo_lightning.commands.completion", "Print a script that completes all this in bash."
     ),
 }

@@ -47,17 +47,14 @@ MANY = 16
 class SettingsParser(ArgumentParser):
     """Parser that reports an error in one line and exits with status 2."""
 
-    _given: Sequence[str] = ()
-    # By the names given; jsonargparse changes the current folder at times.
-    _files: dict[str, Path] = {}  # noqa: RUF012 (replaced, never changed)
+    args: list[str] = []  # noqa: RUF012 (replaced, never changed)
+    # The current folder; while jsonargparse reads a configuration file it is the file's.
+    _folder = Path()
 
-    def parse_args(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, namespace: Any = None, **settings: Any
-    ) -> Any:
-        """Parse arguments, and remember them for error messages."""
-        self._given = sys.argv[1:] if args is None else args
-        self._files = {name: Path(name).absolute() for name in _config_files(self._given)}
-        return super().parse_args(args, namespace, **settings)
+    def parse_args(self, *args: Any, **settings: Any) -> Any:
+        """Parse arguments."""
+        self._folder = Path.cwd()
+        return super().parse_args(*args, **settings)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Report an error and exit; the parser of a class's settings raises it instead.
@@ -69,15 +66,15 @@ class SettingsParser(ArgumentParser):
             failure = ArgumentError(None, message)
             failure.parser = self  # type: ignore[attr-defined]
             raise failure from ex
-        parser: ArgumentParser = self
-        if self._subcommands_action is not None and self._given:
-            parser = self._subcommands_action._name_parser_map.get(self._given[0], self)
+        parser = self
+        if self._subcommands_action is not None and self.args:
+            parser = self._subcommands_action._name_parser_map.get(self.args[0], self)
         sys.stderr.write(f"error: {_explain(message, ex, parser)}\n")
         self.exit(2)
         raise AssertionError("exit returned")
 
 
-def _explain(message: str, error: BaseException | None, parser: ArgumentParser) -> str:
+def _explain(message: str, error: BaseException | None, parser: SettingsParser) -> str:
     if message.startswith(UNRECOGNIZED):
         return _about_unrecognized(message.removeprefix(UNRECOGNIZED), parser)
     if message.startswith(NOT_YAML):
@@ -94,7 +91,7 @@ def _explain(message: str, error: BaseException | None, parser: ArgumentParser) 
         of = parser.prog.replace(" [options]", "")
         if owners:
             names = [".".join([*keys, name]) for name in names]
-            of = CLASS.findall(message)[-1]
+            of = (CLASS.findall(message) or [of])[-1]
         name = ".".join(filter(None, [*keys, *option.groups()]))
         return _about_unknown(name, names, of, parser)
     action = next((each for each in owner._actions if keys and each.dest == keys[-1]), None)
@@ -134,7 +131,7 @@ def _names(parser: ArgumentParser) -> list[str]:
     ]
 
 
-def _about_unrecognized(text: str, parser: ArgumentParser) -> str:
+def _about_unrecognized(text: str, parser: SettingsParser) -> str:
     unknown = [word for word in text.split() if word.startswith("-")]
     if not unknown:
         return f"{text} belongs to no option. Options begin with --."
@@ -143,7 +140,7 @@ def _about_unrecognized(text: str, parser: ArgumentParser) -> str:
     return " ".join(_about_unknown(word.partition("=")[0], known, of, parser) for word in unknown)
 
 
-def _about_unknown(name: str, known: Sequence[str], of: str, parser: ArgumentParser) -> str:
+def _about_unknown(name: str, known: Sequence[str], of: str, parser: SettingsParser) -> str:
     text = f"{name} is not a setting of {of}{_where(name, parser)}."
     place, beside = _beside(name, known)
     if place == name.rpartition(".")[0]:
@@ -199,7 +196,7 @@ def alternatives(kind: Any) -> Iterator[str | type]:
         yield origin or kind
 
 
-def _about_value(name: str, value: str, kind: Any, parser: ArgumentParser) -> str:
+def _about_value(name: str, value: str, kind: Any, parser: SettingsParser) -> str:
     words: list[str] = []
     for each in alternatives(kind):
         if isinstance(each, str):
@@ -241,42 +238,42 @@ def _variable(parser: ArgumentParser, name: str) -> str:
     return f"{parser.env_prefix}_{name}".replace(".", "__").upper()
 
 
-def _config_files(given: Sequence[str]) -> list[str]:
-    files = [value for word, value in pairwise(given) if word in {"-c", "--config"}]
-    return files + [word.partition("=")[2] for word in given if word.startswith("--config=")]
+def _files_of(parser: SettingsParser) -> dict[str, str]:
+    """Return name and content of the configuration files among a parser's arguments."""
+    words = parser.args
+    names = [value for word, value in pairwise(words) if word in {"-c", "--config"}]
+    names += [word.partition("=")[2] for word in words if word.startswith("--config=")]
+    paths = {name: parser._folder / name for name in names}
+    return {name: path.read_text("utf-8") for name, path in paths.items() if path.is_file()}
 
 
-def _where(name: str, parser: ArgumentParser) -> str:
+def _where(name: str, parser: SettingsParser) -> str:
     """Return the file or variable that holds a setting, in parentheses; empty for an option."""
-    given = getattr(parser, "_given", ())
-    if any(word.partition("=")[0].replace(".init_args", "") == f"--{name}" for word in given):
+    options = [word.partition("=")[0] for word in parser.args]
+    if f"--{name}" in [option.replace(".init_args", "") for option in options]:
         return ""
-    for file, path in _files_of(parser):
-        if _holds(yaml.safe_load(path.read_text(encoding="utf-8")), name.split(".")):
+    for file, text in _files_of(parser).items():
+        if _holds(yaml.safe_load(text), name.split(".")):
             return f" (in {file})"
     variable = _variable(parser, name)
     return f" (in {variable})" if variable in os.environ else ""
 
 
-def _files_of(parser: ArgumentParser) -> list[tuple[str, Path]]:
-    """Return the configuration files that were given and exist."""
-    files: dict[str, Path] = getattr(parser, "_files", {})
-    return [(name, path) for name, path in files.items() if path.is_file()]
-
-
 def _holds(settings: Any, keys: Sequence[str]) -> bool:
-    if not keys:
-        return True
-    if not isinstance(settings, dict):
-        return False
-    inner = settings if keys[0] in settings else settings.get("init_args")
-    return isinstance(inner, dict) and keys[0] in inner and _holds(inner[keys[0]], keys[1:])
+    """Return whether a file's settings contain a name; ``init_args`` is not part of names."""
+    for key in keys:
+        if isinstance(settings, dict) and key not in settings:
+            settings = settings.get("init_args")
+        if not isinstance(settings, dict) or key not in settings:
+            return False
+        settings = settings[key]
+    return True
 
 
-def _about_yaml(parser: ArgumentParser) -> str | None:
-    for file, path in _files_of(parser):
+def _about_yaml(parser: SettingsParser) -> str | None:
+    for file, text in _files_of(parser).items():
         try:
-            yaml.safe_load(path.read_text(encoding="utf-8"))
+            yaml.safe_load(text)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark
             place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
