@@ -56,9 +56,10 @@ notebooks: $(READY) ## Run the notebooks and keep their outputs (NOTEBOOKS=...: 
 bench: $(READY) ## Measure time and memory of a step beside TRL's, in 30 minutes (BENCH=--quick: 2)
 	@$(BIN)/python -m benchmarks.compute $(BENCH)
 
-format: $(READY) ## Format the code and mend what can be mended
+format: $(READY) ## Format the code, and write the file of the commands' help again
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+	@$(BIN)/python docs/hooks/collect_help.py
 
 clean: ## Remove the environment, caches and what the quick start made
 	rm -rf $(VENV) $(WORLD) site notebooks/$(WORLD) notebooks/*-run .mypy_cache .pytest_cache .ruff_cache

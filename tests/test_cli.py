@@ -428,6 +428,19 @@ PARTITIONS = "AboveMean, AboveQuantile, AboveThreshold, AboveTrimmedMean, BestRe
             ["--model.optimizer.lrr=1"],
             "model.optimizer.lrr is not a setting of AdamW. Did you mean model.optimizer.lr?",
         ),
+        (
+            ["--data.schema=HelpSteer2", "--data.schema.weights=3"],
+            "data.schema.weights must be a mapping, got 3.",
+        ),
+        (
+            ["--data.schema=UltraFeedbck", "--data.schema.weights=3"],
+            "data.schema must be Arena, *, got UltraFeedbck. Did you mean UltraFeedback?",
+        ),
+        (
+            ["--model.lr_scheduler.init_args.warmupp=2"],
+            "model.lr_scheduler.warmupp is not a setting of WarmupCosine. "
+            "Did you mean model.lr_scheduler.warmup?",
+        ),
         (["--data.groups_per_batch=0"], "data.groups_per_batch must be at least 1, got 0."),
         (
             ["--data.over_long=keep"],

@@ -20,6 +20,7 @@ import yaml
 from mkdocs.utils.yaml import get_yaml_loader
 from pymdownx.slugs import slugify
 
+import collect_help
 import method
 import pages
 import settings
@@ -150,8 +151,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def parsed(command: list[str]) -> bool:
     """Whether a command's parser takes these arguments, the command's name first."""
-    parser = settings.command_parser(command[0])
-    given = command if command[0] in settings.RUN_COMMANDS else command[1:]
+    parser = collect_help.command_parser(command[0])
+    given = command if command[0] in collect_help.RUN_COMMANDS else command[1:]
     try:
         parser.parse_args(given)
     except SystemExit as stopped:
@@ -258,6 +259,7 @@ def test_every_public_name_is_documented() -> None:
 
 
 def test_generated_tables_have_every_setting_and_command() -> None:
+    from mpo_lightning.commands.help_data import read_pages
     from mpo_lightning.commands.names import COMMANDS
 
     text = TEXTS["docs/settings.md"] + TEXTS["docs/commands.md"]
@@ -265,8 +267,7 @@ def test_generated_tables_have_every_setting_and_command() -> None:
     for marker in pages.MARKER.findall(text):
         name, _, argument = marker.partition(" ")
         made += "\n" + settings.GENERATED[name](argument)
-    (parser,) = settings.parts_of("fit").values()
-    keys = [name for name, *_ in settings.rows_of(parser)]
+    keys = read_pages()["fit"].settings
     assert len(keys) > 80
     for key in keys:
         assert f"| `{key}` |" in made, key

@@ -1,6 +1,6 @@
-"""The command line: finds the command that is meant, and tells errors that a user can mend.
+"""Entry point of the command line: runs a command, and reports user errors without a stack trace.
 
-Nothing heavy is imported before it is known which command is to run.
+Nothing heavy is imported before the command is known.
 """
 
 import os
@@ -27,17 +27,17 @@ def _overview() -> str:
             "",
             *lines,
             "",
-            "mpo-lightning COMMAND --help says what a command takes.",
+            "mpo-lightning COMMAND --help lists a command's settings.",
         ]
     )
 
 
 def _show(text: str) -> None:
-    """Print a page, or as much of it as its reader, such as ``head``, wants."""
+    """Print a page; a reader such as ``head`` may close the pipe early."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        # What is still buffered would fail again when the process ends.
+        # The rest of the buffer would fail again when the process ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -45,7 +45,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run the command line.
 
     Args:
-        args: arguments, those of the process if none.
+        args: arguments. Defaults to those of the process.
     """
     given = list(sys.argv[1:] if args is None else args)
     if not given or given[0] in {"-h", "--help"}:
@@ -55,14 +55,12 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {given[0]!r} is not a command of mpo-lightning.\n\n{_overview()}")
     command = COMMANDS[given[0]]
     if {"-h", "--help"} & set(given[1:]):
-        from mpo_lightning.commands.help import page
+        from mpo_lightning.commands.help import page_of
 
-        text = page(given[0], command.module, command.purpose)
-        if text is not None:
-            _show(text)
-            return
-    # A class_path may name a file of the user's, beside the configuration; an installed command
-    # does not look there by itself.
+        _show(page_of(*given[:2]))
+        return
+    # A class_path may name a file beside the user's configuration; an installed script does not
+    # have the current folder on its path.
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     filter_known_warnings()

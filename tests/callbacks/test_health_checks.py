@@ -246,9 +246,9 @@ def test_limits_are_checked() -> None:
 def test_settings_that_are_advised_exist() -> None:
     """Each name in an advice is a setting of the command line."""
     from mpo_lightning import losses
-    from mpo_lightning.commands.help import run_settings
+    from mpo_lightning.commands.help_data import read_pages
 
-    names = [setting.name for setting in run_settings("fit")]
+    names = read_pages()["fit"].settings
     known = set(names) | {name.rpartition(".")[0] for name in names}
     known |= {f"model.loss.{name}" for name in vars(MPO())}
     text = sampled_length_drift(9.0, 1.0, THRESHOLDS).message

@@ -331,14 +331,14 @@ def test_bar_in_a_terminal(
 
 
 def test_own_bar_and_loggers_take_the_place_of_ours(recipe: dict[str, Any]) -> None:
-    from mpo_lightning.commands.run_callbacks import watched
+    from mpo_lightning.commands.run_callbacks import run_callbacks
 
     bar, given = RunProgressBar(), TrainingHealth()
     settings: dict[str, Any] = {"callbacks": RichProgressBar(), "logger": False}
-    assert watched(settings, [bar, given], fitting=True)[:-1] == [given]
+    assert run_callbacks(settings, [bar, given], fitting=True)[:-1] == [given]
     assert settings["logger"] is False
     settings = {"callbacks": None, "logger": None, "default_root_dir": "here"}
-    assert watched(settings, [bar, given], fitting=True)[:-1] == [bar, given]
+    assert run_callbacks(settings, [bar, given], fitting=True)[:-1] == [bar, given]
     assert [type(logger) for logger in settings["logger"]] == [TensorBoardLogger, CSVLogger]
     assert len({logger.log_dir for logger in settings["logger"]}) == 1
 

@@ -36,11 +36,18 @@ CASES: list[tuple[list[str], list[str]]] = [
     (["fit", "--model.loss", "MD"], ["MDPO"]),
     (["fit", "--model.loss.al"], ["--model.loss.alpha", "--model.loss.alpha_unit"]),
     (["fit", "--model.loss.partition", "Be"], ["BestRest"]),
+    (["fit", "--data.schema", "Ultra"], ["UltraFeedback"]),
+    (["fit", "--data.schema.le"], ["--data.schema.leaked_turns"]),
+    (["fit", "--model.lr_scheduler.w"], ["--model.lr_scheduler.warmup"]),
+    (["sample", "--print"], ["--print_config"]),
+    (["export", "--merged"], ["--merged"]),
     (["fit", "--trainer.precision", "bf"], ["bf16-true", "bf16-mixed", "bf16"]),
     (["fit", "--config", "quick"], ["quick start.yaml", "quickstart.yaml"]),
     (["sample", "--model.quantization", "n"], ["none", "nf4"]),
     (["data", "split", "--form"], ["--format"]),
     (["data", "split", "--format", ""], ["jsonl", "parquet"]),
+    (["data", "check", "--format"], []),
+    (["data", "check", "--partition", "B"], ["BestRest"]),
     (["data", "check", "quick"], ["quick start.yaml", "quickstart.yaml"]),
     (["study", "methods", "--see"], ["--seeds"]),
     (["fit", "--nothing"], []),
@@ -78,7 +85,7 @@ def test_bash_is_offered_what_there_is(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_all_losses_and_their_settings_are_known() -> None:
-    ((_, options),) = options_of("fit", COMMANDS["fit"].module)
+    options = options_of("fit")
     concrete = {
         name
         for name in losses.__all__

@@ -1,4 +1,4 @@
-"""Help that one can read: quick, complete, and true of the command line that there is."""
+"""Pages of help are quick, complete, and those of the parsers."""
 
 import subprocess
 import sys
@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
+from collect_help import collected
 from mpo_lightning.cli import main
-from mpo_lightning.commands.help import RUN, run_settings
-from mpo_lightning.commands.names import COMMANDS
-from mpo_lightning.commands.signatures import definition, settings_of
+from mpo_lightning.commands.help_data import FILE, read_pages
+from mpo_lightning.commands.names import COMMANDS, RUN
 
 
 @pytest.fixture(autouse=True)
@@ -18,34 +18,30 @@ def _plain_argv(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["mpo-lightning"])
 
 
-def test_help_waits_for_nothing_heavy() -> None:
-    """What is read from the source needs no torch; the others' parsers need no Lightning."""
-    code = """
+PAGES = [*COMMANDS, "cache show", "cache clear", "data check", "data convert", "data split"]
+
+
+def test_kept_pages_are_those_of_the_parsers() -> None:
+    assert FILE.read_text(encoding="utf-8") == collected(), "run: make format"
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = f"""
 import sys
 from mpo_lightning.cli import main
-from mpo_lightning.commands.names import COMMANDS
 
-def loaded(*names):
-    return [name for name in names if name in sys.modules]
-
-for command in ("fit", "validate", "test", "predict", "sample", "score", "export"):
-    main([command, "--help"])
-    assert not loaded("torch", "numpy", "jsonargparse"), command
-for command in COMMANDS:
-    try:
-        main([command, "-h"])
-    except SystemExit as stopped:
-        assert stopped.code == 0, command
-    heavy = loaded("lightning", "transformers", "peft", "datasets", "torchmetrics", "bitsandbytes")
-    assert not heavy, (command, heavy)
+for page in {PAGES}:
+    main([*page.split(), "-h"])
+    heavy = {{"torch", "numpy", "lightning", "jsonargparse"}} & set(sys.modules)
+    assert not heavy, (page, heavy)
 """
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
-    assert "usage: mpo-lightning fit --config FILE" in result.stdout
-    assert "usage: mpo-lightning study" in result.stdout
-    assert "groups_per_batch           groups (prompts) of a step on one process" in result.stdout
+    for page in PAGES:
+        assert f"usage: mpo-lightning {page} " in result.stdout
+    assert "  groups_per_batch            groups (prompts) of a step on one" in result.stdout
 
 
 def test_a_page_may_be_cut_short() -> None:
@@ -70,17 +66,17 @@ def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def test_the_page_has_the_settings_that_there_are(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Names and defaults as LightningCLI has them, whose parser knows nothing of the page."""
+    """Compared with the configuration that LightningCLI prints."""
     with pytest.raises(SystemExit):
         main([command, "--model.policy.base=x", "--print_config"])
     printed = leaves(yaml.safe_load(capsys.readouterr().out))
-    page = {setting.name: setting for setting in run_settings(command)}
+    page = read_pages()[command].settings
     assert set(page) == set(printed)
     compared = 0
     for name, value in printed.items():
         default = page[name].default
         if name == "model.policy.base":
-            assert default is None
+            assert page[name].required
         elif isinstance(value, dict):
             assert value["class_path"].rsplit(".")[-1] in (default or "")
         else:
@@ -93,26 +89,47 @@ def test_the_page_has_the_settings_that_there_are(
 
 
 def test_choices_and_purposes_are_those_of_the_source() -> None:
-    settings = {setting.name: setting for setting in run_settings("fit")}
+    settings = read_pages()["fit"].settings
     assert settings["model.layout"].choices == ("auto", "shared", "separate")
     assert settings["data.trust_remote_code"].choices == ("true", "false")
+    assert settings["data.columns"].kinds == ("a mapping", "null")
     assert settings["model.policy.lora.r"].purpose == "rank."
     assert settings["data.max_length"].purpose == "limit on prompt + response, in tokens."
+    # The run's folder decides it.
+    assert "checkpoint.dirpath" not in settings
 
 
-@pytest.mark.parametrize("command", ["sample", "score", "compare", "export"])
-def test_a_function_is_described_by_its_own_docstring(
-    command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    function = definition(COMMANDS[command].module, command)
-    assert function is not None
-    settings = settings_of(function)
-    assert all(setting.purpose for setting in settings)
-    main([command, "--help"])
+@pytest.mark.parametrize("page", [page for page in PAGES if page in read_pages()])
+def test_a_page_names_every_setting(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = read_pages()[page].settings
+    assert all(setting.purpose for setting in settings.values())
+    main([*page.split(), "--help"])
     shown = capsys.readouterr().out
-    assert "default_factory" not in shown
-    assert (shown.index("  out  ") < shown.index("what else there is")) == (command != "compare")
-    assert all(setting.name.rpartition(".")[2] in shown for setting in settings)
+    assert all(name.rpartition(".")[2] in shown for name in settings)
+    for name, setting in settings.items():
+        if setting.required and not setting.usage:
+            assert "\nrequired settings:" in shown.partition(f"\n  {name}  ")[0], name
+
+
+def test_a_page_tells_arguments_flags_and_types(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["export", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "usage: mpo-lightning export [CHECKPOINT] [--config FILE ...] --SETTING VALUE" in shown
+    assert " --merged write the whole model" in shown
+    assert " checkpoint = last a .ckpt file" in shown
+    main(["data", "check", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "usage: mpo-lightning data check FILES ... [--SETTING VALUE ...]" in shown
+    assert "(AboveMean | AboveQuantile | " in shown
+    assert " max_length = 2048 limit" in shown
+    assert " (a mapping) split = train " in shown
+
+
+def test_help_of_a_command_with_parts_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["data", "--help"])
+    shown = capsys.readouterr().out
+    assert "usage: mpo-lightning data {check,convert,split} ..." in shown
+    assert "\n  split --help    Divide scored groups by prompt" in shown
 
 
 def test_everything_can_be_shown(capsys: pytest.CaptureFixture[str]) -> None:

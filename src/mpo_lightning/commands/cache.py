@@ -1,4 +1,4 @@
-"""``mpo-lightning cache show|clear [ROOT]``: what is kept on disk for later runs."""
+"""``mpo-lightning cache show|clear [ROOT]``: list or remove what runs keep on disk."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from mpo_lightning.data.prepare import kept, remove
 from mpo_lightning.files import cache_folder
 from mpo_lightning.model.reference_cache import clear, default_root, inspect
 
-__all__ = ["main", "make_parser"]
+__all__ = ["main"]
 
 
 def _show_caches(root: str) -> None:
@@ -57,19 +57,23 @@ def _tokens(action: str, root: Path) -> None:
     _print_table([("name", "groups", "size", "source"), *rows])
 
 
-def make_parser() -> SettingsParser:
-    """The parser of ``mpo-lightning cache``."""
+def _make_parser() -> SettingsParser:
     parsers = {}
     for name, purpose in {
-        "show": "List the reference caches, and say what is wrong with one that is refused.",
+        "show": "List the reference caches, and why any of them cannot be used.",
         "clear": "Remove the reference caches.",
     }.items():
         parsers[name] = SettingsParser(description=purpose)
         parsers[name].add_argument(
-            "root", nargs="?", type=str | None, help="the caches' folder; the user's if none"
+            "root",
+            nargs="?",
+            type=str | None,
+            help="folder of the caches. Defaults to the user's",
         )
         parsers[name].add_argument(
-            "--tokens", action="store_true", help="the token ids of data sets instead"
+            "--tokens",
+            action="store_true",
+            help="list or remove token ids of data sets instead",
         )
     parsers["clear"].add_argument("--name", type=str, help="remove only the cache of this name")
     parser = SettingsParser(prog="mpo-lightning cache")
@@ -83,9 +87,9 @@ def main(args: list[str]) -> None:
     """Run ``mpo-lightning cache``.
 
     Args:
-        args: the arguments, the command's name first.
+        args: arguments, beginning with the command's name.
     """
-    chosen = make_parser().parse_args(args[1:])
+    chosen = _make_parser().parse_args(args[1:])
     of_action: Namespace = chosen[chosen.action]
     if of_action.tokens:
         _tokens(chosen.action, Path(of_action.root or cache_folder("tokens")))

@@ -1,4 +1,4 @@
-"""``mpo-lightning data check|convert|split FILE...``: look at data before training on it."""
+"""``mpo-lightning data check|convert|split FILE...``: check and prepare data before training."""
 
 import sys
 from pathlib import Path
@@ -28,7 +28,7 @@ from mpo_lightning.data.tokens import (
 from mpo_lightning.losses import AboveMean, Partition
 from mpo_lightning.losses.scores import AlphaUnit
 
-__all__ = ["main", "make_parser"]
+__all__ = ["main"]
 
 
 def _parser(purpose: str) -> SettingsParser:
@@ -43,7 +43,7 @@ def _parser(purpose: str) -> SettingsParser:
     parser.add_argument(
         "--schema",
         type=Schema | None,
-        help="shape of the rows; found from the first row's columns if not given",
+        help="shape of the rows. Defaults to the one that the first row's columns show",
     )
     parser.add_argument(
         "--columns",
@@ -54,48 +54,57 @@ def _parser(purpose: str) -> SettingsParser:
         "--split",
         type=str,
         default="train",
-        help="split of a hub id or a saved DatasetDict that names none after a colon",
+        help="split of a hub id or saved DatasetDict that is given without :SPLIT",
     )
     return parser
 
 
 def _check_parser() -> SettingsParser:
-    parser = _parser("Report what is in files of scored groups, with warnings before training.")
+    parser = _parser("Report the contents of files of scored groups, with warnings.")
     add = parser.add_argument
-    add("--tokenizer", type=str | None, help="folder or hub id, to count tokens as well")
-    add("--trust_remote_code", action="store_true", help="run a hub tokenizer's own code")
+    add(
+        "--tokenizer",
+        type=str | None,
+        help="folder or hub id; with one, tokens are counted",
+    )
+    add("--trust_remote_code", action="store_true", help="let a hub tokenizer run its own code")
     add("--max_length", type=int, default=2048, help="limit on prompt + response, in tokens")
     add("--prompt_format", type=PromptFormat, default="auto", help="as in data.prompt_format")
     add("--boundary", type=Boundary, default="strict", help="as in data.boundary")
-    add("--show", type=int, default=0, help="first groups to show as training sees them")
+    add("--show", type=int, default=0, help="number of first groups to show as training sees them")
     add(
         "--partition",
         type=Partition | None,
-        help="rule that splits groups, as in model.loss. Defaults to above the group's mean",
+        help="rule for the chosen and rejected set, as in model.loss. Defaults to AboveMean",
     )
-    add("--alpha", type=float, default=0.0, help="strength of deviation weights, as in W-MPO")
+    add("--alpha", type=float, default=0.0, help="strength of the deviation weights, as in W-MPO")
     add("--power", type=float, default=1.0, help="exponent of the deviation")
-    add("--alpha_unit", type=AlphaUnit, default="score", help="unit of the deviation")
+    add(
+        "--alpha_unit",
+        type=AlphaUnit,
+        default="score",
+        help="unit of alpha",
+    )
     add(
         "--by",
         type=list[str],
         default=["models", "source"],
-        help="columns with a text a response, or a text a row, whose values are told apart",
+        help="columns with a text for each response or row, by whose values the report is divided",
     )
     add("--json", type=str | None, help="file to write all numbers to")
-    add("--picture", type=str | None, help="file to draw to, such as check.png (needs matplotlib)")
+    add("--picture", type=str | None, help="file of a figure, such as check.png (needs matplotlib)")
     add("--strict", action="store_true", help="fail on warnings, too")
     return parser
 
 
 def _writing_parser(purpose: str) -> SettingsParser:
     parser = _parser(purpose)
-    parser.add_argument("--force", action="store_true", help="overwrite what is there already")
+    parser.add_argument("--force", action="store_true", help="overwrite existing output")
     parser.add_argument(
         "--bad_rows",
         type=BadRows,
         default="error",
-        help="rows that cannot be used: write nothing (error), or leave them out (drop)",
+        help="rows that cannot be used: fail (error) or leave them out (drop)",
     )
     return parser
 
@@ -200,20 +209,19 @@ def _split(chosen: Namespace) -> None:
     print("\n".join([*map(describe, result.reports), str(result)]))
 
 
-def make_parser() -> SettingsParser:
-    """The parser of ``mpo-lightning data``."""
-    converter = _writing_parser("Write scored groups of any known shape in canonical form.")
+def _make_parser() -> SettingsParser:
+    converter = _writing_parser("Write scored groups of any known schema in canonical form.")
     converter.add_argument("--out", type=str, required=True, help="a .jsonl or .parquet file")
     splitter = _writing_parser("Divide scored groups by prompt, each prompt on one side only.")
-    splitter.add_argument("--out", type=str, required=True, help="the parts' folder")
+    splitter.add_argument("--out", type=str, required=True, help="folder of the parts")
     splitter.add_argument(
         "--fractions",
         type=dict[str, float],
         default={"train": 0.9, "val": 0.05, "test": 0.05},
-        help="the parts' names and shares, which sum to 1",
+        help="names and shares of the parts; the shares sum to 1",
     )
-    splitter.add_argument("--seed", type=int, default=0, help="another one divides differently")
-    splitter.add_argument("--format", type=Format, default="jsonl", help="of the files")
+    splitter.add_argument("--seed", type=int, default=0, help="seed of the division")
+    splitter.add_argument("--format", type=Format, default="jsonl", help="file format")
     parsers = {"check": _check_parser(), "convert": converter, "split": splitter}
     parser = SettingsParser(prog="mpo-lightning data")
     commands = parser.add_subcommands(dest="action")
@@ -226,9 +234,9 @@ def main(args: list[str]) -> None:
     """Run ``mpo-lightning data``.
 
     Args:
-        args: the arguments, the command's name first.
+        args: arguments, beginning with the command's name.
     """
-    parser = make_parser()
+    parser = _make_parser()
     parsed = parser.parse_args(args[1:])
     chosen = parser.instantiate(parsed)[parsed.action]
     {"check": _check, "convert": _convert, "split": _split}[parsed.action](chosen)

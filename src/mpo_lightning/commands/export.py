@@ -1,12 +1,13 @@
-"""``mpo-lightning export [CHECKPOINT]``: a trained adapter, alone or merged, for others."""
+"""``mpo-lightning export [CHECKPOINT]``: a trained adapter, alone or merged into its base."""
 
+from mpo_lightning.commands.names import COMMANDS
 from mpo_lightning.commands.parser import SettingsParser
 from mpo_lightning.export.export import export
 
 __all__ = ["main"]
 
 FLAGS = {
-    "merged": "write the whole model, merged in float32, and not the adapter alone",
+    "merged": "write the whole model, merged in float32, instead of the adapter",
     "force": "overwrite another export",
     "trust_remote_code": "let a hub model run its own code",
 }
@@ -16,12 +17,9 @@ def main(args: list[str]) -> None:
     """Run ``mpo-lightning export``.
 
     Args:
-        args: the arguments, the command's name first.
+        args: arguments, beginning with the command's name.
     """
-    parser = SettingsParser(
-        prog="mpo-lightning export",
-        description="Write a checkpoint as a PEFT adapter or a merged model, with a model card.",
-    )
+    parser = SettingsParser(prog="mpo-lightning export", description=COMMANDS["export"].purpose)
     parser.add_argument("--config", action="config", help="a YAML file of these settings")
     parser.add_argument(
         "checkpoint",

@@ -1,29 +1,43 @@
-"""Commands whose arguments are those of a function."""
+"""``mpo-lightning sample|score|compare``: commands whose settings are a function's parameters."""
 
 from collections.abc import Callable
 from dataclasses import is_dataclass
 from typing import Any, get_type_hints
 
+from mpo_lightning.commands.names import COMMANDS
 from mpo_lightning.commands.parser import SettingsParser
 
-__all__ = ["call"]
+__all__ = ["main"]
 
 
-def call(function: Callable[..., Any], args: list[str], purpose: str) -> None:
-    """Call a function with arguments of the command line, or of a file that ``--config`` names.
+def main(args: list[str]) -> None:
+    """Call the function that a command is named after.
 
     Args:
-        function: what runs; its parameters and their docstring make the arguments.
-        args: the arguments, the command's name first.
-        purpose: what the command is for, in a line.
+        args: arguments, beginning with the command's name.
     """
-    parser = SettingsParser(prog=f"mpo-lightning {args[0]}", description=purpose)
+    name, *given = args
+    function = _function(name)
+    parser = SettingsParser(prog=f"mpo-lightning {name}", description=COMMANDS[name].purpose)
     parser.add_argument("--config", action="config", help="a YAML file of these settings")
     parser.add_function_arguments(function)
-    values = parser.parse_args(args[1:]).as_dict()
+    values = parser.parse_args(given).as_dict()
     del values["config"]
-    hints: dict[str, Any] = get_type_hints(function)
-    for name, kind in hints.items():
+    for parameter, kind in get_type_hints(function).items():
         if isinstance(kind, type) and is_dataclass(kind):
-            values[name] = kind(**values[name])
+            values[parameter] = kind(**values[parameter])
     function(**values)
+
+
+def _function(name: str) -> Callable[..., Any]:
+    if name == "sample":
+        from mpo_lightning.rollouts.sample import sample
+
+        return sample
+    if name == "score":
+        from mpo_lightning.rollouts.score import score
+
+        return score
+    from mpo_lightning.evaluation.compare import compare
+
+    return compare

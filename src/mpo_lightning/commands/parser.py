@@ -1,30 +1,31 @@
-"""What is wrong with settings, said in one line: which, what was given, what may be, and where.
+"""Argument parser whose errors take one line: setting, value given, values allowed, and file.
 
-jsonargparse knows all of it, and tells it in many lines, behind the usage of every option.
+jsonargparse's own errors take many lines, behind the usage of every option.
 """
 
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from argparse import ArgumentError, _HelpAction
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from difflib import get_close_matches
-from importlib import import_module
-from inspect import isabstract, isclass, signature
+from inspect import isabstract
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import ArgumentParser
 
-__all__ = ["SettingsParser", "check_environment"]
+__all__ = ["WORDS", "SettingsParser", "alternatives", "check_environment"]
 
-# As jsonargparse writes them.
+# Parts of jsonargparse's messages: names of settings and classes, and what was given.
 KEY = re.compile(r'Parser key "([^"]+)"')
-CLASS = re.compile(r"class_path[ =]'([\w.]+)'")
-OPTION = re.compile(r"[Oo]ption '([^']+)'")
-VALUE = re.compile(r"(?:(?:Got|Given) value|Expected a dot import path string): (.+?)\.?$", re.M)
+CLASS = re.compile(r"class_path[ =]'(?:\w+\.)*(\w+)'")
+OPTION = re.compile(r"(?:Group '([^']+)' .*)?[Oo]ption '([^']+)'")
+VALUE = re.compile(r"(?:Got value|Expected a dot import path string): (.+)$", re.DOTALL)
 UNRECOGNIZED = "unrecognized arguments: "
 NO_SUBTYPE = "Does not validate against any of the Union subtypes"
 NOT_YAML = "Problems parsing config"
@@ -32,101 +33,115 @@ NOT_YAML = "Problems parsing config"
 WORDS: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
-    bool: "true or false",
     str: "a text",
+    Path: "a path",
+    timedelta: "a duration",
     NoneType: "null",
-    list: "a list",
-    dict: "a mapping",
+    **dict.fromkeys((list, tuple, Sequence, Iterable), "a list"),
+    **dict.fromkeys((dict, Mapping), "a mapping"),
 }
+# Names listed in a message at most.
 MANY = 16
 
 
 class SettingsParser(ArgumentParser):
-    """A parser that says in one line what is wrong, and ends with status 2."""
+    """Parser that reports an error in one line and exits with status 2."""
 
-    _given: Sequence[str] = ()
-    # As they are named, and where they lie: jsonargparse changes the current folder at times.
-    _files: dict[str, Path] = {}  # noqa: RUF012 (replaced, never changed)
+    args: list[str] = []  # noqa: RUF012 (replaced, never changed)
+    # The current folder; while jsonargparse reads a configuration file it is the file's.
+    _folder = Path()
 
-    def parse_args(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, namespace: Any = None, **settings: Any
-    ) -> Any:
-        """Note what is given, to find what is wrong in it."""
-        self._given = sys.argv[1:] if args is None else args
-        self._files = {name: Path(name).absolute() for name in _config_files(self._given)}
-        return super().parse_args(args, namespace, **settings)
+    def parse_args(self, *args: Any, **settings: Any) -> Any:
+        """Parse arguments."""
+        self._folder = Path.cwd()
+        return super().parse_args(*args, **settings)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Say what is wrong, and end."""
+        """Report an error and exit; the parser of a class's settings raises it instead.
+
+        Raises:
+            ArgumentError: with the parser as attribute, in a parser of a class's settings.
+        """
         if not self.exit_on_error or "JSONARGPARSE_DEBUG" in os.environ:
-            super().error(message, ex)
-        parser = getattr(ex, "subcommand_parser", None) or self
-        sys.stderr.write(f"error: {_explain(message, parser)}\n")
+            failure = ArgumentError(None, message)
+            failure.parser = self  # type: ignore[attr-defined]
+            raise failure from ex
+        parser = self
+        if self._subcommands_action is not None and self.args:
+            parser = self._subcommands_action._name_parser_map.get(self.args[0], self)
+        sys.stderr.write(f"error: {_explain(message, ex, parser)}\n")
         self.exit(2)
         raise AssertionError("exit returned")
 
 
-def _explain(message: str, parser: ArgumentParser) -> str:
+def _explain(message: str, error: BaseException | None, parser: SettingsParser) -> str:
     if message.startswith(UNRECOGNIZED):
         return _about_unrecognized(message.removeprefix(UNRECOGNIZED), parser)
     if message.startswith(NOT_YAML):
         return _about_yaml(parser) or _in_one_line(message)
-    keys, option = KEY.findall(message), OPTION.search(message)
-    owners = [named for path in CLASS.findall(message) if (named := _named_class(path))]
-    if option is not None:
-        return _about_unknown([*keys, option[1]], owners[-1] if owners else None, parser)
-    value = VALUE.search(message)
-    if keys and value is not None:
-        kind = _kind(keys, owners, parser)
-        if kind is not None:
-            return _about_value(".".join(keys), value[1], kind, parser)
-    if message.startswith(NO_SUBTYPE):
-        # Of all the types that it might have been, one was meant, and its class says what is wrong.
-        found = [line.strip(" -") for line in message.splitlines() if line.startswith("  - ")]
-        own = [text for text in found if not text.startswith(("Expected ", "Type "))]
-        return own[0] if own else _in_one_line(message)
-    return _in_one_line(message) if keys else message
+    causes = list(_causes(error))
+    reason = str(causes[-1]) if causes else message
+    # A setting of a class within a class: one name for each level, and a parser for each class.
+    keys = [key[1] for each in causes if type(each) is TypeError and (key := KEY.match(str(each)))]
+    owners = [owner for each in causes if (owner := getattr(each, "parser", None))]
+    owner = owners[-1] if owners else parser
+    option, value = OPTION.search(reason), VALUE.search(reason)
+    if option is not None and isinstance(causes[-1], KeyError):
+        names = _names(owner)
+        of = parser.prog.replace(" [options]", "")
+        if owners:
+            names = [".".join([*keys, name]) for name in names]
+            of = (CLASS.findall(message) or [of])[-1]
+        name = ".".join(filter(None, [*keys, *option.groups()]))
+        return _about_unknown(name, names, of, parser)
+    action = next((each for each in owner._actions if keys and each.dest == keys[-1]), None)
+    if action is not None and value is not None:
+        kind = getattr(action, "_typehint", action.type)
+        return _about_value(".".join(keys), value[1], kind, parser)
+    if keys:
+        return _in_one_line(f"{'.'.join(keys)}: {KEY.sub('', reason).lstrip(': ')}")
+    # One of the classes that may stand in a place has refused its settings.
+    return reason if message.startswith(NO_SUBTYPE) else message
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and what caused it, to the first cause."""
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def _in_one_line(message: str) -> str:
-    return " ".join(KEY.sub(r"\1", message).split())
+    return " ".join(message.split())
 
 
 # ------------------------------------------------------------------------------ names
 
 
 def _names(parser: ArgumentParser) -> list[str]:
-    """Names of all settings of a parser."""
-    options = [o for action in parser._actions for o in action.option_strings]
-    # Nested help and additions to lists are no settings of their own.
+    """Return the names of all settings of a parser."""
     return [
         option.removeprefix("--")
-        for option in options
-        if option.startswith("--") and not option.endswith((".help", "+", "print_shtab"))
+        for action in parser._actions
+        for option in action.option_strings
+        # Help, and additions to lists, are no settings of their own.
+        if option.startswith("--")
+        and not isinstance(action, _HelpAction)
+        and not option.endswith((".help", "+", "print_shtab"))
     ]
 
 
-def _about_unrecognized(text: str, parser: ArgumentParser) -> str:
+def _about_unrecognized(text: str, parser: SettingsParser) -> str:
     unknown = [word for word in text.split() if word.startswith("-")]
     if not unknown:
         return f"{text} belongs to no option. Options begin with --."
-    return " ".join(
-        _about_unknown([word.partition("=")[0].lstrip("-")], None, parser, option=True)
-        for word in unknown
-    )
+    known = [f"--{name}" for name in _names(parser)]
+    of = parser.prog.replace(" [options]", "")
+    return " ".join(_about_unknown(word.partition("=")[0], known, of, parser) for word in unknown)
 
 
-def _about_unknown(
-    keys: Sequence[str], owner: type | None, parser: ArgumentParser, *, option: bool = False
-) -> str:
-    name, start = ".".join(keys), "--" if option else ""
-    if owner is None:
-        known, of = _names(parser), parser.prog.replace(" [options]", "")
-    else:
-        prefix = ".".join(keys[:-1])
-        known = [f"{prefix}.{each}" for each in _parameters(owner)]
-        of = owner.__name__
-    text = f"{start}{name} is not a setting of {of}{_where(name, parser)}."
+def _about_unknown(name: str, known: Sequence[str], of: str, parser: SettingsParser) -> str:
+    text = f"{name} is not a setting of {of}{_where(name, parser)}."
     place, beside = _beside(name, known)
     if place == name.rpartition(".")[0]:
         near = get_close_matches(name.rpartition(".")[2], beside, 1)
@@ -134,13 +149,13 @@ def _about_unknown(
     else:
         near = get_close_matches(name, known, 1, 0.75)
     if near:
-        return f"{text} Did you mean {start}{near[0]}?"
-    of_place = f"In {place} there are" if place else "There are"
+        return f"{text} Did you mean {near[0]}?"
+    of_place = f"In {place.lstrip('-')} there are" if place else "There are"
     return f"{text} {of_place}: {_listed(beside, 'and')}."
 
 
 def _beside(name: str, known: Sequence[str]) -> tuple[str, list[str]]:
-    """The innermost place above an unknown name that there is, and the names in it."""
+    """Return the innermost group above an unknown name that exists, and the names in it."""
     place = name
     while True:
         place = place.rpartition(".")[0]
@@ -161,72 +176,50 @@ def _listed(words: Sequence[str], last: str) -> str:
 # ----------------------------------------------------------------------------- values
 
 
-def _about_value(name: str, value: str, kind: Any, parser: ArgumentParser) -> str:
-    words = list(dict.fromkeys(_allowed(kind)))
+def alternatives(kind: Any) -> Iterator[str | type]:
+    """Yield what a type hint allows: values as text, and classes.
+
+    Args:
+        kind: a type hint; a union and a callable's result are taken apart.
+    """
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        yield from map(str, args)
+    elif kind is bool:
+        yield from ("true", "false")
+    elif origin in {Union, UnionType}:
+        for each in args:
+            yield from alternatives(each)
+    elif origin is Callable:
+        yield from alternatives(args[-1])
+    else:
+        yield origin or kind
+
+
+def _about_value(name: str, value: str, kind: Any, parser: SettingsParser) -> str:
+    words: list[str] = []
+    for each in alternatives(kind):
+        if isinstance(each, str):
+            words.append(each)
+        else:
+            words += [WORDS[each]] if each in WORDS else sorted(_subclasses(each), key=str.lower)
+    words = list(dict.fromkeys(words))
     text = f"{name} must be {_listed(words, 'or')}, got {value}{_where(name, parser)}."
     near = get_close_matches(value, words, 1)
     return f"{text} Did you mean {near[0]}?" if near else text
 
 
-def _allowed(kind: Any) -> Iterator[str]:
-    """What may be given for a type, in words."""
-    origin, args = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        yield from map(str, args)
-    elif origin in {Union, UnionType}:
-        for each in args:
-            yield from _allowed(each)
-    elif origin is Callable or getattr(origin, "__name__", "") == "Callable":
-        yield from _allowed(args[-1])
-    elif (plain := origin or kind) in WORDS:
-        yield WORDS[plain]
-    elif isclass(kind):
-        yield from sorted(_subclasses(kind), key=str.lower) or [kind.__name__]
-    else:
-        yield str(kind)
-
-
 def _subclasses(kind: type) -> set[str]:
-    names: set[str] = set()
-    if not isabstract(kind) and not kind.__name__.startswith("_"):
-        names.add(kind.__name__)
-    inheriting: list[type] = kind.__subclasses__()
-    for below in inheriting:
-        names |= _subclasses(below)
-    return names
-
-
-def _kind(keys: Sequence[str], owners: Sequence[type], parser: ArgumentParser) -> Any:
-    """The type of a setting, of the parser or of the class that it belongs to."""
-    if len(keys) > 1 and owners:
-        return _parameters(owners[-1]).get(keys[-1])
-    for action in parser._actions:
-        if f"--{keys[-1]}" in action.option_strings or action.dest == keys[-1]:
-            return getattr(action, "_typehint", action.type)
-    return None
-
-
-def _named_class(path: str) -> type | None:
-    module, _, name = path.rpartition(".")
-    found = getattr(import_module(module), name, None) if module else None
-    return found if isclass(found) else None
-
-
-def _parameters(owner: type) -> dict[str, Any]:
-    """Name and type of what a class is made from."""
-    hints = get_type_hints(owner.__init__)  # type: ignore[misc]
-    return {
-        name: hints.get(name)
-        for name in signature(owner).parameters
-        if name not in {"self", "params"}
-    }
+    """Return the names of a class and those derived from it, without abstract and private ones."""
+    names = set().union(*map(_subclasses, kind.__subclasses__()))
+    return names if isabstract(kind) or kind.__name__.startswith("_") else {kind.__name__, *names}
 
 
 # ------------------------------------------------------------------------------ places
 
 
 def check_environment(parser: ArgumentParser) -> None:
-    """Refuse a variable that would be of a parser, had it such a setting; jsonargparse ignores it.
+    """Refuse an environment variable that stands for no setting, which jsonargparse ignores.
 
     Args:
         parser: a parser that reads the environment.
@@ -241,46 +234,46 @@ def check_environment(parser: ArgumentParser) -> None:
 
 
 def _variable(parser: ArgumentParser, name: str) -> str:
-    """The environment's variable of a setting, as jsonargparse names it."""
+    """Return the environment variable of a setting, as jsonargparse names it."""
     return f"{parser.env_prefix}_{name}".replace(".", "__").upper()
 
 
-def _config_files(given: Sequence[str]) -> list[str]:
-    files = [value for word, value in pairwise(given) if word in {"-c", "--config"}]
-    return files + [word.partition("=")[2] for word in given if word.startswith("--config=")]
+def _files_of(parser: SettingsParser) -> dict[str, str]:
+    """Return name and content of the configuration files among a parser's arguments."""
+    words = parser.args
+    names = [value for word, value in pairwise(words) if word in {"-c", "--config"}]
+    names += [word.partition("=")[2] for word in words if word.startswith("--config=")]
+    paths = {name: parser._folder / name for name in names}
+    return {name: path.read_text("utf-8") for name, path in paths.items() if path.is_file()}
 
 
-def _where(name: str, parser: ArgumentParser) -> str:
-    """The file or variable in which a setting stands, unless it is an option."""
-    given = getattr(parser, "_given", ())
-    if any(word.partition("=")[0].replace(".init_args", "") == f"--{name}" for word in given):
+def _where(name: str, parser: SettingsParser) -> str:
+    """Return the file or variable that holds a setting, in parentheses; empty for an option."""
+    options = [word.partition("=")[0] for word in parser.args]
+    if f"--{name}" in [option.replace(".init_args", "") for option in options]:
         return ""
-    for file, path in _files_of(parser):
-        if _holds(yaml.safe_load(path.read_text(encoding="utf-8")), name.split(".")):
+    for file, text in _files_of(parser).items():
+        if _holds(yaml.safe_load(text), name.split(".")):
             return f" (in {file})"
     variable = _variable(parser, name)
     return f" (in {variable})" if variable in os.environ else ""
 
 
-def _files_of(parser: ArgumentParser) -> list[tuple[str, Path]]:
-    """The configuration files that were given and are there."""
-    files: dict[str, Path] = getattr(parser, "_files", {})
-    return [(name, path) for name, path in files.items() if path.is_file()]
-
-
 def _holds(settings: Any, keys: Sequence[str]) -> bool:
-    if not keys:
-        return True
-    if not isinstance(settings, dict):
-        return False
-    inner = settings if keys[0] in settings else settings.get("init_args")
-    return isinstance(inner, dict) and keys[0] in inner and _holds(inner[keys[0]], keys[1:])
+    """Return whether a file's settings contain a name; ``init_args`` is not part of names."""
+    for key in keys:
+        if isinstance(settings, dict) and key not in settings:
+            settings = settings.get("init_args")
+        if not isinstance(settings, dict) or key not in settings:
+            return False
+        settings = settings[key]
+    return True
 
 
-def _about_yaml(parser: ArgumentParser) -> str | None:
-    for file, path in _files_of(parser):
+def _about_yaml(parser: SettingsParser) -> str | None:
+    for file, text in _files_of(parser).items():
         try:
-            yaml.safe_load(path.read_text(encoding="utf-8"))
+            yaml.safe_load(text)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark
             place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""

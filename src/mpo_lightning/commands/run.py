@@ -1,4 +1,4 @@
-"""``mpo-lightning fit|validate|test|predict --config FILE``: Lightning's own command line."""
+"""``mpo-lightning fit|validate|test|predict --config FILE``: Lightning's command line."""
 
 import sys
 from typing import Any
@@ -10,7 +10,11 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mpo_lightning.commands.parser import SettingsParser, check_environment
-from mpo_lightning.commands.run_callbacks import add_watching, name_missing_library, watched
+from mpo_lightning.commands.run_callbacks import (
+    add_callback_settings,
+    name_missing_library,
+    run_callbacks,
+)
 from mpo_lightning.data.datamodule import PreferenceDataModule
 from mpo_lightning.errors import UserError
 from mpo_lightning.evaluation.writer import PredictionWriter
@@ -26,29 +30,29 @@ def _checkpoint_folder(root: str | None) -> str:
 
 
 class RunParser(SettingsParser, LightningArgumentParser):
-    """LightningCLI's parser, with errors of one line; its own help is the one with everything."""
+    """LightningCLI's parser with one-line errors, whose own help is ``--help_all``."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.add_argument("--help_all", action="help", help="Show every option and exit.")
+        self.add_argument("--help_all", action="help", help="show every option and exit")
 
 
 class MPOCLI(LightningCLI):
-    """LightningCLI with a checkpoint to resume from, watching, and a place for predictions."""
+    """LightningCLI with this package's checkpoints, predictions, progress bar and health checks."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add ``checkpoint``, ``predictions``, and what watches a run."""
+        """Add ``checkpoint``, ``predictions``, ``progress``, ``samples`` and ``health``."""
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
-        # `--ckpt_path last` finds what a fixed folder holds, whatever version the logger is at.
+        # `--ckpt_path last` needs a folder that does not change with the logger's version.
         parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", _checkpoint_folder)
         parser.set_defaults({"checkpoint.save_last": True})
         # The loss decides which groups teach it something.
         parser.link_arguments("model.loss", "data.loss", apply_on="instantiate")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
-        add_watching(parser)
+        add_callback_settings(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Read the environment, files and options, and refuse what none of them may set."""
+        """Read the environment, files and options, and refuse variables that name no setting."""
         for each in self._subcommand_parsers.values():
             check_environment(each)
         super().parse_arguments(parser, args)
@@ -59,19 +63,22 @@ class MPOCLI(LightningCLI):
             super().instantiate_classes()
         except ValueError as error:
             name_missing_library(error)
-            self.parser.error(str(error))
+            self.parser.error(str(error), error)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         if config.get("enable_checkpointing") is False:
-            # Lightning refuses a checkpoint callback then, and ours is always among the arguments.
+            # Lightning refuses a checkpoint callback then, and ours is always among the callbacks.
             callbacks = [c for c in callbacks if not isinstance(c, RunCheckpoint)]
         return super()._instantiate_trainer(
-            config, watched(config, callbacks, fitting=self.subcommand == "fit")
+            config, run_callbacks(config, callbacks, fitting=self.subcommand == "fit")
         )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's, without its own table of results: `EvaluationReport` has a better one."""
+        """Return Lightning's subcommands, without the option for its table of results.
+
+        `EvaluationReport` prints a better one.
+        """
         skipped = LightningCLI.subcommands()
         return {**skipped, **{name: skipped[name] | {"verbose"} for name in ("validate", "test")}}
 
@@ -80,7 +87,7 @@ class MPOCLI(LightningCLI):
         return {**kwargs, "verbose": False} if subcommand in {"validate", "test"} else kwargs
 
     def before_instantiate_classes(self) -> None:
-        """Take the tokenizer from the base where none is named."""
+        """Take the tokenizer from the base unless one is set."""
         config = self.config[self.subcommand] if self.subcommand else self.config
         assert isinstance(config, Namespace)
         if config.data.tokenizer is None:
@@ -91,15 +98,15 @@ def main(args: list[str]) -> None:
     """Run Lightning's command line.
 
     Args:
-        args: the arguments, the command's name first.
+        args: arguments, beginning with the command's name.
     """
     try:
         MPOCLI(
             MPOModule,
             PreferenceDataModule,
             seed_everything_default=0,
-            # Long training lets one response of each chosen set take all the mass. Lightning's
-            # summary counts 4-bit weights wrongly; the policy tells what its weights take.
+            # In long training one response of each chosen set takes all the mass. Lightning's
+            # summary counts 4-bit weights wrongly; the policy logs the size of its weights.
             trainer_defaults={"max_epochs": 1, "enable_model_summary": False},
             auto_configure_optimizers=False,
             parser_class=RunParser,
@@ -109,23 +116,23 @@ def main(args: list[str]) -> None:
                 "env_prefix": "MPO_LIGHTNING",
             },
             save_config_callback=RunConfig,
-            # A repeated or resumed run, and validate after fit, write their configuration again.
+            # Repeated and resumed runs, and validate after fit, write their configuration again.
             save_config_kwargs={"overwrite": True},
-            # LightningCLI takes those of the process by itself, and warns of others beside them.
+            # LightningCLI takes those of the process by itself, and warns if it is passed others.
             args=None if args == sys.argv[1:] else args,
         )
     except SIGTERMException:
-        _part()
+        _leave_process_group()
         raise
     except FileExistsError as error:
         raise UserError(str(error)) from error
-    _part()
+    _leave_process_group()
 
 
-def _part() -> None:
-    """Part from the other processes, all of which have come to their end.
+def _leave_process_group() -> None:
+    """Leave the process group; all processes have finished.
 
-    Lightning leaves gloo's threads running; a process that ends with them may abort.
+    Lightning leaves gloo's threads running, with which a process may abort at exit.
     """
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

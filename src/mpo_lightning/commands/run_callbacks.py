@@ -1,4 +1,4 @@
-"""What the command line adds to a run so that it can be watched: bar, samples, health, loggers."""
+"""Callbacks and loggers that the command line adds to a run."""
 
 import re
 from typing import Any
@@ -15,23 +15,25 @@ from mpo_lightning.errors import UserError
 from mpo_lightning.evaluation.report import EvaluationReport
 from mpo_lightning.training.loggers import keep_metrics, run_loggers
 
-__all__ = ["add_watching", "name_missing_library", "watched"]
+__all__ = ["add_callback_settings", "name_missing_library", "run_callbacks"]
 
 
-def add_watching(parser: LightningArgumentParser) -> None:
-    """Add ``progress``, ``samples`` (none unless asked for) and ``health`` to the arguments."""
+def add_callback_settings(parser: LightningArgumentParser) -> None:
+    """Add ``progress``, ``samples`` (off by default) and ``health`` to the arguments."""
     parser.add_lightning_class_args(RunProgressBar, "progress")
     parser.add_lightning_class_args(Samples, "samples")
     parser.set_defaults({"samples.count": 0})
     parser.add_lightning_class_args(TrainingHealth, "health")
 
 
-def watched(trainer: dict[str, Any], callbacks: list[Callback], *, fitting: bool) -> list[Callback]:
-    """The callbacks that go with a trainer's settings; its loggers are set where none are named.
+def run_callbacks(
+    trainer: dict[str, Any], callbacks: list[Callback], *, fitting: bool
+) -> list[Callback]:
+    """Return the callbacks of a run, and set the trainer's loggers unless some are set.
 
     Args:
         trainer: settings of the trainer, changed in place.
-        callbacks: of the arguments above, and others of the command line.
+        callbacks: callbacks made from the settings of the command line.
         fitting: whether the command is fit.
     """
     if trainer.get("logger") in (None, True):
@@ -41,12 +43,12 @@ def watched(trainer: dict[str, Any], callbacks: list[Callback], *, fitting: bool
             if isinstance(logger, CSVLogger):
                 keep_metrics(logger)
     else:
-        # What the others find is in a file of its own; metrics.csv is the training's.
+        # metrics.csv holds the training's metrics; other commands' results have their own file.
         trainer["logger"] = [
             each for each in _as_list(trainer["logger"]) if not isinstance(each, CSVLogger)
         ]
     others = _as_list(trainer.get("callbacks"))
-    # A bar of the user's takes the place of ours, and none is wanted where they say so.
+    # A progress bar among the user's callbacks replaces ours.
     if trainer.get("enable_progress_bar") is False or any(
         isinstance(callback, ProgressBar) for callback in others
     ):
@@ -59,10 +61,10 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def name_missing_library(error: Exception) -> None:
-    """Say in a line what a logger of Lightning's lacks; the parser tells pages of types.
+    """Report in one line a library that a logger needs; the parser would list all types.
 
     Raises:
-        UserError: if the error is that a library is not installed.
+        UserError: if the error is caused by a library that is not installed.
     """
     missing = re.search(r"Requirement '([\w.-]+)[^']*' not met", str(error))
     if missing is None:
@@ -70,5 +72,5 @@ def name_missing_library(error: Exception) -> None:
     library = missing[1]
     package = "'mpo-lightning[wandb]'" if library == "wandb" else library
     raise UserError(
-        f"trainer.logger: it needs {library}, which is not installed: pip install {package}"
+        f"trainer.logger needs {library}, which is not installed: pip install {package}"
     ) from error

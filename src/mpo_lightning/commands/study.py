@@ -1,4 +1,4 @@
-"""``mpo-lightning study NAME --out DIR``: the paper's claims, checked where everything is known."""
+"""``mpo-lightning study NAME --out DIR``: check the paper's claims in a world of known rewards."""
 
 import csv
 import json
@@ -12,20 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import DefaultHelpFormatter
 
+from mpo_lightning.commands.names import COMMANDS
 from mpo_lightning.commands.parser import SettingsParser
 from mpo_lightning.errors import UserError
 from mpo_lightning.markdown import table
 
 if TYPE_CHECKING:
-    # What studies are made of takes seconds to import, which help need not wait for.
+    # Takes seconds to import, for which the check of the arguments need not wait.
     from mpo_lightning.studies.lab.conditions import Findings, Form
 
-__all__ = ["STUDIES", "StudyError", "main", "make_parser"]
+__all__ = ["STUDIES", "StudyError", "main"]
 
 STUDIES = {
     "methods": "All methods at the same budget.",
     "responses": "Bias over the number of responses: of samples, and of trained policies.",
-    "deviation": "The strength of deviation weights, with clean and noisy scores.",
+    "deviation": "Strength of the deviation weights, with clean and noisy scores.",
     "calibration": "Miscalibrated judges, with and without remedies.",
     "correlation": "Responses that are not independent, qualities that do not add up.",
     "skew": "Shapes of score distributions, and rules that split groups.",
@@ -33,33 +34,34 @@ STUDIES = {
     "scaling": "Time, memory and quality with 2 to 512 responses.",
 }
 SUMMARY = "summary.json"
-# What is printed, as Markdown.
+# The printed table, as Markdown.
 TABLE = "table.md"
 
 
 class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Keeps the list of studies a list."""
+    """Formatter that keeps the line breaks of the list of studies."""
 
 
 class StudyError(UserError):
-    """A study that cannot be made as asked."""
+    """Error of a study that cannot be run as asked."""
 
 
-def make_parser() -> SettingsParser:
-    """The parser of ``mpo-lightning study``."""
+def _make_parser() -> SettingsParser:
     listed = "\n".join(f"  {name.ljust(13)}{purpose}" for name, purpose in STUDIES.items())
     parser = SettingsParser(
         prog="mpo-lightning study",
         formatter_class=_Formatter,
-        description=f"Check the paper's claims where everything is known.\n\n{listed}",
+        description=f"{COMMANDS['study'].purpose}\n\n{listed}",
     )
-    parser.add_argument("name", choices=list(STUDIES), help="which study")
-    parser.add_argument("--out", type=str, required=True, help="folder of what the study finds")
+    parser.add_argument("name", choices=list(STUDIES), help="name of the study")
+    parser.add_argument("--out", type=str, required=True, help="folder of the results")
     parser.add_argument(
-        "--quick", action="store_true", help="a small form, to see that it works: not evidence"
+        "--quick",
+        action="store_true",
+        help="a small form, as a test; not evidence",
     )
-    parser.add_argument("--seeds", type=int, help="number of seeds; the study's own if none")
-    parser.add_argument("--workers", type=int, default=2, help="processes, each with one thread")
+    parser.add_argument("--seeds", type=int, help="number of seeds. Defaults to the study's own")
+    parser.add_argument("--workers", type=int, default=2, help="number of one-thread processes")
     return parser
 
 
@@ -67,9 +69,9 @@ def main(args: list[str]) -> None:
     """Run ``mpo-lightning study``.
 
     Args:
-        args: the arguments, the command's name first.
+        args: arguments, beginning with the command's name.
     """
-    chosen = make_parser().parse_args(args[1:])
+    chosen = _make_parser().parse_args(args[1:])
     for name in ("seeds", "workers"):
         if chosen[name] is not None and chosen[name] < 1:
             raise StudyError(f"--{name} must be at least 1, got {chosen[name]}.")
@@ -82,13 +84,13 @@ def main(args: list[str]) -> None:
 
 
 def run_study(name: str, form: "Form", out: Path, *, workers: int) -> "Findings":
-    """Make a study, or what is missing of it, and write what it found.
+    """Run a study, without the runs that the folder already holds, and write its results.
 
     Args:
         name: one of STUDIES.
-        form: how large.
+        form: size of the study.
         out: folder of the results.
-        workers: processes.
+        workers: number of processes.
 
     Raises:
         StudyError: if the folder holds another study.
@@ -125,7 +127,7 @@ def _refuse_other(name: str, out: Path) -> None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))["study"]
     except (ValueError, KeyError, TypeError):
-        found = "something else"
+        found = "another program"
     if found != name:
         raise StudyError(f"--out: {path} is of {found}, not of {name}. Name another folder.")
 
