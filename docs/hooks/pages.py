@@ -1,8 +1,8 @@
-"""What MkDocs is told beyond mkdocs.yml: files from outside docs/, links to them, generated parts.
+"""MkDocs hooks: files from outside docs/, links to them, generated parts.
 
-Pages are written to be read in the repository as well, with links relative to where they lie. Here
-those that lead out of docs/ are led to pages of the site: notebooks, the change log, benchmarks,
-and sources, each of which becomes a page when something links to it.
+Pages can be read in the repository as well, where links are relative to the page's file. Links out
+of docs/ are rewritten to pages of the site: notebooks, the change log, benchmarks and sources.
+Sources become pages when something links to them.
 """
 
 import posixpath
@@ -18,7 +18,7 @@ from mkdocs.structure.pages import Page
 from settings import GENERATED
 
 ROOT = Path(__file__).parent.parent.parent
-# Pages and pictures from elsewhere, which keep their places below the site's root.
+# Pages and pictures outside docs/; their paths on the site are those in the repository.
 OUTSIDE = (
     "CHANGELOG.md",
     "CONTRIBUTING.md",
@@ -40,23 +40,23 @@ LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".toml": "toml"}
 
 
 def outside() -> dict[str, Path]:
-    """Files from outside docs/ that are always on the site: place below the root, and file."""
+    """Return the files outside docs/ that are always on the site, by their path below the root."""
     found = [path for pattern in OUTSIDE for path in sorted(ROOT.glob(pattern))]
     return {path.relative_to(ROOT).as_posix(): path for path in found}
 
 
 def place_in_repository(uri: str) -> str:
-    """Where the source of a page of the site lies, relative to the repository's root."""
+    """Return the path of a page's source, relative to the repository's root."""
     return uri if uri in outside() else f"docs/{uri}"
 
 
 def links(text: str) -> list[tuple[str, str]]:
-    """Relative links of a page: target and anchor, fenced blocks left out."""
+    """Return target and anchor of a page's relative links, without those in fenced blocks."""
     return [link for line in prose(text) for link in LINK.findall(line)]
 
 
 def prose(text: str) -> list[str]:
-    """The lines of a page outside of fenced blocks."""
+    """Return the lines of a page outside of fenced blocks."""
     fenced, found = False, []
     for line in text.splitlines():
         if FENCE.match(line):
@@ -67,12 +67,12 @@ def prose(text: str) -> list[str]:
 
 
 def target_of(place: str, link: str) -> str:
-    """What a link leads to, relative to the repository's root."""
+    """Return the target of a link, relative to the repository's root."""
     return posixpath.normpath(posixpath.join(posixpath.dirname(place), link))
 
 
 def _source_page(target: str) -> str:
-    """A source file, or the list of a folder's files, as a page."""
+    """Return a source file, or the list of a folder's files, as a page."""
     path = ROOT / target
     if path.is_dir():
         names = sorted(child.name for child in path.iterdir() if child.suffix in LANGUAGES)
@@ -84,12 +84,12 @@ def _source_page(target: str) -> str:
 
 
 def _source_uri(target: str) -> str:
-    """The place of a source's page on the site."""
+    """Return the path of a source's page on the site."""
     return f"code/{target}/index.md" if (ROOT / target).is_dir() else f"code/{target}.md"
 
 
 def _sources(pages: list[tuple[str, str]]) -> set[str]:
-    """Sources that pages link to: files and folders outside docs/ that are no pages themselves."""
+    """Return the files and folders outside docs/ that pages link to and that are not pages."""
     found: set[str] = set()
     for place, text in pages:
         for link, _ in links(text):
@@ -105,7 +105,7 @@ def _sources(pages: list[tuple[str, str]]) -> set[str]:
 
 
 def _uri(target: str) -> str:
-    """The place on the site of what lies at a place in the repository."""
+    """Return the path on the site of a path in the repository."""
     if target.startswith("docs/"):
         return target.removeprefix("docs/")
     return target if target in outside() else _source_uri(target)
@@ -133,7 +133,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Lead links to the site's own pages, and put generated parts in."""
+    """Rewrite links to pages of the site, and insert generated parts."""
     place = place_in_repository(page.file.src_uri)
 
     def led(match: re.Match[str]) -> str:
@@ -159,7 +159,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Lead the links of notebooks, which MkDocs does not follow, to the site's pages."""
+    """Rewrite the links of notebooks, which MkDocs leaves alone, to pages of the site."""
     if not page.file.src_uri.endswith(".ipynb"):
         return html
 
@@ -167,7 +167,7 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
         target = _uri(target_of(page.file.src_uri, match[1]))
         file = files.get_file_from_path(target)
         if file is None:
-            raise PluginError(f"{page.file.src_uri}: {match[1]} leads to no page of the site")
+            raise PluginError(f"{page.file.src_uri}: {match[1]} is not on the site")
         return f'href="{file.url_relative_to(page.file)}{match[2]}"'
 
     return NOTEBOOK_LINK.sub(led, html)

@@ -12,7 +12,7 @@ from mpo_lightning.commands.completion import options_of
 from mpo_lightning.commands.names import COMMANDS
 
 BASH = shutil.which("bash")
-# What has been typed, the word to complete last, and what bash is offered.
+# Words typed, the one to complete last, and the completions expected.
 CASES: list[tuple[list[str], list[str]]] = [
     (["fi"], ["fit"]),
     (["ex"], ["export"]),

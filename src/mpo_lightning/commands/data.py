@@ -226,7 +226,7 @@ def _make_parser() -> SettingsParser:
     parser = SettingsParser(prog="mpo-lightning data")
     commands = parser.add_subcommands(dest="action")
     for name, subparser in parsers.items():
-        commands.add_subcommand(name, subparser, help=subparser.description)
+        commands.add_subcommand(name, subparser)
     return parser
 
 

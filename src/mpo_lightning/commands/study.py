@@ -3,14 +3,11 @@
 import csv
 import json
 import time
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from jsonargparse import DefaultHelpFormatter
 
 from mpo_lightning.commands.names import COMMANDS
 from mpo_lightning.commands.parser import SettingsParser
@@ -38,10 +35,6 @@ SUMMARY = "summary.json"
 TABLE = "table.md"
 
 
-class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Formatter that keeps the line breaks of the list of studies."""
-
-
 class StudyError(UserError):
     """Error of a study that cannot be run as asked."""
 
@@ -50,7 +43,6 @@ def _make_parser() -> SettingsParser:
     listed = "\n".join(f"  {name.ljust(13)}{purpose}" for name, purpose in STUDIES.items())
     parser = SettingsParser(
         prog="mpo-lightning study",
-        formatter_class=_Formatter,
         description=f"{COMMANDS['study'].purpose}\n\n{listed}",
     )
     parser.add_argument("name", choices=list(STUDIES), help="name of the study")
