@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -95,5 +96,5 @@ def test_all_losses_and_their_settings_are_known() -> None:
     }
     assert set(options["--model.loss"]) == concrete
     for name in concrete:
-        for setting in getattr(losses, name).__dataclass_fields__:
-            assert f"--model.loss.{setting}" in options, (name, setting)
+        for setting in fields(getattr(losses, name)):
+            assert f"--model.loss.{setting.name}" in options, (name, setting.name)
