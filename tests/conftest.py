@@ -15,7 +15,7 @@ _CACHE = tempfile.TemporaryDirectory(prefix="mpo-lightning-cache-")
 os.environ["MPO_LIGHTNING_CACHE"] = _CACHE.name
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from mpo_lightning.batch import GroupBatch, TokenGroup
+from mpo_lightning.data.groups import DataError
+from mpo_lightning.data.sources import open_source
 
 # Machines that are busy are slow, and what was found once should be found again.
 settings.register_profile("tests", deadline=None, derandomize=True)
@@ -46,6 +48,15 @@ CORPUS = [
     "Count to five: one, two, three, four, five. Why is the sky blue? It scatters light.",
     "Write a short poem about rain. Rain falls softly on the roof and sings me to sleep.",
 ]
+
+
+def read_rows(data: str, *, default_split: str = "train") -> Iterator[tuple[str, Any]]:
+    """All rows of a source with their names; the first that cannot be read is raised."""
+    source = open_source(data, default_split=default_split)
+    for name, row in source.rows(0, len(source)):
+        if isinstance(row, DataError):
+            raise row
+        yield name, row
 
 
 def make_tokenizer(*, chat: bool = True, bos: bool = True, vocab_size: int = 384) -> Any:

@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from mpo_lightning.data.groups import DataError, check_row
-from mpo_lightning.data.reading import read_outcomes
+from mpo_lightning.data.reading import GroupReader
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.schemas.base import Schema
 from mpo_lightning.data.schemas.lists import Generations, Nectar, OnPolicy
@@ -308,7 +308,7 @@ def test_what_is_said_of_bad_input(what: str, tmp_path: Path) -> None:
     bad = TABLE[what]
     path = written(bad, tmp_path)
     try:
-        outcomes = list(read_outcomes(str(path), schema=bad.schema, columns=bad.columns))
+        outcomes = list(GroupReader(str(path), schema=bad.schema, columns=bad.columns).results())
         said = [(o.source, o.skipped, o.error) for o in outcomes if o.group is None]
         ((source, skipped, error),) = said
         message = skipped if bad.skipped else str(error)

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mpo_lightning.data.convert import convert
-from mpo_lightning.data.counting import Sources
 from mpo_lightning.data.groups import DataError, PreferenceGroup
+from mpo_lightning.data.reading import Sources
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(str.strip)
 SCORE = st.one_of(st.floats(allow_nan=False, allow_infinity=False), st.integers(-(10**6), 10**6))
@@ -76,10 +76,10 @@ def test_reading_the_result_gives_the_same_groups(
     assert [path.name for path in tmp_path.iterdir() if "unfinished" in path.name] == []
 
 
-def test_several_files_renamed_columns_and_held_rows(
+def test_several_files_renamed_columns_and_chunks(
     write_jsonl: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mpo_lightning.data.writing.HELD_ROWS", 2)
+    monkeypatch.setattr("mpo_lightning.data.writing.CHUNK_ROWS", 2)
     good = {"question": "p", "responses": ["a", "b"], "scores": [1, 2]}
     # Types of a column become known late, and one column comes late.
     rows = [good, good, {**good, "weight": None}, {**good, "weight": 1}, {**good, "weight": 0.5}]
@@ -139,7 +139,7 @@ def test_what_a_format_cannot_hold_is_told(write_jsonl: Callable[..., str], tmp_
     with pytest.raises(DataError, match=r"groups.jsonl:1 to .*groups.jsonl:2: prompt: .*\.jsonl"):
         convert(mixed, tmp_path / "out.parquet")
     empty = Sources(files=[write_jsonl([{**good, "info": {}}], "empty.jsonl")])
-    with pytest.raises(DataError, match="Parquet has no such columns"):
+    with pytest.raises(DataError, match="Parquet cannot hold such columns"):
         convert(empty, tmp_path / "out.parquet")
     for name, value in (("when", datetime.datetime(2024, 1, 1)), ("x", float("nan"))):
         path = tmp_path / f"{name}.parquet"

@@ -1,6 +1,8 @@
 """Token ids on disk: made once, the same however they were made, found by content only."""
 
+import ast
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -17,7 +19,7 @@ from mpo_lightning.batch import GroupBatch, TokenGroup
 from mpo_lightning.data import prepare as prepare_module
 from mpo_lightning.data.dataset import Groups
 from mpo_lightning.data.groups import DataError
-from mpo_lightning.data.prepare import prepare
+from mpo_lightning.data.prepare import CODE, prepare
 from mpo_lightning.data.reading import GroupReader
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.schemas.pairs import Pairs
@@ -41,11 +43,11 @@ def make(tokenizer: Any = None, **changes: Any) -> GroupTokenizer:
 def tokens_of(reader: GroupReader, tokenize: GroupTokenizer) -> list[Any]:
     """The groups one by one, past everything that prepare does."""
     report, found = DataReport("x"), []
-    for outcome in reader.outcomes():
-        if outcome.group is not None:
-            ids = tokenize(outcome.group, report)
-            if ids is not None:
-                found.append((outcome.source, ids.prompt, ids.responses, ids.indices))
+    for result in reader.results():
+        if result.group is not None:
+            group = tokenize(result.group, report)
+            if group is not None:
+                found.append(as_lists(group))
     return found
 
 
@@ -58,7 +60,7 @@ def as_lists(group: TokenGroup) -> tuple[Any, ...]:
 def test_groups_on_disk_are_those_made_one_by_one(
     processes: int, tmp_path: Path, write_jsonl: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare_module, "RUN", 7)
+    monkeypatch.setattr(prepare_module, "CHUNK_GROUPS", 7)
     rows = example_rows(40)
     rows[5]["responses"] = ["word " * 90] * len(rows[5]["responses"])
     reader, tokenize = GroupReader(write_jsonl(rows)), make()
@@ -89,7 +91,7 @@ def test_the_same_is_not_made_twice(
     def refuse(*args: Any) -> None:
         raise AssertionError("tokenised again")
 
-    monkeypatch.setattr(prepare_module, "_tokenize_run", refuse)
+    monkeypatch.setattr(prepare_module, "_tokenize_chunk", refuse)
     # Also with the tokenizer from elsewhere, if it is the same.
     for tokenizer in (make_tokenizer(), load_tokenizer(str(tmp_path / "tokenizer"))):
         again, same = prepare(GroupReader(path), make(tokenizer), root=root)
@@ -120,6 +122,47 @@ def test_what_changes_the_tokens_makes_them_anew(
     prepare(GroupReader(path), make(), root=root)
     prepare(*CHANGES[what](path), root=root)
     assert len([folder for folder in root.iterdir() if folder.is_dir()]) == 2
+
+
+def imported(path: Path, root: Path) -> set[Path]:
+    """Files below a folder that a file of the package imports, at any remove."""
+    package = "mpo_lightning.data."
+    found: set[Path] = set()
+    waiting = [path]
+    while waiting:
+        for node in ast.walk(ast.parse(waiting.pop().read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith(package):
+                name = str(node.module).removeprefix(package).replace(".", "/")
+                file = root / f"{name}.py"
+                if file not in found:
+                    found.add(file)
+                    waiting.append(file)
+    return found
+
+
+def test_the_key_names_the_files_that_decide_the_tokens() -> None:
+    root = Path(prepare_module.__file__).parent
+    roots = [root / name for name in ("reading.py", "tokens.py")]
+    decisive = set(roots).union(*(imported(path, root) for path in roots))
+    # What puts the groups into the table.
+    decisive |= {root / "prepare.py", root / "dataset.py"}
+    assert sorted(CODE) == sorted(str(path.relative_to(root)) for path in decisive)
+
+
+def test_other_code_makes_the_tokens_anew(
+    tmp_path: Path, write_jsonl: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = tmp_path / "code"
+    shutil.copytree(Path(prepare_module.__file__).parent, code)
+    monkeypatch.setattr(prepare_module, "__file__", str(code / "prepare.py"))
+    reader, tokenize = GroupReader(write_jsonl(example_rows(3))), make()
+    keys = [prepare_module._key(reader, tokenize)]
+    for name in ("show.py", "check/warnings.py", "schemas/pairs.py", "tokens.py"):
+        with (code / name).open("a", encoding="utf-8") as file:
+            file.write("# changed\n")
+        keys.append(prepare_module._key(reader, tokenize))
+    assert keys[0] == keys[1] == keys[2]
+    assert len(set(keys)) == 3
 
 
 def test_content_of_the_file_and_settings_of_its_schema(tmp_path: Path, write_jsonl: Write) -> None:

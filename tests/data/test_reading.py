@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 
 from mpo_lightning.data.groups import DataError
-from mpo_lightning.data.reading import GroupReader, Outcome
+from mpo_lightning.data.reading import GroupReader, RowResult
 from mpo_lightning.data.schemas.base import Converted, Row, Schema
 from tests.conftest import example_rows
 
 Write = Callable[..., str]
 
 
-def prompts(outcomes: list[Outcome]) -> list[Any]:
-    return [outcome.group and outcome.group.prompt for outcome in outcomes]
+def prompts(results: list[RowResult]) -> list[Any]:
+    return [result.group and result.group.prompt for result in results]
 
 
 def test_any_range_of_groups(write_jsonl: Write) -> None:
@@ -24,7 +24,7 @@ def test_any_range_of_groups(write_jsonl: Write) -> None:
     for start in range(8):
         for stop in range(start, 8):
             expected = [row["prompt"] for row in rows[start:stop]]
-            assert prompts(list(reader.outcomes(start, stop))) == expected
+            assert prompts(list(reader.results(start, stop))) == expected
 
 
 def test_any_range_where_a_row_holds_one_response(write_jsonl: Write) -> None:
@@ -41,7 +41,7 @@ def test_any_range_where_a_row_holds_one_response(write_jsonl: Write) -> None:
     path = write_jsonl(rows)
     reader = GroupReader(path)
     assert len(reader) == 4
-    whole = list(reader.outcomes())
+    whole = list(reader.results())
     first, second, broken, alone = whole
     assert first.group is not None
     assert first.group.responses == ["a0", "a1", "a2"]
@@ -54,8 +54,8 @@ def test_any_range_where_a_row_holds_one_response(write_jsonl: Write) -> None:
     assert alone.skipped == "with a single response"
     for start in range(5):
         for stop in range(start, 5):
-            found = list(reader.outcomes(start, stop))
-            assert [outcome.source for outcome in found] == [o.source for o in whole[start:stop]]
+            found = list(reader.results(start, stop))
+            assert [result.source for result in found] == [o.source for o in whole[start:stop]]
             assert prompts(found) == prompts(whole[start:stop])
 
 
@@ -66,7 +66,7 @@ def test_columns_under_other_names(write_jsonl: Write) -> None:
     ]
     path = write_jsonl(rows)
     columns = {"question": "prompt", "answers": "responses", "marks": "scores"}
-    found = prompts(list(GroupReader(path, columns=columns).outcomes()))
+    found = prompts(list(GroupReader(path, columns=columns).results()))
     assert found == [row["prompt"] for row in example_rows(2)]
     with pytest.raises(
         DataError, match=r"groups\.jsonl:1: data\.columns renames \['mark'\]; found"
@@ -90,5 +90,5 @@ class Careless(Schema):
 def test_row_on_which_a_schema_fails_is_named(write_jsonl: Write) -> None:
     path = write_jsonl([{"question": "Why?", "best": "So."}, {"question": "Why?"}])
     with pytest.raises(KeyError, match="best") as raised:
-        list(GroupReader(path, schema=Careless()).outcomes())
+        list(GroupReader(path, schema=Careless()).results())
     assert raised.value.__notes__ == [f"{path}:2: Careless.convert failed on this row."]

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 
 from mpo_lightning.data.groups import DataError
@@ -37,7 +38,9 @@ def test_all_bad_rows_are_counted_and_ten_shown(bad: int) -> None:
 def part(start: int) -> DataReport:
     report = DataReport("x", groups=5, kept=3, responses=9)
     report.drop("too long", f"x:{start}")
-    report.drop_all("without contrast", [f"x:{start + 1}"], 1)
+    contrast = np.array([True, False, False])
+    equal = np.array([False, False, True])
+    report.drop_without_contrast(contrast, equal, "MPO", lambda i: f"x:{start + i}")
     report.note("cut", f"x:{start + 2}", 2)
     report.note("odd", f"x:{start}", 0)
     return report
@@ -52,9 +55,21 @@ def test_parts_add_up_and_survive_json() -> None:
     assert str(whole).splitlines() == [
         "x: 15 of 25 groups, 3.0 responses each",
         "  groups dropped: 5 too long (first: x:1, x:6, x:11)",
-        "  groups dropped: 5 without contrast (first: x:2, x:7, x:12)",
+        "  groups dropped: 5 with all scores equal (first: x:3, x:8, x:13)",
+        "  groups dropped: 5 whose scores MPO has no contrast for (first: x:2, x:7, x:12)",
         "  responses: 10 cut (first: x:3, x:8, x:13)",
     ]
+
+
+def test_examples_and_reasons_are_few() -> None:
+    report = DataReport("x")
+    for number in (1, 1, 2, 3, 4):
+        report.note("cut", f"x:{number}")
+    assert report.examples["cut"] == ["x:1", "x:2", "x:3"]
+    for number in range(300):
+        report.drop(f"for reason {number}", "x:1")
+    assert report.dropped["(for other reasons)"] == 100
+    assert len(report.dropped) == 201
 
 
 def test_nothing_left_is_an_error_with_the_report() -> None:

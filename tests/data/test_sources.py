@@ -11,7 +11,8 @@ import pyarrow.parquet
 import pytest
 
 from mpo_lightning.data.groups import DataError
-from mpo_lightning.data.sources import Rows, open_rows, open_source, read_rows
+from mpo_lightning.data.sources import Rows, open_rows, open_source
+from tests.conftest import read_rows
 
 ROWS: list[dict[str, Any]] = [
     {
@@ -191,7 +192,7 @@ UNREADABLE: dict[str, tuple[str, bytes, list[str]]] = {
     "array on one line": (
         "x.jsonl",
         json.dumps(ROWS).encode(),
-        ["x.jsonl:1", "found a JSON array", "one object a line", "Rename the file to .json"],
+        ["x.jsonl:1", "found a JSON array", "one object per line", "Rename the file to .json"],
     ),
     "array over several lines": (
         "x.jsonl",

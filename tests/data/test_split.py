@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from mpo_lightning.data.counting import Sources
 from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.prompt_identity import normalized, prompt_key
-from mpo_lightning.data.split import place_of, split
+from mpo_lightning.data.reading import Sources
+from mpo_lightning.data.split import split, uniform_hash
 
 FRACTIONS = {"train": 0.7, "val": 0.2, "test": 0.1}
 
@@ -41,7 +41,7 @@ def read(folder: Path, suffix: str = "jsonl") -> dict[str, set[Any]]:
 )
 def test_the_same_prompt_written_in_another_way(other: Any) -> None:
     assert prompt_key(other) == prompt_key("What is it?")
-    assert place_of(other, 3) == place_of("What is it?", 3)
+    assert uniform_hash(other, 3) == uniform_hash("What is it?", 3)
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,8 @@ def test_normalisation_does_not_depend_on_being_applied_twice() -> None:
 
 def test_places_are_uniform_and_independent_across_seeds() -> None:
     prompts = [f"Prompt {i}" for i in range(2000)]
-    first = np.array([place_of(p) for p in prompts])
-    second = np.array([place_of(p, -5) for p in prompts])
+    first = np.array([uniform_hash(p) for p in prompts])
+    second = np.array([uniform_hash(p, -5) for p in prompts])
     for places in (first, second):
         assert scipy.stats.kstest(places, "uniform").pvalue > 0.001
     assert abs(np.corrcoef(first, second)[0, 1]) < 4 / np.sqrt(2000)
@@ -147,7 +147,7 @@ def test_fractions_that_make_no_sense(fractions: dict[str, float], tmp_path: Pat
 def test_the_last_part_takes_what_rounding_leaves(
     write_jsonl: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mpo_lightning.data.split.place_of", lambda *_: 1 - 2**-53)
+    monkeypatch.setattr("mpo_lightning.data.split.uniform_hash", lambda *_: 1 - 2**-53)
     # Ten times 0.1 is below 1.
     fractions = {f"p{i}": 0.1 for i in range(10)}
     sources = Sources(files=[write_jsonl(rows_for(range(5)))])

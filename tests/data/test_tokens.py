@@ -11,7 +11,7 @@ from tokenizers.processors import TemplateProcessing
 from mpo_lightning.batch import TokenGroup
 from mpo_lightning.data.groups import DataError, check_row
 from mpo_lightning.data.report import DataReport
-from mpo_lightning.data.tokens import GroupTokenizer, load_tokenizer, token_group
+from mpo_lightning.data.tokens import GroupTokenizer, load_tokenizer
 from tests.conftest import CHAT_TEMPLATE, example_rows, make_tokenizer
 
 BOS, EOS = 0, 1
@@ -44,12 +44,12 @@ def tokenize(
     for number, row in enumerate(scored, start=1):
         group = check_row(row, f"x:{number}")
         try:
-            ids = tokenize(group, report)
+            tokens = tokenize(group, report)
         except DataError as error:
             report.fail(error)
             continue
-        if ids is not None:
-            groups.append(token_group(group, ids))
+        if tokens is not None:
+            groups.append(tokens)
     report.check()
     return groups, report
 

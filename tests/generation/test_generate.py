@@ -247,7 +247,7 @@ def test_prompt_tokens_are_those_of_training() -> None:
     group = PreferenceGroup(prompt, ["Two.", "No."], [1.0, 0.0], "x:1", {})
     tokens = rules(group, DataReport("x"))
     assert tokens is not None
-    assert rules.prompt_ids(prompt, "x:1") == tokens.prompt
+    assert rules.prompt_ids(prompt, "x:1") == tokens.prompt.tolist()
     with pytest.raises(DataError, match=r"x:1: prompt.*template refuses it"):
         rules.prompt_ids([{"role": "tool", "content": "3"}], "x:1")
 
@@ -258,7 +258,7 @@ def test_plain_text() -> None:
     group = PreferenceGroup("Name a fruit:", [" Apple.", " Pear."], [1.0, 0.0], "x:1", {})
     tokens = rules(group, DataReport("x"))
     assert tokens is not None
-    assert rules.prompt_ids("Name a fruit:", "x:1") == tokens.prompt
+    assert rules.prompt_ids("Name a fruit:", "x:1") == tokens.prompt.tolist()
     sampler = ModelSampler(tiny_model(), rules, Sampling(n=1, max_new_tokens=5))
     conversation = request([{"role": "user", "content": "Hi"}], "x:2")
     other = request([{"role": "user", "content": "Ho"}], "x:3")
@@ -354,7 +354,7 @@ def test_an_adapter_s_other_base_is_told(
     moved = tmp_path / "moved"
     shutil.copytree(base, moved)
     load_sampler(ModelConfig(base=str(moved), adapter=adapter), Sampling())
-    assert f"names {base} as its base; it is put on {moved}" in capsys.readouterr().out
+    assert f"names {base} as its base; it is loaded on {moved}" in capsys.readouterr().out
 
 
 def test_what_cannot_be_loaded(base: str, adapter: str, tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ import pytest
 
 from mpo_lightning.cli import main
 from mpo_lightning.data.prompts import request
-from mpo_lightning.data.sources import read_rows
 from mpo_lightning.errors import RolloutError
 from mpo_lightning.generation.generate import Sample, Sampling
 from mpo_lightning.generation.server import ServerConfig, ServerSampler
+from tests.conftest import read_rows
 
 TOO_LONG = {
     "message": "This model's maximum context length is 64 tokens. However, you requested 90.",
@@ -251,7 +251,7 @@ def test_command_goes_on_after_a_failure(
     main([*command, "--out", str(tmp_path / "whole")])
     # Well for the first part's two, and then not.
     server.requests, server.well_for = [], 2
-    with pytest.raises(SystemExit, match="start the same command again to go on"):
+    with pytest.raises(SystemExit, match="start the same command again to continue"):
         main([*command, "--out", str(tmp_path / "cut")])
     assert sorted(p.name for p in (tmp_path / "cut").glob("*.jsonl")) == ["part-00000.jsonl"]
     server.requests, server.well_for = [], None

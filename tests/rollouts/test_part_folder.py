@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from mpo_lightning.data.report import DataReport
 from mpo_lightning.errors import RolloutError
-from mpo_lightning.rollouts.part_folder import PartFolder, Tally, Workers
+from mpo_lightning.rollouts.part_folder import ROWS_WRITTEN, PartFolder, Workers
 
 SETTINGS = {"seed": 0, "model": {"base": "x", "adapter": None}}
 
@@ -20,7 +21,7 @@ def make(folder: Path, settings: dict[str, Any] = SETTINGS, **sizes: int) -> Par
 def test_parts_and_their_rows(tmp_path: Path) -> None:
     folder = make(tmp_path / "a" / "b")
     assert [folder.span(part) for part in range(len(folder))] == [(0, 3), (3, 6), (6, 7)]
-    folder.write(1, [{"text": "ü"}, {"text": "\ud800"}], Tally(read=3, written=2))
+    folder.write(1, [{"text": "ü"}, {"text": "\ud800"}], DataReport("part", groups=3, kept=2))
     assert folder.missing() == [0, 2]
     written = folder.path(1).read_bytes()
     assert written == '{"text": "ü"}\n{"text": "\\ud800"}\n'.encode()
@@ -29,7 +30,7 @@ def test_parts_and_their_rows(tmp_path: Path) -> None:
 
 def test_every_part_is_some_process_s(tmp_path: Path) -> None:
     folder = make(tmp_path, rows=10, rows_per_part=1)
-    folder.write(4, [], Tally())
+    folder.write(4, [], DataReport("part"))
     shares = [folder.missing(Workers(rank, 3)) for rank in range(3)]
     assert shares == [[0, 3, 6, 9], [1, 7], [2, 5, 8]]
 
@@ -87,11 +88,11 @@ def test_what_a_killed_process_left(tmp_path: Path) -> None:
     folder = make(tmp_path)
     left = tmp_path / ".part-00001.jsonl.0123.partial"
     left.write_text('{"half', encoding="utf-8")
-    folder.write(0, [], Tally())
+    folder.write(0, [], DataReport("part"))
     assert "1 of 3 parts" in folder.summary(Workers())
     assert left.exists()
-    folder.write(1, [], Tally())
-    folder.write(2, [], Tally())
+    folder.write(1, [], DataReport("part"))
+    folder.write(2, [], DataReport("part"))
     assert "is complete: 3 parts" in folder.summary(Workers())
     assert not left.exists()
 
@@ -100,34 +101,35 @@ def test_a_failed_write_leaves_no_part(tmp_path: Path) -> None:
     folder = make(tmp_path)
     folder.path(0).mkdir()
     with pytest.raises(RolloutError, match=r"part-00000\.jsonl: cannot be written"):
-        folder.write(0, [], Tally())
+        folder.write(0, [], DataReport("part"))
 
 
-def test_tally_of_all_parts(tmp_path: Path) -> None:
+def test_report_on_all_parts(tmp_path: Path) -> None:
     folder = make(tmp_path)
     for part in (0, 2):
-        tally = Tally(read=3, written=2, responses=5)
-        tally.drop("too long", f"a:{part}")
-        tally.note("empty", f"b:{part}", 2)
-        tally.note("never", "c:1", 0)
-        folder.write(part, [], tally)
-    total = make(tmp_path).tally()
-    assert total == Tally(
-        read=6,
-        written=4,
+        report = DataReport("part", groups=3, kept=2, responses=5)
+        report.drop("too long", f"a:{part}")
+        report.note("empty", f"b:{part}", 2)
+        report.note("never", "c:1", 0)
+        folder.write(part, [], report)
+    total = make(tmp_path).report()
+    assert total == DataReport(
+        str(tmp_path),
+        groups=6,
+        kept=4,
         responses=10,
         dropped=Counter({"too long": 2}),
-        noted=Counter({"empty": 4}),
+        changed=Counter({"empty": 4}),
         examples={"too long": ["a:0", "a:2"], "empty": ["b:0", "b:2"]},
     )
-    assert str(total).splitlines() == [
+    assert total.summary(*ROWS_WRITTEN).splitlines() == [
         "4 of 6 rows written, 2.5 responses each",
         "  rows dropped: 2 too long (first: a:0, a:2)",
         "  noted: 4 empty (first: b:0, b:2)",
     ]
     (tmp_path / "part-00002.report.json").write_text("{}", encoding="utf-8")
     with pytest.raises(RolloutError, match=r"part-00002\.report\.json: cannot be read"):
-        folder.tally()
+        folder.report()
 
 
 def test_settings_say_what_was_done(tmp_path: Path) -> None:

@@ -13,8 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mpo_lightning.cli import main
-from mpo_lightning.data.sources import read_rows
-from tests.conftest import tiny_config, tiny_model
+from tests.conftest import read_rows, tiny_config, tiny_model
 from tests.runs import write_recipe
 
 DOCS = Path(__file__).parents[2] / "docs" / "rollouts.md"

@@ -14,14 +14,13 @@ from transformers import GenerationConfig
 
 from mpo_lightning.cli import main
 from mpo_lightning.data.prompts import request
-from mpo_lightning.data.sources import read_rows
 from mpo_lightning.errors import RolloutError
 from mpo_lightning.generation.generate import Sampling
 from mpo_lightning.generation.model import ModelConfig, load_sampler
 from mpo_lightning.generation.server import ServerConfig
 from mpo_lightning.rollouts.sample import sample
 from tests import processes
-from tests.conftest import CORPUS, make_tokenizer, tiny_config, tiny_model
+from tests.conftest import CORPUS, make_tokenizer, read_rows, tiny_config, tiny_model
 from tests.rollouts.killed_run import killed_run
 
 SMALL = ["--n", "3", "--max_new_tokens", "8", "--rows_per_part", "3", "--progress", "false"]

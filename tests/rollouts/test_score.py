@@ -13,12 +13,11 @@ from transformers import LlamaForSequenceClassification
 
 from mpo_lightning.cli import main
 from mpo_lightning.data.groups import PreferenceGroup
-from mpo_lightning.data.reading import read_outcomes
-from mpo_lightning.data.sources import read_rows
+from mpo_lightning.data.reading import GroupReader
 from mpo_lightning.rollouts.score import score
 from mpo_lightning.rollouts.scorers import RewardModelConfig, Scorable, load_reward_model
 from tests import processes
-from tests.conftest import CORPUS, example_rows, make_tokenizer, tiny_config
+from tests.conftest import CORPUS, example_rows, make_tokenizer, read_rows, tiny_config
 from tests.rollouts.killed_run import killed_run
 
 SMALL = ["--rows_per_part", "3", "--progress", "false"]
@@ -26,7 +25,7 @@ SMALL = ["--rows_per_part", "3", "--progress", "false"]
 
 def groups_of(folder: Path) -> list[PreferenceGroup]:
     """What training reads there, all of it usable."""
-    groups = [outcome.group for outcome in read_outcomes(str(folder))]
+    groups = [result.group for result in GroupReader(str(folder)).results()]
     assert None not in groups
     return groups  # type: ignore[return-value]
 

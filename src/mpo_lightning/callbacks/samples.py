@@ -122,14 +122,7 @@ class Samples(Callback):
         assert isinstance(pl_module, MPOModule)
         assert pl_module.policy is not None
         data: PreferenceDataModule = self._data(trainer)
-        tokenizer = GroupTokenizer(
-            data.tokenizer,
-            # Limits on responses are the sampler's.
-            max_length=2**31,
-            over_long="error",
-            prompt_format=data.prompt_format,
-            boundary="strict",
-        )
+        tokenizer = GroupTokenizer.without_limit(data.tokenizer, data.prompt_format)
         self._prompts = self._chosen_prompts(data, tokenizer)
         model = pl_module.policy.causal_lm
         self._sampler = ModelSampler(model, tokenizer, self._within(model, self._prompts))

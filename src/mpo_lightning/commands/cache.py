@@ -6,7 +6,7 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from mpo_lightning.commands.parser import SettingsParser
-from mpo_lightning.data.prepare import kept, remove
+from mpo_lightning.data.prepare import cached_tokens, remove
 from mpo_lightning.files import cache_folder
 from mpo_lightning.model.reference_cache import clear, default_root, inspect
 
@@ -42,7 +42,7 @@ def _print_table(rows: list[tuple[str, ...]]) -> None:
 
 
 def _tokens(action: str, root: Path) -> None:
-    found = kept(root) if action == "show" else remove(root)
+    found = cached_tokens(root) if action == "show" else remove(root)
     if not found:
         print(f"No token ids in {root}")
         return

@@ -12,19 +12,13 @@ from mpo_lightning.data.check.report import CheckReport
 from mpo_lightning.data.check.run import check
 from mpo_lightning.data.check.view import draw_picture, format_report, format_warnings
 from mpo_lightning.data.convert import convert
-from mpo_lightning.data.counting import BadRows, Sources, describe
 from mpo_lightning.data.groups import DataError
+from mpo_lightning.data.reading import BadRows, Sources
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.schemas.base import Schema
 from mpo_lightning.data.show import show_groups
 from mpo_lightning.data.split import Format, split
-from mpo_lightning.data.tokens import (
-    Boundary,
-    GroupTokenizer,
-    PromptFormat,
-    load_tokenizer,
-    token_group,
-)
+from mpo_lightning.data.tokens import Boundary, GroupTokenizer, PromptFormat, load_tokenizer
 from mpo_lightning.losses import AboveMean, Partition
 from mpo_lightning.losses.scores import AlphaUnit
 
@@ -179,20 +173,24 @@ def _show(chosen: Namespace, tokenizer: Any) -> None:
     )
     groups: list[TokenGroup] = []
     for name in chosen.files:
-        for outcome in _sources(chosen).outcomes(name):
+        for result in _sources(chosen).results(name):
             if len(groups) == chosen.show:
                 break
-            # The report says what is wrong with the others.
-            if outcome.group is not None:
-                ids = tokenize(outcome.group, DataReport(name))
-                if ids is not None:
-                    groups.append(token_group(outcome.group, ids))
+            # The check reports the others.
+            if result.group is not None:
+                tokens = tokenize(result.group, DataReport(name))
+                if tokens is not None:
+                    groups.append(tokens)
     show_groups(groups, tokenizer, chosen.partition or AboveMean())
+
+
+def _details(report: DataReport) -> str:
+    return "\n".join([str(report), *(f"  {line}" for line in report.failures())])
 
 
 def _convert(chosen: Namespace) -> None:
     reports = convert(_sources(chosen), chosen.out, bad_rows=chosen.bad_rows, force=chosen.force)
-    print("\n".join(map(describe, reports)))
+    print("\n".join(map(_details, reports)))
     print(f"Wrote {sum(report.kept for report in reports):,} groups to {chosen.out}")
 
 
@@ -206,11 +204,11 @@ def _split(chosen: Namespace) -> None:
         bad_rows=chosen.bad_rows,
         force=chosen.force,
     )
-    print("\n".join([*map(describe, result.reports), str(result)]))
+    print("\n".join([*map(_details, result.reports), str(result)]))
 
 
 def _make_parser() -> SettingsParser:
-    converter = _writing_parser("Write scored groups of any known schema in canonical form.")
+    converter = _writing_parser("Write scored groups of any known format in canonical form.")
     converter.add_argument("--out", type=str, required=True, help="a .jsonl or .parquet file")
     splitter = _writing_parser("Divide scored groups by prompt, each prompt on one side only.")
     splitter.add_argument("--out", type=str, required=True, help="folder of the parts")

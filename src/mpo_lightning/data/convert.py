@@ -1,8 +1,8 @@
-"""Scored groups of any known shape to one file in canonical form."""
+"""Conversion of scored groups of any known format to one file of canonical rows."""
 
 from pathlib import Path
 
-from mpo_lightning.data.counting import BadRows, Sources, refuse_lost_rows
+from mpo_lightning.data.reading import BadRows, Sources, refuse_lost_rows
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.writing import arrow_schema, check_target, open_writers
 
@@ -12,23 +12,23 @@ __all__ = ["convert"]
 def convert(
     sources: Sources, out: str | Path, *, bad_rows: BadRows = "error", force: bool = False
 ) -> list[DataReport]:
-    """Write the groups of all files to one, which appears when it is whole.
+    """Write the groups of all files to one, which appears when it is complete.
 
     Reading the result gives the same groups, other columns included. Parquet has the same columns
     in every row: one that a row lacks reads back as null.
 
     Args:
-        sources: what to read. For Parquet it is read twice, since its columns have one type each.
+        sources: files to read. For Parquet they are read twice, to find the types of the columns.
         out: a ``.jsonl`` or ``.parquet`` file.
         bad_rows: "error" writes nothing if a row cannot be used; "drop" leaves such rows out.
-        force: overwrite the file if there is one.
+        force: whether to overwrite an existing file.
 
     Returns:
-        What became of the rows of each file.
+        the report on the rows of each file.
 
     Raises:
-        DataError: if rows are bad, no group remains, the file is there already, or its format
-            cannot hold a column.
+        DataError: if rows are bad, no group remains, the file exists already, or its format cannot
+            hold a column.
     """
     path = Path(out)
     check_target(path, force=force)

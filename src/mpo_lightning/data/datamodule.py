@@ -1,4 +1,4 @@
-"""PreferenceDataModule: files of scored groups to loaders of GroupBatch."""
+"""PreferenceDataModule: from files of scored groups to loaders of GroupBatch."""
 
 import warnings
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from mpo_lightning.batch import GroupBatch, PromptBatch
 from mpo_lightning.data.dataset import GroupDataset, Groups
-from mpo_lightning.data.groups import DataError
+from mpo_lightning.data.groups import DataError, bad_field
 from mpo_lightning.data.prepare import prepare
 from mpo_lightning.data.prompt_dataset import PromptDataset
 from mpo_lightning.data.prompts import PromptSource, has_prompt_only
@@ -40,17 +40,15 @@ from mpo_lightning.losses.scores import differs
 __all__ = ["PreferenceDataModule"]
 
 Role = Literal["train", "val", "test", "predict"]
-# Which files a Trainer function reads; it cannot do without the first.
+# Data that each Trainer function reads; the first is required.
 ROLES_OF_STAGE: dict[str, tuple[Role, ...]] = {
     "fit": ("train", "val"),
     "validate": ("val",),
     "test": ("test",),
     "predict": ("predict",),
 }
-
-
 ROLES_OF_RUN = ROLES_OF_STAGE["fit"]
-# Settings that decide what is trained on, in which batches.
+# Settings that decide the training groups and their batches.
 RECORDED = (
     "groups_per_batch",
     "tokens_per_batch",
@@ -65,8 +63,8 @@ RECORDED = (
     "no_contrast",
     "seed",
 )
-# Groups whose scores are looked at together.
-AT_A_TIME = 4096
+# Groups whose scores are checked together.
+CHUNK_GROUPS = 4096
 
 
 class PreferenceDataModule(LightningDataModule):
@@ -76,49 +74,51 @@ class PreferenceDataModule(LightningDataModule):
     list of texts) and ``scores`` (one number each, higher is better), or the columns of a known
     public data set; see docs/data.md. A source is a ``.jsonl``, ``.json`` or ``.parquet`` file, a
     folder of such files or of ``datasets.save_to_disk``, or a hub id, with a split after a colon
-    if wanted; in your own code also rows in memory, as a list or a ``datasets.Dataset``, which
-    messages and predictions name by what they are for: ``train:17``. Token ids are computed once
-    and kept on disk.
+    if wanted; in Python also rows in memory, as a list or a ``datasets.Dataset``, which messages
+    and predictions name after their use: ``train:17``. Token ids are computed once and cached on
+    disk.
 
     Args:
-        tokenizer: folder or hub id of the tokenizer; the command line takes the model's base where
-            none is given.
-        train: source, or sources, or rows, to train on.
-        val: what to validate on.
-        test: what to test on.
-        predict: what to predict for: scored groups, or prompts alone, which are answered.
-        predict_as: what predict does with rows. "groups" measures the responses that they hold,
-            "prompts" answers their prompts anew and reads nothing else of them; "auto" is prompts
-            where the first row has ``prompt`` (or ``instruction``) and no responses.
-        schema: shape of the rows; found from their columns if none.
-        columns: columns to read under another name: the name in the source, and the name to use.
-        groups_per_batch: groups (prompts) of a step on one process, at most; 8 where neither this
-            nor tokens_per_batch is given. Prompts alone are answered so many (or 8) at a time.
-        tokens_per_batch: tokens of a step on one process, at most: each group's prompt once and its
-            responses. Both limits hold where both are given. Training batches are made of groups of
-            similar size then; a group beyond the limit is a batch of its own.
+        tokenizer: folder or hub id of the tokenizer. Defaults on the command line to the model's
+            base.
+        train: source, list of sources, or rows, to train on.
+        val: source, list of sources, or rows, to validate on.
+        test: source, list of sources, or rows, to test on.
+        predict: source, list of sources, or rows, to predict for: scored groups, or prompts alone,
+            which are answered.
+        predict_as: what predict does with rows. "groups" computes log-probabilities of their
+            responses; "prompts" answers their prompts and ignores their responses; "auto" is
+            prompts where the first row has ``prompt`` (or ``instruction``) and no responses.
+        schema: format of the rows. Defaults to the one that the first row's columns fit.
+        columns: columns to rename: the name in the source, and the name to read it as.
+        groups_per_batch: limit on the groups of a step on one process. Defaults to 8 where
+            tokens_per_batch is not set either. Prompts alone are answered so many at a time, or 8.
+        tokens_per_batch: limit on the tokens of a step on one process: each group's prompt once and
+            its responses. Both limits hold where both are set. Training batches then consist of
+            groups of similar size; a group beyond the limit is a batch of its own.
         max_length: limit on prompt + response, in tokens.
         over_long: what to do with a response beyond the limit. "drop_group", "drop_response" (the
             others are compared among themselves), "cut" or "error". A prompt that leaves no room
-            drops its group, or is an error.
-        max_responses: responses of a group that are kept at most; all if none.
-        keep_responses: which. "first" as given, "balanced" as many above the group's mean score as
-            not, "extremes" the highest and the lowest scored.
-        normalize_scores: bring scores to one scale. "z-score" counts from the mean in standard
-            deviations; "rank" is 0 for the lowest and 1 for the highest.
-        normalize_over: each group by itself, or all groups of a source together.
-        loss: the loss that is trained, which says what groups teach it something; the command line
-            passes the module's. Without it, groups whose scores differ do.
-        no_contrast: what to do with a group that teaches the loss nothing: all its scores are
-            equal, or the loss's partition leaves one set empty; predict keeps it.
+            for a response drops its group, or is an error.
+        max_responses: limit on the responses of a group. Defaults to none.
+        keep_responses: responses to keep under that limit. "first" as given, "balanced" as many
+            above the group's mean score as not, "extremes" the highest and the lowest scored.
+        normalize_scores: bring scores to one scale. "z-score" is the distance from the mean in
+            standard deviations; "rank" is 0 for the lowest and 1 for the highest.
+        normalize_over: scope of the normalisation: each group, or all groups of a source.
+        loss: loss to be trained, which decides which groups have a contrast; the command line sets
+            it to the module's. Defaults to a contrast in all groups whose scores differ.
+        no_contrast: what to do with a group that teaches the loss nothing, because all its scores
+            are equal, or the loss's partition leaves one set empty: "drop" or "error". Predict
+            keeps it.
         prompt_format: "chat" renders with the chat template, "text" writes prompt and response one
             after the other, "auto" is chat where the tokenizer has a template.
-        boundary: "strict" wants the prompt's tokens to begin the tokens of prompt + response,
-            "separate" tokenises the two apart.
-        show: groups to print at the start, as training sees them: the first of each source's.
-        num_workers: processes that prepare batches.
-        num_proc: processes that tokenize; all processors that are free to use if none.
-        cache: folder where token ids are kept; one of the user's cache folder if none.
+        boundary: "strict" requires the prompt's tokens to begin the tokens of prompt + response,
+            "separate" tokenises prompt and response separately.
+        show: number of groups of each source to print at the start, as training sees them.
+        num_workers: worker processes that make batches.
+        num_proc: processes that tokenise. Defaults to the number of processors available.
+        cache: folder for token ids. Defaults to one in the user's cache folder.
         seed: seed of the order of the training groups.
         trust_remote_code: let a hub tokenizer run its own code.
     """
@@ -195,19 +195,19 @@ class PreferenceDataModule(LightningDataModule):
         self.trust_remote_code = trust_remote_code
         self.tokenizer: Any = None
         self.datasets: dict[Role, GroupDataset] = {}
-        # What predict answers, where its data are prompts alone.
+        # Prompts for predict to answer, if its data have no responses.
         self.prompts: PromptDataset | None = None
         self.reports: list[DataReport] = []
-        # What was read for a role, for the record of a run.
+        # Sources of each role, for the training record.
         self._read: dict[Role, list[dict[str, Any]]] = {}
-        # Of a checkpoint that the run goes on from: how its groups were dealt out.
+        # Order of groups in the checkpoint that the run resumes from.
         self._resumed_order: dict[str, Any] | None = None
 
     def setup(self, stage: str) -> None:
-        """Read, check and tokenise what the stage needs; say what was kept and what was dropped.
+        """Read, check and tokenise the data of a stage, and print the reports.
 
         Raises:
-            DataError: naming file, row and field of what cannot be used.
+            DataError: naming file, row and field of rows that cannot be used.
         """
         needed = ROLES_OF_STAGE[stage][0]
         if not self.sources[needed]:
@@ -220,11 +220,11 @@ class PreferenceDataModule(LightningDataModule):
                 self.datasets[role] = self._load(role)
 
     def answers_prompts(self) -> bool:
-        """Whether predict answers prompts without responses; known once it is set up."""
+        """Whether predict answers prompts without responses; known after setup."""
         return self.prompts is not None
 
     def _holds_prompts(self) -> bool:
-        """Whether predict answers prompts: by the setting, or by the first row of each source.
+        """Whether predict answers prompts, by the setting or the first row of each source.
 
         Raises:
             DataError: if some sources are prompts alone and others are not.
@@ -234,16 +234,16 @@ class PreferenceDataModule(LightningDataModule):
         if self.schema is not None:
             return False
         opened = [self._open(source, "predict") for source in self.sources["predict"]]
-        alone = {source.name: self._is_of_prompts(source) for source in opened}
+        alone = {source.name: self._has_prompts_only(source) for source in opened}
         if len(set(alone.values())) > 1:
             raise DataError(
                 f"data.predict: {[s for s in alone if alone[s]]} hold prompts alone, "
-                f"{[s for s in alone if not alone[s]]} do not. Predict for them one after the "
-                "other, or set data.predict_as."
+                f"{[s for s in alone if not alone[s]]} do not. Predict for each in a run of its "
+                "own, or set data.predict_as."
             )
         return all(alone.values())
 
-    def _is_of_prompts(self, source: RowSource) -> bool:
+    def _has_prompts_only(self, source: RowSource) -> bool:
         rows = (row for _, row in source.rows(0, len(source)) if isinstance(row, Mapping))
         first = next(rows, {})
         return has_prompt_only(rename_columns(first, self.columns or {}, source.name))
@@ -258,7 +258,7 @@ class PreferenceDataModule(LightningDataModule):
         return prompts
 
     def _tokenize(self, *, min_responses: int) -> GroupTokenizer:
-        """What makes token ids, by the settings."""
+        """Return the tokenizer of groups, by the settings."""
         if self.tokenizer is None:
             if self.tokenizer_path is None:
                 raise DataError("data.tokenizer is not set: the folder or hub id of a tokenizer.")
@@ -289,7 +289,7 @@ class PreferenceDataModule(LightningDataModule):
             reader = GroupReader(self._open(source, role), schema=self.schema, columns=self.columns)
             data, report = prepare(reader, tokenize, root=self.cache, processes=self.num_proc)
             groups = Groups(data)
-            # Predictions tell the scores that were given.
+            # Predictions report the scores as given.
             if contrasts:
                 scores = normalize_scores(
                     groups.scores, groups.counts, self.normalize_scores, self.normalize_over
@@ -301,27 +301,29 @@ class PreferenceDataModule(LightningDataModule):
                 sets = AboveMean() if self.loss is None else self.loss.sets
                 show_groups(groups[: self.show], self.tokenizer, sets)
             self.reports.append(report)
-            self._read[role].append(_told(reader, report))
+            self._read[role].append(_source_record(reader, report))
             parts.append(groups)
         starts = np.cumsum([0, *(len(part.data) for part in parts)]).tolist()
         groups = Groups(
             concatenate_datasets([part.data for part in parts]),
             np.concatenate([part.scores for part in parts]),
-            np.concatenate([part.kept + start for part, start in zip(parts, starts, strict=False)]),
+            np.concatenate(
+                [part.selected + start for part, start in zip(parts, starts, strict=False)]
+            ),
         )
         dataset = GroupDataset(groups)
         self._warn_of_large_groups(role, dataset)
         return dataset
 
     def _open(self, source: str | Rows, role: Role) -> RowSource:
-        """A source by its name, or rows in memory by what they are for."""
+        """Open a source by its name, or rows in memory under the name of their role."""
         if not isinstance(source, str):
             return open_rows(source, role)
         splits: dict[Role, str] = {"val": "validation", "predict": "test"}
         return open_source(source, default_split=splits.get(role, role))
 
     def _with_contrast(self, groups: Groups, report: DataReport) -> Groups:
-        """Keep the groups that teach the loss something; the others are counted.
+        """Select the groups that teach the loss something, and count the others.
 
         Raises:
             DataError: for a group without contrast, if it is an error.
@@ -329,9 +331,9 @@ class PreferenceDataModule(LightningDataModule):
         loss = "a loss" if self.loss is None else type(self.loss).__name__
         has_contrast = differs if self.loss is None else self.loss.has_contrast
         contrast, equal = np.ones((2, len(groups)), dtype=bool)
-        for start in range(0, len(groups), AT_A_TIME):
-            scores, valid = groups.slots(start, start + AT_A_TIME)
-            part = slice(start, start + AT_A_TIME)
+        for start in range(0, len(groups), CHUNK_GROUPS):
+            scores, valid = groups.slots(start, start + CHUNK_GROUPS)
+            part = slice(start, start + CHUNK_GROUPS)
             contrast[part] = has_contrast(scores, valid).numpy()
             equal[part] = ~differs(scores, valid).numpy()
         if contrast.all():
@@ -339,18 +341,15 @@ class PreferenceDataModule(LightningDataModule):
         if self.no_contrast == "error":
             without = np.flatnonzero(~contrast)
             first = groups[int(without[0])]
-            raise DataError.of_field(
-                first.source,
-                "scores",
-                found=f"{list(first.scores)}, in {len(without)} such row(s)",
-                expected=f"scores that give {loss} something to contrast",
-                remedy="Remove the rows, or set data.no_contrast: drop.",
-            )
+            found = f"{list(first.scores)}, in {len(without)} such row(s)"
+            expected = f"scores that give {loss} something to contrast"
+            remedy = "Remove the rows, or set data.no_contrast: drop."
+            raise bad_field(first.source, "scores", found, expected, remedy)
         report.drop_without_contrast(contrast, equal, loss, groups.source)
-        kept = Groups(groups.data, groups.scores, groups.kept[contrast])
-        report.kept = len(kept)
-        report.responses = int(kept.counts.sum())
-        return kept
+        selected = Groups(groups.data, groups.scores, groups.selected[contrast])
+        report.kept = len(selected)
+        report.responses = int(selected.counts.sum())
+        return selected
 
     def _warn_of_large_groups(self, role: Role, dataset: GroupDataset) -> None:
         if self.tokens_per_batch is None:
@@ -361,21 +360,21 @@ class PreferenceDataModule(LightningDataModule):
                 f"data.{role}: {len(beyond)} of {len(dataset)} groups hold more than "
                 f"{self.tokens_per_batch} tokens (data.tokens_per_batch), the largest "
                 f"{beyond.max()}. Each is a batch of its own; model.responses_per_pass keeps "
-                "the memory that it takes constant."
+                "its memory constant."
             )
 
     def _processes(self) -> dict[str, int]:
-        """How many processes share data, and which of them this is."""
+        """Return the number of processes that share the data, and the rank of this one."""
         assert self.trainer is not None
-        # The strategy knows; a single process has no such arguments.
+        # None with a single process.
         return dict(self.trainer.distributed_sampler_kwargs or {"num_replicas": 1, "rank": 0})
 
     def _loader(self, role: Role) -> DataLoader[GroupBatch]:
         assert self.trainer is not None
         if getattr(self.trainer, "overfit_batches", 0):
             raise DataError(
-                "trainer.overfit_batches puts its own sampler in the place of the one that deals "
-                f"whole groups. Name a small file as data.{role} instead."
+                "trainer.overfit_batches replaces the sampler that distributes whole groups. Name "
+                f"a small file as data.{role} instead."
             )
         processes = self._processes()
         dataset = self.datasets[role]
@@ -388,26 +387,26 @@ class PreferenceDataModule(LightningDataModule):
             num_replicas=processes["num_replicas"],
             rank=processes["rank"],
         )
-        # Lightning starts worker processes before it sets the epoch of the first epoch after a
-        # resume (pytorch-lightning#21938), and current_epoch lags behind then: the sampler must
-        # know from the start what Lightning will set.
+        # Lightning starts worker processes before it sets the first epoch after a resume
+        # (pytorch-lightning#21938), and current_epoch is out of date then: the epoch that Lightning
+        # will set has to be known from the start.
         loop = self.trainer.fit_loop
         progress: Any = loop.epoch_progress.current
         epoch = progress.processed
         if role == "train" and loop.restarting and progress.started > progress.processed:
-            # Resumed inside an epoch: Lightning counts on from its batch, but walks the loader from
-            # the start. After the epoch's last batch it goes on with the next epoch.
+            # Resumed inside an epoch: Lightning continues its count of batches, but reads the
+            # loader from the start. After the epoch's last batch comes the next epoch.
             batches: Any = loop.epoch_loop.batch_progress
             if batches.is_last_batch:
                 epoch += 1
             else:
                 sampler.skip = batches.current.processed
                 self._expect_resumed_order(processes["num_replicas"])
-                # It is.
+                # Lightning warns of loaders that do not skip batches; this one does.
                 warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
         elif role == "train" and loop.restarting:
-            # Resumed between two epochs. Where trainer.max_steps is set, Lightning takes that for
-            # the inside of an epoch, all of which it then passes over.
+            # Resumed between two epochs. With trainer.max_steps, Lightning would take this for the
+            # inside of an epoch and skip the whole epoch.
             loop._restarting = loop.epoch_loop.restarting = False
         sampler.set_epoch(epoch)
         return DataLoader(
@@ -416,19 +415,20 @@ class PreferenceDataModule(LightningDataModule):
             batch_size=None,
             num_workers=self.num_workers,
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
-            # Its own, since each new iterator draws a number, also after a resume.
+            # Every new iterator draws a number, also after a resume, so the global generator must
+            # not be used.
             generator=torch.Generator().manual_seed(self.seed),
         )
 
     def record(self) -> dict[str, Any]:
-        """What was read and with which settings, without paths; see `record.training_record`."""
+        """Return settings and sources, without paths, for the training record."""
         settings = {name: getattr(self, name) for name in RECORDED}
         return {"settings": settings, "sources": {r: self._read.get(r, []) for r in ROLES_OF_RUN}}
 
     # --------------------------------------------------------------------------- checkpoints
 
     def _order(self, processes: int) -> dict[str, Any]:
-        """What decides which groups a step holds."""
+        """Return the settings that decide the groups of a step."""
         by_tokens = self.tokens_per_batch is not None
         groups = self.groups_per_batch
         return {
@@ -439,7 +439,7 @@ class PreferenceDataModule(LightningDataModule):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run has to have as well: tokenizer, training groups, their order."""
+        """Return digests of tokenizer and training groups, and their order, for a resumed run."""
         assert self.trainer is not None
         if "train" not in self.datasets:
             return {}
@@ -450,10 +450,10 @@ class PreferenceDataModule(LightningDataModule):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Refuse to go on from a checkpoint of another tokenizer or other training groups.
+        """Check that tokenizer and training groups are those of the checkpoint.
 
         Raises:
-            ResumeError: saying which.
+            ResumeError: naming the one that differs.
         """
         if not state or self.tokenizer is None:
             return
@@ -470,36 +470,36 @@ class PreferenceDataModule(LightningDataModule):
         self._resumed_order = state["order"]
 
     def _expect_resumed_order(self, processes: int) -> None:
-        """Inside an epoch: what the checkpoint's batches left over must be what is left here.
+        """Check that the order of groups is the checkpoint's, to resume inside an epoch.
 
         Raises:
             ResumeError: naming the setting that differs.
         """
         if self._resumed_order is None:
             raise ResumeError(
-                "The checkpoint was written inside an epoch of other data. Go on from one that was "
-                "written at an epoch's end."
+                "The checkpoint was written inside an epoch of other data. Resume from one that "
+                "was written at an epoch's end."
             )
-        remedy = "Go on with the same, or from a checkpoint that was written at an epoch's end."
+        remedy = "Use the same, or resume from a checkpoint that was written at an epoch's end."
         require_same("order of groups", self._resumed_order, self._order(processes), remedy)
 
     def train_dataloader(self) -> DataLoader[GroupBatch]:
-        """Training groups, in a new order each epoch."""
+        """Return the loader of training groups, in a new order each epoch."""
         return self._loader("train")
 
     def val_dataloader(self) -> DataLoader[GroupBatch] | list[DataLoader[GroupBatch]]:
-        """Validation groups in file order; nothing where fit has no validation data."""
+        """Return the loader of validation groups, in file order; none if fit has no such data."""
         assert self.trainer is not None
         if self.trainer.state.fn == "fit" and "val" not in self.datasets:
             return []
         return self._loader("val")
 
     def test_dataloader(self) -> DataLoader[GroupBatch]:
-        """Test groups in file order."""
+        """Return the loader of test groups, in file order."""
         return self._loader("test")
 
     def predict_dataloader(self) -> DataLoader[GroupBatch] | DataLoader[PromptBatch]:
-        """Groups to predict for, in file order, or prompts to answer, by length."""
+        """Return the loader of groups in file order, or of prompts to answer, by length."""
         if self.prompts is None:
             return self._loader("predict")
         sampler = self.prompts.sampler(self.groups_per_batch or 8, **self._processes())
@@ -507,7 +507,7 @@ class PreferenceDataModule(LightningDataModule):
 
 
 def _sources(value: str | list[str] | Rows | None) -> list[str | Rows]:
-    """The names of sources, or rows in memory as the only one."""
+    """Return a list of names of sources, or of rows in memory as the only source."""
     if value is None:
         return []
     if isinstance(value, list) and all(isinstance(each, str) for each in value):
@@ -515,7 +515,8 @@ def _sources(value: str | list[str] | Rows | None) -> list[str | Rows]:
     return [cast("str | Rows", value)]
 
 
-def _told(reader: GroupReader, report: DataReport) -> dict[str, Any]:
+def _source_record(reader: GroupReader, report: DataReport) -> dict[str, Any]:
+    """Return the entry of a source in the training record."""
     return {
         "name": public_name(reader.source.name),
         "digest": reader.source.digest,

@@ -1,4 +1,4 @@
-"""Tokenised groups in Arrow tables, memory-mapped where they come from disk."""
+"""Tokenised groups in Arrow tables, memory-mapped if they are on disk."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from mpo_lightning.batch import GroupBatch, TokenGroup
 from mpo_lightning.data.sampler import StepGroups
 
-__all__ = ["SCHEMA", "GroupDataset", "Groups"]
+__all__ = ["SCHEMA", "GroupDataset", "Groups", "table_row"]
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -26,7 +26,7 @@ SCHEMA = pa.schema(
         "prompt": pa.list_(pa.int32()),
         "responses": pa.list_(pa.list_(pa.int32())),
         "scores": pa.list_(pa.float64()),
-        # The place of each response in its row.
+        # Position of each response in its row.
         "indices": pa.list_(pa.int32()),
         "source": pa.string(),
         "extra": pa.string(),
@@ -34,25 +34,26 @@ SCHEMA = pa.schema(
 )
 
 
+def table_row(group: TokenGroup) -> dict[str, Any]:
+    """Return a group as a row of a table with the columns of SCHEMA."""
+    return {
+        "prompt": group.prompt.numpy(),
+        "responses": [response.numpy() for response in group.responses],
+        "scores": group.scores,
+        "indices": group.indices or range(len(group.responses)),
+        "source": group.source,
+        "extra": group.extra,
+    }
+
+
 def _in_memory(groups: Sequence[TokenGroup]) -> Any:
     import datasets
 
-    rows = [
-        {
-            "prompt": group.prompt.numpy(),
-            "responses": [response.numpy() for response in group.responses],
-            "scores": group.scores,
-            "indices": group.indices or range(len(group.responses)),
-            "source": group.source,
-            "extra": group.extra,
-        }
-        for group in groups
-    ]
-    return datasets.Dataset(pa.Table.from_pylist(rows, schema=SCHEMA))
+    return datasets.Dataset(pa.Table.from_pylist(list(map(table_row, groups)), schema=SCHEMA))
 
 
 class _Block:
-    """A run of groups, its numbers as arrays that share the table's memory."""
+    """Consecutive groups of a table, as arrays that share its memory."""
 
     def __init__(self, batch: pa.RecordBatch) -> None:
         prompt, responses = batch.column("prompt"), batch.column("responses")
@@ -69,26 +70,26 @@ class _Block:
         return len(self.source)
 
     def sizes(self) -> Integers:
-        """Tokens of each group, its prompt once and its responses."""
+        """Return the tokens of each group: its prompt once, and its responses."""
         of_responses = np.diff(self.token_ends[self.response_ends])
         sizes: Integers = np.diff(self.prompt_ends).astype(np.int64) + of_responses
         return sizes
 
     def counts(self) -> Integers:
-        """Responses of each group."""
+        """Return the number of responses of each group."""
         counts: Integers = np.diff(self.response_ends).astype(np.int64)
         return counts
 
     def own_scores(self) -> Floats:
-        """Scores of all responses, group after group."""
+        """Return the scores of all responses, group after group."""
         scores: Floats = self.scores[self.score_ends[0] : self.score_ends[-1]]
         return scores
 
     def group(self, index: int, scores: Floats) -> TokenGroup:
-        """One group, with these scores."""
+        """Return one group, with these scores."""
         first, last = self.response_ends[index : index + 2]
         ends = self.token_ends[first : last + 1]
-        # Copied: a tensor could write to a memory-mapped table.
+        # A copy, because a tensor could write to a memory-mapped table.
         ids = torch.from_numpy(self.token_ids[ends[0] : ends[-1]].astype(np.int64))
         prompt = self.prompt_ids[slice(*self.prompt_ends[index : index + 2])]
         return TokenGroup(
@@ -101,7 +102,7 @@ class _Block:
         )
 
     def streams(self) -> tuple[bytes, ...]:
-        """Lengths and ids, such that those of one block after another are those of both."""
+        """Return lengths and ids as bytes; those of consecutive blocks can be concatenated."""
         ends = self.token_ends[self.response_ends[0] : self.response_ends[-1] + 1]
         prompts = self.prompt_ids[self.prompt_ends[0] : self.prompt_ends[-1]]
         lengths = (np.diff(e) for e in (self.prompt_ends, self.response_ends, ends))
@@ -113,31 +114,31 @@ class _Block:
 
 
 class Groups(Sequence[TokenGroup]):
-    """Groups of a data set of the ``datasets`` library, each made when it is asked for.
+    """Groups of a data set of the ``datasets`` library, each built when it is indexed.
 
     Args:
         data: a data set with the columns of SCHEMA.
-        scores: of all responses of its groups, group after group, where not the data set's own.
-        kept: numbers of the groups that count, ascending; all if none.
+        scores: scores of all responses in the data set, group after group. Defaults to its own.
+        selected: rows of the data set that are used, ascending. Defaults to all of them.
     """
 
     def __init__(
-        self, data: Any, scores: Floats | None = None, kept: Integers | None = None
+        self, data: Any, scores: Floats | None = None, selected: Integers | None = None
     ) -> None:
         self.data = data
         self._batches = [batch for batch in data.data.table.to_batches() if len(batch)]
         self._blocks = [_Block(batch) for batch in self._batches]
         self._starts = np.cumsum([0, *map(len, self._blocks)]).tolist()
         counts = _joined([block.counts() for block in self._blocks], np.int64)
-        # Where the scores of each group of the data set begin and end.
+        # Positions in ``scores`` at which the groups of the data set begin and end.
         self.score_ends: Integers = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         own = [block.own_scores() for block in self._blocks]
         self.scores: Floats = _joined(own, np.float64) if scores is None else scores
-        self.kept: Integers = np.arange(len(counts)) if kept is None else kept
+        self.selected: Integers = np.arange(len(counts)) if selected is None else selected
 
     def __len__(self) -> int:
-        """Number of groups that count."""
-        return len(self.kept)
+        """Number of selected groups."""
+        return len(self.selected)
 
     @overload
     def __getitem__(self, index: int) -> TokenGroup: ...
@@ -146,36 +147,39 @@ class Groups(Sequence[TokenGroup]):
     def __getitem__(self, index: slice) -> list[TokenGroup]: ...
 
     def __getitem__(self, index: int | slice) -> TokenGroup | list[TokenGroup]:
-        """A group, or a list of them."""
+        """Return a group, or a list of them."""
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
-        row = int(self.kept[index])
+        row = int(self.selected[index])
+        block, at = self._find(row)
+        return block.group(at, self.scores[self.score_ends[row] : self.score_ends[row + 1]])
+
+    def _find(self, row: int) -> tuple[_Block, int]:
+        """Return the block that holds a row of the data set, and the row's position in it."""
         number = bisect_right(self._starts, row) - 1
-        scores = self.scores[self.score_ends[row] : self.score_ends[row + 1]]
-        return self._blocks[number].group(row - self._starts[number], scores)
+        return self._blocks[number], row - self._starts[number]
 
     @property
     def sizes(self) -> Integers:
-        """Tokens of each group, its prompt once and its responses."""
+        """Tokens of each group: its prompt once, and its responses."""
         sizes: Integers = _joined([block.sizes() for block in self._blocks], np.int64)
-        return sizes[self.kept]
+        return sizes[self.selected]
 
     @property
     def counts(self) -> Integers:
-        """Responses of each group."""
+        """Number of responses of each group."""
         counts: Integers = np.diff(self.score_ends)
-        return counts[self.kept]
+        return counts[self.selected]
 
     def source(self, index: int) -> str:
-        """Where a group comes from, as "file:row"."""
-        row = int(self.kept[index])
-        number = bisect_right(self._starts, row) - 1
-        source: str = self._blocks[number].source[row - self._starts[number]].as_py()
+        """Return the origin of a group, as "file:row"."""
+        block, at = self._find(int(self.selected[index]))
+        source: str = block.source[at].as_py()
         return source
 
     def slots(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Scores float64 (B, N), zero on padding, and the filled slots bool (B, N) of a range."""
-        rows = self.kept[start:stop]
+        """Return scores (float64, zero on padding) and valid slots of a range, (B, N) each."""
+        rows = self.selected[start:stop]
         starts, ends = self.score_ends[rows], self.score_ends[rows + 1]
         offsets = np.arange((ends - starts).max(initial=0))
         valid = offsets < (ends - starts)[:, None]
@@ -184,11 +188,11 @@ class Groups(Sequence[TokenGroup]):
         return torch.from_numpy(scores), torch.from_numpy(valid)
 
     def digest(self) -> str:
-        """Of all that training sees of the groups, in order: token ids and scores."""
+        """Return a digest of token ids and scores, in order."""
         content = [blake2b(digest_size=16) for _ in range(6)]
         for batch, start in zip(self._batches, self._starts, strict=False):
-            bounds = np.searchsorted(self.kept, [start, start + len(batch)])
-            rows = self.kept[slice(*bounds)] - start
+            bounds = np.searchsorted(self.selected, [start, start + len(batch)])
+            rows = self.selected[slice(*bounds)] - start
             whole = len(rows) == len(batch)
             block = _Block(batch if whole else batch.take(pa.array(rows)))
             for stream, of_block in zip(content, block.streams(), strict=False):
@@ -207,7 +211,7 @@ def _joined(arrays: list[Any], dtype: Any) -> Any:
 
 
 class GroupDataset(Dataset[GroupBatch]):
-    """Tokenised groups; an item is the batch of the groups that a sampler names for a step.
+    """Tokenised groups; indexed with the groups of a step, it returns their batch.
 
     Args:
         groups: a list, or groups of a data set.
@@ -222,23 +226,23 @@ class GroupDataset(Dataset[GroupBatch]):
 
     @cached_property
     def sizes(self) -> Integers:
-        """Tokens of each group, its prompt once and its responses."""
+        """Tokens of each group: its prompt once, and its responses."""
         return self.groups.sizes
 
     @cached_property
     def digest(self) -> str:
-        """Of all that training sees of the groups, in order: token ids and scores."""
+        """Digest of token ids and scores, in order."""
         return self.groups.digest()
 
     def __getitem__(self, step: StepGroups) -> GroupBatch:
-        """The batch of a step."""
+        """Return the batch of a step."""
         return GroupBatch.from_groups([self.groups[i] for i in step.indices], counted=step.counted)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For workers that are not forked: a data set on disk goes by its path."""
+        """Return the state for worker processes; a data set on disk is pickled as its path."""
         groups = self.groups
-        return {"data": groups.data, "scores": groups.scores, "kept": groups.kept}
+        return {"data": groups.data, "scores": groups.scores, "selected": groups.selected}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """The groups again."""
+        """Build the groups from the state."""
         self.groups = Groups(**state)

@@ -1,9 +1,8 @@
-"""The groups of a source as token ids, computed once and kept on disk.
+"""Token ids of a source's groups, computed once and cached on disk.
 
-The rows are dealt out in runs to as many processes as wanted; what these make of them is written
-to Arrow files as it comes and memory-mapped afterwards, so that neither the rows nor the tokens
-have to fit into memory. What was made is found again by content: of the source, of the tokenizer,
-of the settings and of the code that made it.
+Chunks of rows are distributed over processes. The token ids are written to Arrow files as they are
+computed and memory-mapped afterwards, so that neither rows nor tokens have to fit into memory. The
+cache key is a digest of the source, the tokenizer, the settings and the code that decides them.
 """
 
 import json
@@ -20,42 +19,60 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from filelock import FileLock
 
-from mpo_lightning.data.counting import count_outcome
-from mpo_lightning.data.dataset import SCHEMA
+from mpo_lightning.data.dataset import SCHEMA, table_row
 from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.reading import GroupReader
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.tokens import GroupTokenizer, tokenizer_digest
 from mpo_lightning.files import whole_folder
 
-__all__ = ["Kept", "kept", "prepare", "remove"]
+__all__ = ["CODE", "CachedTokens", "cached_tokens", "prepare", "remove"]
 
-# Groups of one run; a run's report is one row.
-RUN = 500
-# Below it a process costs more than it saves.
-WORTH_A_PROCESS = 4 * RUN
+# Groups that are tokenised together; each chunk has one report.
+CHUNK_GROUPS = 500
+# With fewer groups, starting a process takes longer than it saves.
+GROUPS_PER_PROCESS = 4 * CHUNK_GROUPS
 REPORT = "report.json"
+# Files of this folder that decide the rows of the cache: this one, the table's columns, and all
+# that reading.py and tokens.py import.
+CODE = (
+    "prepare.py",
+    "dataset.py",
+    "reading.py",
+    "tokens.py",
+    "groups.py",
+    "report.py",
+    "score_scales.py",
+    "sources.py",
+    "schemas/base.py",
+    "schemas/conversations.py",
+    "schemas/detect.py",
+    "schemas/lists.py",
+    "schemas/pairs.py",
+    "schemas/single_response.py",
+    "schemas/ultrafeedback.py",
+)
 
 
 def prepare(
     reader: GroupReader, tokenize: GroupTokenizer, *, root: Path, processes: int | None = None
 ) -> tuple[Any, DataReport]:
-    """Tokenise all groups of a source, or find what an earlier call made of the same.
+    """Tokenise all groups of a source, or load the cached result.
 
-    Several processes that ask for the same wait for the one that makes it.
+    If several processes need the same source, one of them tokenises it and the others wait.
 
     Args:
         reader: the source.
-        tokenize: makes token ids of a group.
-        root: folder of what is kept.
-        processes: that share the work; as many as this process may use if none.
+        tokenize: tokenizer of its groups.
+        root: folder of the cache.
+        processes: number of processes to use. Defaults to the number of processors available.
 
     Returns:
-        a data set of the ``datasets`` library with the columns of `dataset.SCHEMA`, one row a kept
-        group, and what became of all of them.
+        a data set of the ``datasets`` library with the columns of `dataset.SCHEMA`, one row per
+        remaining group, and the report on all groups.
 
     Raises:
-        DataError: if rows cannot be used, or none remains; also where that was found before.
+        DataError: if rows cannot be used, or none remains; a cached result raises it again.
     """
     from datasets import load_from_disk
 
@@ -69,8 +86,15 @@ def prepare(
     return load_from_disk(str(folder)), report
 
 
-class Kept(NamedTuple):
-    """Token ids on disk: where, of which source, how many groups, how large."""
+class CachedTokens(NamedTuple):
+    """Cached token ids of a source.
+
+    Attributes:
+        folder: their folder.
+        source: name of the source.
+        groups: number of groups.
+        bytes: size on disk.
+    """
 
     folder: Path
     source: str
@@ -78,19 +102,19 @@ class Kept(NamedTuple):
     bytes: int
 
 
-def kept(root: Path) -> list[Kept]:
-    """What lies in a folder of token ids; other folders are passed over."""
+def cached_tokens(root: Path) -> list[CachedTokens]:
+    """List the token ids in a cache; other folders are ignored."""
     found = []
     for path in sorted(root.glob(f"[!.]*/{REPORT}")):
         report = DataReport.from_json(path.read_text(encoding="utf-8"))
         size = sum(file.stat().st_size for file in path.parent.iterdir())
-        found.append(Kept(path.parent, report.data, report.kept, size))
+        found.append(CachedTokens(path.parent, report.data, report.kept, size))
     return found
 
 
-def remove(root: Path) -> list[Kept]:
-    """Remove all token ids from a folder, and give what they were."""
-    removed = kept(root)
+def remove(root: Path) -> list[CachedTokens]:
+    """Remove all token ids from a cache, and list them."""
+    removed = cached_tokens(root)
     for each in removed:
         with FileLock(f"{each.folder}.lock"):
             shutil.rmtree(each.folder)
@@ -98,30 +122,28 @@ def remove(root: Path) -> list[Kept]:
 
 
 def _key(reader: GroupReader, tokenize: GroupTokenizer) -> str:
-    """Of all that decides what the groups become."""
-    # Which of the files beside this one have a say is not worth being wrong about.
+    """Return a digest of everything that decides the token ids."""
     here = Path(__file__).parent
-    code = sorted([*here.glob("*.py"), *here.glob("schemas/*.py")])
     content = {
-        # Rows are named by their source, in messages and in predictions.
+        # Rows are named after their source, in messages and in predictions.
         "source": [reader.source.name, reader.source.digest],
         "schema": repr(reader.schema),
         "columns": reader.columns,
         "tokenizer": tokenizer_digest(tokenize.tokenizer),
         "settings": tokenize.settings,
-        "code": [sha256(path.read_bytes()).hexdigest() for path in code],
+        "code": [sha256((here / name).read_bytes()).hexdigest() for name in CODE],
         "schema's code": _code_of(type(reader.schema)),
     }
     return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _code_of(schema: type) -> str:
-    """A digest of what a schema does: of its file, or of itself if it was typed in."""
+    """Return a digest of a schema's file, or of the class itself if it has none."""
     from datasets.fingerprint import Hasher
 
     try:
         own = getsourcefile(schema)
-    # In a notebook or at a prompt there is no file.
+    # A class from a notebook or an interactive session has no file.
     except (OSError, TypeError):
         own = None
     if own is None or not Path(own).is_file():
@@ -134,30 +156,30 @@ def _make(
 ) -> None:
     import datasets
 
-    starts = np.arange(0, len(reader), RUN)
-    runs = datasets.Dataset.from_dict({"start": starts})
+    starts = np.arange(0, len(reader), CHUNK_GROUPS)
+    chunks = datasets.Dataset.from_dict({"start": starts})
     if processes is None:
         available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-        processes = min(available, len(reader) // WORTH_A_PROCESS)
+        processes = min(available, len(reader) // GROUPS_PER_PROCESS)
     with TemporaryDirectory(prefix=".", dir=folder.parent) as temporary:
-        rows = runs.with_format("arrow").map(
-            _tokenize_run,
+        rows = chunks.with_format("arrow").map(
+            _tokenize_chunk,
             batched=True,
             batch_size=1,
             remove_columns=["start"],
             features=datasets.Features.from_arrow_schema(_WITH_REPORT),
             fn_kwargs={"reader": reader, "tokenize": tokenize},
             num_proc=processes if processes > 1 else None,
-            cache_file_name=f"{temporary}/run.arrow",
+            cache_file_name=f"{temporary}/chunks.arrow",
             new_fingerprint=folder.name,
-            desc=f"Tokenizing {reader.source.name} ({RUN} groups each)",
+            desc=f"Tokenizing {reader.source.name} ({CHUNK_GROUPS} groups each)",
         )
         report = DataReport(reader.source.name)
         texts = rows.data.table.column("report")
         for text in texts.filter(pc.is_valid(texts)).to_pylist():
             report.add(DataReport.from_json(text))
         usable = rows.select(np.flatnonzero(pc.is_null(texts).to_numpy()))
-        # A second bar, for a copy that takes seconds.
+        # The copy takes seconds and needs no second progress bar.
         shown = not datasets.are_progress_bars_disabled()
         datasets.disable_progress_bars()
         with whole_folder(folder) as whole:
@@ -170,35 +192,21 @@ def _make(
 _WITH_REPORT = SCHEMA.append(pa.field("report", pa.string()))
 
 
-def _tokenize_run(run: pa.Table, reader: GroupReader, tokenize: GroupTokenizer) -> pa.Table:
-    """The kept groups of a run, and a last row that holds its report alone."""
-    (start,) = run.column("start").to_pylist()
-    stop = min(start + RUN, len(reader))
+def _tokenize_chunk(chunk: pa.Table, reader: GroupReader, tokenize: GroupTokenizer) -> pa.Table:
+    """Return the remaining groups of a chunk, and a last row that holds only its report."""
+    (start,) = chunk.column("start").to_pylist()
     report = DataReport(reader.source.name)
-    columns: dict[str, list[Any]] = {name: [] for name in _WITH_REPORT.names}
-    for outcome in reader.outcomes(start, stop):
-        group = count_outcome(outcome, report)
+    rows: list[dict[str, Any]] = []
+    for result in reader.results(start, min(start + CHUNK_GROUPS, len(reader))):
+        group = result.count_in(report)
         if group is None:
             continue
         try:
-            ids = tokenize(group, report)
+            tokens = tokenize(group, report)
         except DataError as error:
             report.fail(error)
             continue
-        if ids is None:
-            continue
-        values = {
-            "prompt": ids.prompt,
-            "responses": ids.responses,
-            "scores": [group.scores[index] for index in ids.indices],
-            "indices": ids.indices,
-            "source": outcome.source,
-            # Parquet and datasets rows may hold dates and the like, which JSON has no form for.
-            "extra": json.dumps(group.extra, default=str),
-            "report": None,
-        }
-        for name, value in values.items():
-            columns[name].append(value)
-    for name, column in columns.items():
-        column.append(report.to_json() if name == "report" else None)
-    return pa.table(columns, schema=_WITH_REPORT)
+        if tokens is not None:
+            rows.append(table_row(tokens))
+    rows.append({"report": report.to_json()})
+    return pa.Table.from_pylist(rows, schema=_WITH_REPORT)

@@ -1,4 +1,4 @@
-"""Prompts without responses, in batches that a model answers."""
+"""Data set of prompts without responses, in batches for a model to answer."""
 
 from collections.abc import Sequence
 
@@ -15,16 +15,16 @@ __all__ = ["PromptDataset"]
 
 
 class PromptDataset(Dataset[PromptBatch]):
-    """All prompts of some sources; an item is the batch that a sampler names for a step.
+    """All prompts of some sources; indexed with the prompts of a step, it returns their batch.
 
-    Prompts of similar length come together, so that little is padding.
+    Prompts of similar length share a batch, so that there is little padding.
 
     Args:
-        sources: where they come from, already checked.
-        tokenizer: makes their tokens, by the rules of training.
+        sources: checked sources of prompts.
+        tokenizer: tokenizer with the rules of training.
 
     Raises:
-        DataError: for prompts that cannot be tokenised, all of them together.
+        DataError: for all prompts together that cannot be tokenised.
     """
 
     def __init__(self, sources: Sequence[PromptSource], tokenizer: GroupTokenizer) -> None:
@@ -42,14 +42,14 @@ class PromptDataset(Dataset[PromptBatch]):
         return len(self.items)
 
     def __getitem__(self, step: StepGroups) -> PromptBatch:
-        """The batch of a step."""
-        items = [self.items[self._order[place]] for place in step.indices]
+        """Return the batch of a step."""
+        items = [self.items[self._order[index]] for index in step.indices]
         return PromptBatch(items, self.tokenizer, counted=step.counted)
 
     def sampler(self, prompts_per_batch: int, *, num_replicas: int, rank: int) -> GroupSampler:
-        """Deals whole batches to processes, so that what is in them does not depend on how many."""
+        """Return a sampler whose batches do not depend on the number of processes."""
         return GroupSampler(
-            # Each counts as one, and the limit is on their sum: a batch is cut before it is dealt.
+            # Each prompt counts as one token: batches are cut before they are distributed.
             np.ones(len(self)),
             tokens_per_batch=prompts_per_batch,
             shuffle=False,

@@ -1,35 +1,36 @@
-"""When two texts, or two prompts, count as the same."""
+"""Normalisation of texts and prompts, by which repeated ones are found."""
 
 from hashlib import blake2b
 from unicodedata import normalize
 
-from mpo_lightning.batch import Message
+from mpo_lightning.batch import Prompt
+from mpo_lightning.data.groups import as_messages
 
 __all__ = ["normalized", "prompt_key"]
 
 
 def normalized(text: str) -> str:
-    """The text without what a reader does not see: case, kinds and amounts of white space.
+    """Return a text without differences of case and white space.
 
-    Compatible characters are one (NFKC: a full-width letter is the letter). Punctuation counts.
+    Compatibility forms of a character become one (NFKC: a full-width letter is the letter).
+    Punctuation counts.
     """
     if not text.isascii():
         text = normalize("NFKC", text)
     return " ".join(text.casefold().split())
 
 
-def prompt_key(prompt: str | list[Message], *, size: int = 8, salt: bytes = b"") -> bytes:
-    """A hash of a prompt: the same for prompts that are the same when normalised.
+def prompt_key(prompt: Prompt, *, size: int = 8, salt: bytes = b"") -> bytes:
+    """Return a hash of a prompt, the same for prompts that are the same when normalised.
 
     A text is one user message; roles, and the order of the messages, count.
 
     Args:
         prompt: text or conversation.
-        size: bytes of the hash. Of a million different prompts two share one of 8 bytes with a
-            probability of 3e-8.
-        salt: up to 16 bytes; another salt gives hashes that have nothing to do with these.
+        size: bytes of the hash. With 8 bytes, the probability that any two of a million different
+            prompts share a hash is 3e-8.
+        salt: up to 16 bytes; hashes with different salts are unrelated.
     """
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    # Normalised texts hold neither separator: both are white space.
-    whole = "\x1e".join(f"{m['role']}\x1f{normalized(m['content'])}" for m in messages)
+    # Normalised texts contain neither separator: both are white space.
+    whole = "\x1e".join(f"{m['role']}\x1f{normalized(m['content'])}" for m in as_messages(prompt))
     return blake2b(whole.encode(), digest_size=size, salt=salt).digest()

@@ -1,37 +1,47 @@
-"""Prompts to be answered: rows of a source, checked, each with the key of its random numbers."""
+"""Prompts to be answered: checked rows of a source, each with the key of its random numbers."""
 
 import json
 from collections.abc import Mapping
 from hashlib import blake2b
 
 from mpo_lightning.batch import Prompt, Request
-from mpo_lightning.data.groups import DataError, check_prompt, collect_errors
+from mpo_lightning.data.groups import (
+    as_messages,
+    bad_field,
+    check_field,
+    check_object,
+    check_prompt,
+    collect_errors,
+)
 from mpo_lightning.data.sources import RowSource, open_source, rename_columns
 
 __all__ = ["OF_RESPONSES", "PromptSource", "has_prompt_only", "request"]
 
-# Columns that hold a prompt, the first that is there: the package's own (and Arena-Hard's), and
+# Columns that may hold a prompt, in order of precedence: the package's own (and Arena-Hard's), and
 # AlpacaEval's.
 PROMPT_COLUMNS = ("prompt", "instruction")
-# Columns by which a row claims to hold responses.
+# Columns that show that a row holds responses.
 RESPONSE_COLUMNS = frozenset(
     {
         *("responses", "response", "completions", "completion", "generations", "answers"),
         *("chosen", "rejected", "scores", "score"),
     }
 )
+# Columns of an input row that belong to its own responses and not to newly sampled ones.
+OF_RESPONSES = ("responses", "scores", "truncated", "sampled")
 
 
 def request(prompt: Prompt, source: str = "prompt", occurrence: int = 0) -> Request:
-    """A request whose random numbers depend on the prompt's content.
+    """Return a request whose random numbers depend on the prompt's content.
 
     Args:
         prompt: a text, or the conversation before the answer.
-        source: where it came from, for messages.
-        occurrence: how often the same prompt came before: each time it is answered anew.
+        source: its origin, for messages.
+        occurrence: number of earlier requests with the same prompt, each of which gets other
+            random numbers.
 
     Raises:
-        DataError: if it is no prompt.
+        DataError: if it is not a prompt.
     """
     checked = check_prompt(prompt, source)
     content = json.dumps([checked, occurrence], sort_keys=True).encode()
@@ -39,19 +49,19 @@ def request(prompt: Prompt, source: str = "prompt", occurrence: int = 0) -> Requ
 
 
 def has_prompt_only(row: Mapping[str, object]) -> bool:
-    """Whether a row holds a prompt, and nothing that claims to be a response."""
+    """Whether a row has a prompt and no column of responses."""
     return any(name in row for name in PROMPT_COLUMNS) and not RESPONSE_COLUMNS & set(row)
 
 
 class PromptSource:
-    """The prompts of a source, all of them checked when it is opened.
+    """Prompts of a source, all of them checked when it is opened.
 
-    A row's prompt is its column ``prompt`` or, where there is none, AlpacaEval's ``instruction``.
+    A row's prompt is its column ``prompt``, or else AlpacaEval's ``instruction``.
 
     Args:
         data: file, folder or hub id, see `open_source`; or a source that is open.
-        system_prompt: put in front of every conversation that has none of its own.
-        columns: other names of columns: the name in the source, and the name to read it as.
+        system_prompt: system message for all conversations without one.
+        columns: columns to rename: the name in the source, and the name to read it as.
 
     Raises:
         DataError: if the source or any of its prompts cannot be used.
@@ -67,7 +77,7 @@ class PromptSource:
         self.source = open_source(data) if isinstance(data, str) else data
         self.system_prompt = system_prompt
         self.columns = dict(columns or {})
-        # How often the prompt of each row came before.
+        # Number of earlier rows with the same prompt, for each row.
         self._occurrences: list[int] = []
         seen: dict[bytes, int] = {}
 
@@ -83,7 +93,7 @@ class PromptSource:
         return len(self.source)
 
     def rows(self, start: int, stop: int) -> list[tuple[Request, Mapping[str, object], bool]]:
-        """Request, row, and whether the prompt came before, for a range of rows from 0."""
+        """Return request, row, and whether the prompt came before, for a range of rows from 0."""
         result = []
         for number, item in enumerate(self.source.rows(start, stop), start=start):
             occurrence = self._occurrences[number]
@@ -92,44 +102,22 @@ class PromptSource:
         return result
 
     def _renamed(self, source: str, row: object) -> tuple[str, Mapping[str, object]]:
-        if isinstance(row, DataError):
-            raise row
-        if not isinstance(row, Mapping):
-            raise DataError.of_field(
-                source,
-                "row",
-                found=type(row).__name__,
-                expected="an object with a prompt",
-                remedy="Write one object a row.",
-            )
-        return source, rename_columns(row, self.columns, source)
+        given = check_object(row, source, "an object with a prompt")
+        return source, rename_columns(given, self.columns, source)
 
     def _request(self, source: str, row: Mapping[str, object], occurrence: int) -> Request:
-        name = next((name for name in PROMPT_COLUMNS if row.get(name) is not None), None)
-        if name is None:
-            found = "null" if "prompt" in row else f"no such field among {sorted(map(str, row))}"
-            raise DataError.of_field(
-                source, "prompt", found=found, expected="a value", remedy="Rename or add the field."
-            )
+        name = next((name for name in PROMPT_COLUMNS if row.get(name) is not None), "prompt")
+        prompt = check_prompt(check_field(row, name, source), source)
         if name == "instruction" and row.get("input"):
-            raise DataError.of_field(
-                source,
-                "input",
-                found="a text beside instruction",
-                expected="the whole prompt in one column",
-                remedy="Write instruction and input into one column, prompt.",
-            )
-        prompt = check_prompt(row[name], source)
+            found, expected = "a text beside instruction", "the whole prompt in one column"
+            remedy = "Write instruction and input into one column, prompt."
+            raise bad_field(source, "input", found, expected, remedy)
         return request(self._with_system_prompt(prompt), source, occurrence)
 
     def _with_system_prompt(self, prompt: Prompt) -> Prompt:
         if self.system_prompt is None:
             return prompt
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        messages = as_messages(prompt)
         if messages[0]["role"] == "system":
             return messages
         return [{"role": "system", "content": self.system_prompt}, *messages]
-
-
-# Columns of an input row that belong to other responses than those made here.
-OF_RESPONSES = ("responses", "scores", "truncated", "sampled")

@@ -1,35 +1,44 @@
-"""From the rows of a source to checked groups, with what became of every row."""
+"""Reading of sources: rows become checked groups, and every row is accounted for."""
 
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from json import dumps
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from mpo_lightning.data.groups import DataError, PreferenceGroup, check_row
+from mpo_lightning.data.groups import (
+    DataError,
+    PreferenceGroup,
+    bad_field,
+    check_object,
+    check_row,
+)
+from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.schemas.base import Converted, Schema, SkippedRow
 from mpo_lightning.data.schemas.detect import Canonical, detect
 from mpo_lightning.data.sources import RawRow, RowSource, open_source, rename_columns
 
-__all__ = ["GroupReader", "Outcome", "read_outcomes"]
+__all__ = ["BadRows", "GroupReader", "RowResult", "Sources", "refuse_lost_rows"]
 
-# Columns of a canonical row with one entry a response.
-OF_RESPONSES = ("responses", "scores", "truncated")
+BadRows = Literal["error", "drop"]
+
+# Columns of a canonical row with one entry per response.
+RESPONSE_COLUMNS = ("responses", "scores", "truncated")
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of one row, or of the rows of one prompt: exactly one of the three.
+class RowResult:
+    """Result of reading one row, or the rows of one prompt: a group, an error or a reason to skip.
 
     Attributes:
         source: "file:row"; the first of several rows.
         group: the checked group.
-        error: why it cannot be used.
-        skipped: why a setting leaves it out.
-        notes: what was changed in the group or is odd, one entry a response.
+        error: the reason why it cannot be used.
+        skipped: the setting that leaves it out, as a reason.
+        notes: changes to the group and oddities in it, one entry per response.
     """
 
     source: str
@@ -38,19 +47,30 @@ class Outcome:
     skipped: str | None = None
     notes: tuple[str, ...] = ()
 
+    def count_in(self, report: DataReport) -> PreferenceGroup | None:
+        """Count the row in a report and return its group, if it has one."""
+        report.groups += 1
+        if self.error is not None:
+            report.fail(self.error)
+        if self.skipped is not None:
+            report.drop(self.skipped, self.source)
+        for note in self.notes:
+            report.note(note, self.source)
+        return self.group
+
 
 class GroupReader:
-    """Gives any range of a source's groups without holding the others.
+    """Reader of any range of a source's groups, without holding the others.
 
     Args:
         data: file, folder or hub id, see `open_source`; or a source that is open.
-        schema: shape of the rows; found from the first row's columns if none.
-        columns: other names of columns: the name in the source, and the name to read it as.
+        schema: format of the rows. Defaults to the one that the first row's columns fit.
+        columns: columns to rename: the name in the source, and the name to read it as.
         default_split: split of a hub id or saved DatasetDict that names none.
 
     Raises:
         DataError: if the source cannot be read at all, no schema fits it, or a column to be renamed
-            is not there.
+            is missing.
     """
 
     def __init__(
@@ -66,25 +86,25 @@ class GroupReader:
         self.source = data
         self.columns = dict(columns or {})
         self.schema = schema or self._detect()
-        # Where a row holds one response: the rows of each group, group after group.
+        # With one response per row: row numbers, group after group, and where each group begins.
         self._members: tuple[Any, Any] | None = None
         if self.schema.one_response_a_row:
             self._members = self._group_rows()
 
     def __len__(self) -> int:
-        """Number of groups, those included that will turn out to be unusable."""
+        """Number of groups, including those that will turn out to be unusable."""
         return len(self.source) if self._members is None else len(self._members[1]) - 1
 
-    def outcomes(self, start: int = 0, stop: int | None = None) -> Iterator[Outcome]:
-        """What becomes of the groups from start to stop (all if none), both counted from 0."""
+    def results(self, start: int = 0, stop: int | None = None) -> Iterator[RowResult]:
+        """Read the groups from start to stop, counted from 0. Defaults to all of them."""
         stop = len(self) if stop is None else stop
         if self._members is None:
             for name, row in self.source.rows(start, stop):
-                yield self._outcome([(name, row)])
+                yield self._result([(name, row)])
             return
         rows, ends = self._members
         for group in range(start, stop):
-            yield self._outcome(
+            yield self._result(
                 [self.source[row] for row in rows[ends[group] : ends[group + 1]].tolist()]
             )
 
@@ -98,40 +118,35 @@ class GroupReader:
                         f"{sorted(map(str, row))}."
                     )
                 return detect(rename_columns(row, self.columns, name), name)
-        # What is wrong with the rows will be told by their check.
+        # No row is an object: their check says so.
         return Canonical()
 
     def _convert(self, name: str, row: RawRow) -> Converted:
-        if isinstance(row, DataError):
-            raise row
-        if not isinstance(row, Mapping):
-            # Its check tells what is wrong.
-            check_row(row, name)
-        assert isinstance(row, Mapping)
-        renamed = rename_columns(row, self.columns, name)
+        given = check_object(row, name, "an object with prompt, responses and scores")
+        renamed = rename_columns(given, self.columns, name)
         try:
             return self.schema.convert(renamed, name)
         except (DataError, SkippedRow):
             raise
-        # A schema of the user's own may fail on a row in any way.
+        # A user's own schema may fail on a row in any way.
         except Exception as error:
             error.add_note(f"{name}: {type(self.schema).__name__}.convert failed on this row.")
             raise
 
-    def _outcome(self, rows: list[tuple[str, RawRow]]) -> Outcome:
+    def _result(self, rows: list[tuple[str, RawRow]]) -> RowResult:
         first = rows[0][0]
         try:
             converted = [self._convert(name, row) for name, row in rows]
             whole = converted[0].row if self._members is None else _merged(converted, first)
             group = check_row(whole, first)
         except SkippedRow as skipped:
-            return Outcome(first, skipped=str(skipped))
+            return RowResult(first, skipped=str(skipped))
         except DataError as error:
-            return Outcome(first, error=error)
-        return Outcome(first, group=group, notes=tuple(n for c in converted for n in c.notes))
+            return RowResult(first, error=error)
+        return RowResult(first, group=group, notes=tuple(n for c in converted for n in c.notes))
 
     def _group_rows(self) -> tuple[Any, Any]:
-        """Numbers of the rows, those of one prompt together, and where each prompt's begin."""
+        """Return the row numbers sorted by prompt, and where each prompt's rows begin."""
         numbers: dict[bytes, int] = {}
         group_of_row = array("q")
         for name, row in self.source.rows(0, len(self.source)):
@@ -139,7 +154,7 @@ class GroupReader:
                 prompt = self._convert(name, row).row.get("prompt")
                 key = blake2b(dumps(prompt, sort_keys=True).encode(), digest_size=16).digest()
             except (DataError, SkippedRow):
-                # On its own, so that what is wrong with it is told of it alone.
+                # A group of its own, so that its error is reported for this row alone.
                 key = name.encode()
             group_of_row.append(numbers.setdefault(key, len(numbers)))
         groups = np.frombuffer(group_of_row, dtype=np.int64)
@@ -148,11 +163,11 @@ class GroupReader:
 
 
 def _merged(parts: list[Converted], source: str) -> dict[str, object]:
-    """The canonical row of one prompt's rows.
+    """Return the canonical row of one prompt's rows.
 
     Raises:
-        DataError: if one says whether its response was cut and another does not.
-        SkippedRow: if there is only one.
+        DataError: if some rows say whether their response was cut and others do not.
+        SkippedRow: if there is only one row.
     """
     if len(parts) == 1:
         raise SkippedRow("with a single response")
@@ -161,17 +176,12 @@ def _merged(parts: list[Converted], source: str) -> dict[str, object]:
     names = dict.fromkeys(name for row in rows for name in row if name != "prompt")
     for name in names:
         values = [row.get(name) for row in rows]
-        if name in OF_RESPONSES and all(value is None for value in values):
+        if name in RESPONSE_COLUMNS and all(value is None for value in values):
             continue
-        if name in OF_RESPONSES:
+        if name in RESPONSE_COLUMNS:
             if any(value is None for value in values):
-                raise DataError.of_field(
-                    source,
-                    name,
-                    found="null in some rows of the prompt",
-                    expected="a value in each, or in none",
-                    remedy="Complete the column, or drop it.",
-                )
+                found, expected = "null in some rows of the prompt", "a value in each, or in none"
+                raise bad_field(source, name, found, expected, "Complete the column, or drop it.")
             merged[name] = [entry for value in values for entry in value]  # type: ignore[attr-defined]
         else:
             same = all(value == values[0] for value in values)
@@ -179,13 +189,57 @@ def _merged(parts: list[Converted], source: str) -> dict[str, object]:
     return merged
 
 
-def read_outcomes(
-    data: str,
-    *,
-    schema: Schema | None = None,
-    columns: Mapping[str, str] | None = None,
-    default_split: str = "train",
-) -> Iterator[Outcome]:
-    """Read a source group by group; a bad row is an outcome, not the end. See `GroupReader`."""
-    reader = GroupReader(data, schema=schema, columns=columns, default_split=default_split)
-    yield from reader.outcomes()
+# ---------------------------------------------------------------------------------- several files
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Files and how to read them.
+
+    Attributes:
+        files: sources; see `open_source`.
+        schema: format of the rows. Defaults to the one that the first row's columns fit.
+        columns: columns to rename: the name in the source, and the name to read it as.
+        default_split: split of a hub id or saved DatasetDict that names none.
+    """
+
+    files: Sequence[str]
+    schema: Schema | None = None
+    columns: Mapping[str, str] | None = None
+    default_split: str = "train"
+
+    def results(self, file: str) -> Iterator[RowResult]:
+        """Read the groups of a file."""
+        reader = GroupReader(
+            file, schema=self.schema, columns=self.columns, default_split=self.default_split
+        )
+        return reader.results()
+
+    def groups(self, reports: list[DataReport]) -> Iterator[PreferenceGroup]:
+        """Yield the groups of all files; append to ``reports`` one for each file, as it is read."""
+        for file in self.files:
+            report = DataReport(file)
+            reports.append(report)
+            for result in self.results(file):
+                group = result.count_in(report)
+                if group is not None:
+                    report.keep(len(group.responses))
+                    yield group
+
+
+def refuse_lost_rows(reports: Sequence[DataReport], bad_rows: BadRows) -> None:
+    """Stop where no group is left, or rows cannot be used and are not to be dropped.
+
+    Raises:
+        DataError: with the first bad rows and the number of all.
+    """
+    whole = DataReport.total(reports)
+    if whole.failed and bad_rows == "error":
+        try:
+            whole.check()
+        except DataError as error:
+            raise DataError(
+                f"{error}\nNothing was written. --bad_rows drop leaves them out."
+            ) from None
+    if not whole.kept:
+        raise DataError(f"{', '.join(r.data for r in reports)}: no group can be used.\n{whole}")

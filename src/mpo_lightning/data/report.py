@@ -1,37 +1,39 @@
-"""What became of the rows of a source: nothing is dropped without being counted here."""
+"""Report on the rows of a source: nothing is dropped or changed without being counted in it."""
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpo_lightning.data.groups import DataError
+from mpo_lightning.data.groups import SHOWN_ERRORS, DataError, error_lines
 
 __all__ = ["DataReport"]
 
-# Rows that are named for each reason, and errors that are shown.
+# Rows that are named for each reason.
 EXAMPLES = 3
-SHOWN_ERRORS = 10
+# Different reasons that are told apart.
+REASONS = 200
+OTHER_REASONS = "(for other reasons)"
 
 
 @dataclass
 class DataReport:
-    """Counts over the rows of one source; reports of its parts add up.
+    """Counts over the rows of one source; reports on its parts add up.
 
     Attributes:
         data: the source.
-        groups: groups read.
+        groups: groups (rows, where a command works on rows) read.
         kept: groups that remain.
-        responses: responses that remain.
+        responses: responses in the groups that remain.
         dropped: groups dropped, by reason.
-        changed: responses dropped or cut, and oddities that were kept, by reason.
-        examples: the first rows of each reason.
+        changed: responses dropped or cut, and oddities that were left, by reason.
+        examples: the first rows for each reason.
         failed: groups that cannot be used.
-        errors: what is wrong with the first of them.
+        errors: messages of the first of these.
     """
 
     data: str
@@ -44,16 +46,14 @@ class DataReport:
     failed: int = 0
     errors: list[str] = field(default_factory=list)
 
+    def keep(self, responses: int) -> None:
+        """Count a group that remains."""
+        self.kept += 1
+        self.responses += responses
+
     def drop(self, reason: str, source: str) -> None:
         """Count a dropped group."""
-        self.drop_all(reason, [source], 1)
-
-    def drop_all(self, reason: str, sources: list[str], count: int) -> None:
-        """Count dropped groups; ``sources`` are the first of them."""
-        if count:
-            self.dropped[reason] += count
-            for source in sources:
-                self._example(reason, source)
+        self._count(self.dropped, reason, [source], 1)
 
     def drop_without_contrast(
         self,
@@ -75,13 +75,11 @@ class DataReport:
             (f"whose scores {rule} has no contrast for", ~contrast & ~equal),
         ):
             first = [source(group) for group in np.flatnonzero(dropped)[:EXAMPLES].tolist()]
-            self.drop_all(reason, first, int(dropped.sum()))
+            self._count(self.dropped, reason, first, int(dropped.sum()))
 
     def note(self, reason: str, source: str, count: int = 1) -> None:
         """Count responses that were dropped or cut, or that are odd."""
-        if count:
-            self.changed[reason] += count
-            self._example(reason, source)
+        self._count(self.changed, reason, [source], count)
 
     def fail(self, error: DataError) -> None:
         """Count a group that cannot be used."""
@@ -89,23 +87,35 @@ class DataReport:
         if len(self.errors) < SHOWN_ERRORS:
             self.errors.append(str(error))
 
-    def _example(self, reason: str, source: str) -> None:
+    def _count(self, counts: Counter[str], reason: str, sources: Iterable[str], count: int) -> None:
+        if not count:
+            return
+        if reason not in counts and len(counts) >= REASONS:
+            reason = OTHER_REASONS
+        counts[reason] += count
         examples = self.examples.setdefault(reason, [])
-        if len(examples) < EXAMPLES:
-            examples.append(source)
+        for source in sources:
+            if len(examples) < EXAMPLES and source not in examples:
+                examples.append(source)
 
     def add(self, part: Self) -> None:
-        """Take in the report of the groups that follow."""
+        """Add the report on the groups that follow."""
         self.groups += part.groups
         self.kept += part.kept
         self.responses += part.responses
-        self.dropped += part.dropped
-        self.changed += part.changed
-        for reason, sources in part.examples.items():
-            for source in sources:
-                self._example(reason, source)
+        for whole, counts in ((self.dropped, part.dropped), (self.changed, part.changed)):
+            for reason, count in counts.items():
+                self._count(whole, reason, part.examples[reason], count)
         self.failed += part.failed
         self.errors = (self.errors + part.errors)[:SHOWN_ERRORS]
+
+    @classmethod
+    def total(cls, reports: Iterable[Self]) -> Self:
+        """Return the sum of reports on several files."""
+        whole = cls("total")
+        for report in reports:
+            whole.add(report)
+        return whole
 
     def check(self) -> None:
         """Stop where groups cannot be used, or none remains.
@@ -113,34 +123,42 @@ class DataReport:
         Raises:
             DataError: with the first errors and the number of all.
         """
-        if self.failed == 1:
-            raise DataError(self.errors[0])
         if self.failed:
-            shown = "\n".join(f"  {line}" for line in self.errors)
-            more = self.failed - len(self.errors)
-            and_more = f"\n  ... and {more} more" * (more > 0)
-            raise DataError(f"{self.failed} rows cannot be used:\n{shown}{and_more}")
+            raise DataError(self.errors[0] if self.failed == 1 else "\n".join(self.failures()))
         if not self.kept:
             raise DataError(f"No group of {self.data} can be used.\n{self}")
 
+    def failures(self) -> list[str]:
+        """Return lines on the groups that cannot be used: their number and the first errors."""
+        return error_lines(self.errors, self.failed) if self.failed else []
+
     def to_json(self) -> str:
-        """As JSON, which `from_json` reads."""
+        """Return the report as JSON, for `from_json`."""
         return json.dumps(vars(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The report that `to_json` wrote."""
+    def from_json(cls, text: str | bytes) -> Self:
+        """Return the report that `to_json` wrote."""
         values = json.loads(text)
-        for name in ("dropped", "changed"):
-            values[name] = Counter(values[name])
-        return cls(**values)
+        return cls(**values | {name: Counter(values[name]) for name in ("dropped", "changed")})
 
-    def __str__(self) -> str:
-        """The report as text."""
+    def summary(
+        self, kept: str = "groups", dropped: str = "groups dropped", changed: str = "responses"
+    ) -> str:
+        """Return the counts as text.
+
+        Args:
+            kept: title of the groups that remain.
+            dropped: title of the dropped groups.
+            changed: title of the changed responses.
+        """
         mean = self.responses / self.kept if self.kept else 0.0
-        lines = [f"{self.data}: {self.kept} of {self.groups} groups, {mean:.1f} responses each"]
-        for what, counts in (("groups dropped", self.dropped), ("responses", self.changed)):
+        lines = [f"{self.kept} of {self.groups} {kept}, {mean:.1f} responses each"]
+        for title, counts in ((dropped, self.dropped), (changed, self.changed)):
             for reason, count in counts.items():
                 where = ", ".join(self.examples[reason])
-                lines.append(f"  {what}: {count} {reason} (first: {where})")
+                lines.append(f"  {title}: {count} {reason} (first: {where})")
         return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return f"{self.data}: {self.summary()}"

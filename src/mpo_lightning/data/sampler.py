@@ -1,4 +1,4 @@
-"""Which groups a process sees, step by step."""
+"""Distribution of groups over steps and processes."""
 
 import math
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ class StepGroups(NamedTuple):
 
     Attributes:
         indices: positions in the data set.
-        counted: False at an uneven end, where this process has no group of its own left and borrows
+        counted: False at an uneven end, where this process has no group of its own left and repeats
             one only to stay in step with the others.
     """
 
@@ -28,28 +28,28 @@ class StepGroups(NamedTuple):
 
 
 class GroupSampler(DistributedSampler[StepGroups]):
-    """Deals whole groups to processes: every group exactly once an epoch, in equally many steps.
+    """Sampler of whole groups: each exactly once per epoch, in as many steps on every process.
 
-    Without a limit on tokens, a step of all processes together takes ``groups_per_batch *
-    num_replicas`` consecutive groups of the epoch's order, whatever the number of processes, so
-    that what an optimizer step averages over does not depend on it. The last step may hold fewer
-    groups, also on some processes only.
+    Without a limit on tokens, all processes together take ``groups_per_batch * num_replicas``
+    consecutive groups of the epoch's order per step, so that the average of an optimizer step does
+    not depend on how many processes share it. The last step may have fewer groups, also on some
+    processes only.
 
-    With one, a batch takes groups of similar size while they fit, and a group beyond the limit is
-    a batch of its own; the batches of a step hold similarly many tokens on all processes. Without
-    ``shuffle`` the order of the groups is kept instead, in batches and between them.
+    With a limit, a batch takes groups of similar size while they fit, and a group beyond the limit
+    is a batch of its own; the batches of a step have similar numbers of tokens on all processes.
+    Without ``shuffle`` the order of the groups is kept instead, within and between batches.
 
-    It is a DistributedSampler so that Lightning takes it as it is and calls ``set_epoch``; it
-    yields batches, for a DataLoader with ``batch_size=None``.
+    It derives from DistributedSampler so that Lightning does not replace it and calls
+    ``set_epoch``; it yields batches, for a DataLoader with ``batch_size=None``.
 
     Args:
-        sizes: tokens of each group of the data set, its prompt once and its responses.
-        groups_per_batch: limit on the groups of a step on one process; None sets none.
-        tokens_per_batch: limit on the tokens of a step on one process; None sets none.
-        shuffle: draw a new order each epoch, from seed and epoch.
+        sizes: tokens of each group of the data set: its prompt once, and its responses.
+        groups_per_batch: limit on the groups of a step on one process. Defaults to none.
+        tokens_per_batch: limit on the tokens of a step on one process. Defaults to none.
+        shuffle: whether to draw a new order each epoch, from seed and epoch.
         seed: seed of the order.
-        num_replicas: processes that share the data.
-        rank: which of them this is.
+        num_replicas: number of processes that share the data.
+        rank: number of this process.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class GroupSampler(DistributedSampler[StepGroups]):
         num_replicas: int,
         rank: int,
     ) -> None:
-        # DistributedSampler's own initialisation plans single indices; only its interface is used.
+        # DistributedSampler.__init__ is for samplers of single indices; only its type is needed.
         self.sizes = np.asarray(sizes, dtype=np.int64)
         self.groups_per_batch = len(self.sizes) if groups_per_batch is None else groups_per_batch
         self.tokens_per_batch = tokens_per_batch
@@ -72,24 +72,24 @@ class GroupSampler(DistributedSampler[StepGroups]):
         self.num_replicas = num_replicas
         self.rank = rank
         self.epoch = 0
-        # Steps that the next walk leaves out: those a resumed epoch has behind it.
+        # Steps that the next iteration skips: those done before an epoch was resumed.
         self.skip = 0
 
     def __len__(self) -> int:
-        """Steps in an epoch, the same on every process and in every epoch."""
+        """Number of steps in an epoch, the same on every process and in every epoch."""
         if self.tokens_per_batch is not None:
             return len(self._plan)
         return math.ceil(len(self.sizes) / (self.groups_per_batch * self.num_replicas))
 
     def __iter__(self) -> Iterator[StepGroups]:
-        """The steps of the epoch."""
+        """Yield the steps of the epoch."""
         skip, self.skip = self.skip, 0
         for step in self._steps()[skip:]:
             own = step[self.rank] if self.rank < len(step) else []
             yield StepGroups(own or step[0][:1], counted=bool(own))
 
     def _steps(self) -> list[list[list[int]]]:
-        """The epoch's steps, each the batches of the processes; at an uneven end some have none."""
+        """Return the epoch's steps, each a batch per process; some have none at an uneven end."""
         seed = self.seed + self.epoch
         if self.tokens_per_batch is not None:
             return [self._plan[number] for number in self._order(len(self._plan), seed)]
@@ -106,14 +106,14 @@ class GroupSampler(DistributedSampler[StepGroups]):
         order: list[int] = torch.randperm(count, generator=generator).tolist()
         return order
 
-    # Of the seed alone: cut anew in each epoch, batches would not always make as many steps, and
-    # Lightning asks for their number once. What the epoch decides is the order of the steps.
+    # From the seed alone: batches that are cut anew each epoch could make another number of steps,
+    # which Lightning asks for once. The epoch decides the order of the steps.
     @cached_property
     def _plan(self) -> list[list[list[int]]]:
-        """The steps under a limit on tokens, each the batches of the processes."""
+        """Steps under a limit on tokens, each a batch per process."""
         order = self._order(len(self.sizes), self.seed)
         if self.shuffle:
-            # Sizes within a tenth of one another count as equal, and chance decides among them.
+            # Sizes within a tenth of each other count as equal and keep their random order.
             classes = (10 * np.log(self.sizes)).astype(np.int64)
             order = [order[place] for place in np.argsort(classes[order], kind="stable").tolist()]
         batches = self._cut(order)
@@ -123,7 +123,7 @@ class GroupSampler(DistributedSampler[StepGroups]):
         return [batches[start : start + self.num_replicas] for start in starts]
 
     def _cut(self, order: list[int]) -> list[list[int]]:
-        """Batches of consecutive groups, each as long as the limits allow."""
+        """Cut the order into batches, each as long as the limits allow."""
         assert self.tokens_per_batch is not None
         batches: list[list[int]] = []
         room = 0
@@ -136,13 +136,13 @@ class GroupSampler(DistributedSampler[StepGroups]):
         return batches
 
     def _even(self, batches: list[list[int]]) -> list[list[int]]:
-        """The batches by tokens, the largest split until all steps have one for every process."""
+        """Sort batches by tokens; split the largest until every process has one in each step."""
 
         def tokens(batch: list[int]) -> int:
             return int(self.sizes[batch].sum())
 
         def entry(batch: list[int]) -> tuple[int, list[int]]:
-            # Smallest first is the heap's order; a single group comes last, as it cannot be split.
+            # The heap's smallest entry is split first; a single group cannot be split.
             return -tokens(batch) if len(batch) > 1 else 0, batch
 
         heap = [entry(batch) for batch in batches]

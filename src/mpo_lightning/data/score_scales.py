@@ -1,4 +1,4 @@
-"""Which responses of a group are kept, and scores brought to one scale."""
+"""Selection of a group's responses, and normalisation of scores."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -16,16 +16,16 @@ Floats = NDArray[np.float64]
 
 
 def select_responses(scores: Sequence[float], limit: int, keep: Keep) -> list[int]:
-    """Places of the responses that a group keeps, in the order of the row.
+    """Return the positions of the responses to keep, in the order of the row.
 
     Args:
-        scores: of the group's responses.
-        limit: how many to keep at most.
+        scores: scores of the group's responses.
+        limit: largest number of responses to keep.
         keep: "first" keeps the first as given; "balanced" keeps as many that score above the
-            group's mean as others (one more of those above if the limit is odd), each side's first,
-            and fills up from the other side where one has too few; "extremes" keeps the highest and
-            the lowest, leaving the middle out (of five with limit 4 the median, as in the paper's
-            on-policy recipe). Among equal scores the first as given count as higher.
+            group's mean as others (one more of those above if the limit is odd), the first of each
+            side, and more of the other side where one has too few; "extremes" keeps the highest and
+            the lowest and leaves out the middle (the median of five with limit 4, as in the paper's
+            on-policy recipe). Of equal scores, earlier ones count as higher.
     """
     places = list(range(len(scores)))
     if len(places) <= limit:
@@ -44,7 +44,7 @@ def select_responses(scores: Sequence[float], limit: int, keep: Keep) -> list[in
 
 
 def _average_ranks(values: Floats) -> Floats:
-    """Ranks from 0, equal values sharing the mean of theirs."""
+    """Return ranks from 0; equal values get the mean of their ranks."""
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
     ranks: Floats = ((ends - counts + ends - 1) / 2)[place]
@@ -54,18 +54,18 @@ def _average_ranks(values: Floats) -> Floats:
 def normalize_scores(
     scores: Floats, counts: NDArray[np.int64], how: Normalization, over: Scale
 ) -> Floats:
-    """Scores of groups on one scale, float64, in the order given.
+    """Return scores on one scale, float64, in the order given.
 
-    Neither changes which of two responses of a group scores higher; with "rank" the group's mean,
-    and so its chosen set, may be another.
+    The order of a group's scores stays the same; "rank" may change which of them are above their
+    mean, and so the chosen set.
 
     Args:
-        scores: of all responses, group after group.
-        counts: responses of each group.
-        how: "z-score" is (score - mean) / standard deviation (population form), zero where all are
-            equal; "rank" is the rank over the highest rank, 0 the lowest and 1 the highest, equal
-            scores sharing the mean of theirs, 0.5 where all are equal.
-        over: what mean, deviation and ranks are taken over: each group, or all of the source.
+        scores: scores of all responses, group after group.
+        counts: number of responses of each group.
+        how: "z-score" is (score - mean) / standard deviation (of the population), zero where all
+            are equal; "rank" is the rank divided by the highest rank, from 0 for the lowest to 1
+            for the highest; equal scores get the mean of their ranks, 0.5 where all are equal.
+        over: scope of mean, deviation and ranks: each group, or the whole source.
     """
     if how == "none" or not len(scores):
         return scores
@@ -73,7 +73,7 @@ def normalize_scores(
         counts = np.array([len(scores)])
     starts = np.cumsum(counts) - counts
     if how == "z-score":
-        # Centred and brought to one size first: squares of large or small numbers would be lost.
+        # Centred and scaled first: squares of large numbers overflow, of small ones they vanish.
         centred = scores - np.repeat(np.add.reduceat(scores, starts) / counts, counts)
         equal = np.minimum.reduceat(scores, starts) == np.maximum.reduceat(scores, starts)
         largest = np.where(equal, np.inf, np.maximum.reduceat(np.abs(centred), starts))
@@ -81,7 +81,7 @@ def normalize_scores(
         std = np.where(equal, 1.0, np.sqrt(np.add.reduceat(scaled**2, starts) / counts))
         result: Floats = scaled / np.repeat(std, counts)
         return result
-    # One scale for all groups: what distinguishes them goes first.
+    # Rank all scores at once, by group and then by score.
     owner = np.repeat(np.arange(len(counts)), counts)
     _, value = np.unique(scores, return_inverse=True)
     ranks = _average_ranks((owner * (value.max() + 1) + value).astype(np.float64))

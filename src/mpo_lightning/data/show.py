@@ -1,4 +1,4 @@
-"""The first groups as training sees them, in colour."""
+"""Display of the first groups as training sees them, in colour."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from mpo_lightning.batch import TokenGroup
 
 __all__ = ["show_groups"]
 
-# Of a set: its name and its colour.
+# Colour of each set.
 STYLES = {"chosen": "green", "rejected": "red", "in neither": "yellow"}
 
 
@@ -25,16 +25,17 @@ def show_groups(
     *,
     console: Console | None = None,
 ) -> None:
-    """Print groups: the prompt, each response with its score and set, and what is trained on.
+    """Print groups: the prompt, and each response with its score and set.
 
-    The text is that of the tokens, special ones included. What is not trained on, the prompt, is
-    dim; of a response all is trained on, and its last token is set off: it should end the turn.
+    The text is decoded from the tokens, special tokens included. The prompt, which is not trained
+    on, is dim; the last token of each response, which should end the turn, is highlighted.
 
     Args:
-        groups: to show.
-        tokenizer: that made them.
-        sets: gives the chosen and the rejected set, bool (B, N), of scores and valid slots (B, N).
-        console: where to print; standard output if none.
+        groups: the groups.
+        tokenizer: the tokenizer that made their tokens.
+        sets: function from scores and valid slots, (B, N) each, to the chosen and the rejected set,
+            bool (B, N).
+        console: console to print to. Defaults to standard output.
     """
     console = console or Console()
     for group in groups:

@@ -1,7 +1,7 @@
-"""Rows from files, ``datasets`` folders, hub data sets and memory, each with where it came from.
+"""Rows from files, ``datasets`` folders, hub data sets and memory, each with its origin.
 
-A source is opened once, which counts its rows and reads its content through for a digest, and then
-gives any range of rows without holding the others: several processes can share the work.
+Opening a source reads it once, to count its rows and to compute a digest of its content. Any range
+of rows can then be read without holding the others, so that several processes can share the work.
 """
 
 import json
@@ -12,19 +12,20 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from itertools import accumulate
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
 from mpo_lightning.data.groups import DataError
 from mpo_lightning.files import digest_of_files
 
-__all__ = ["RowSource", "Rows", "open_rows", "open_source", "read_rows", "rename_columns"]
+__all__ = ["RowSource", "Rows", "open_rows", "open_source", "rename_columns"]
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
-# Rows that are held at a time where a library reads ahead.
+# Rows that are read at a time from Arrow tables.
 READ_AHEAD = 256
 
-# As it was read; one that cannot be read at all is the DataError that says so.
+# A row as it was read; in the place of a row that cannot be read, the DataError that says so.
 RawRow = object
 # In memory: a list of rows, or a data set of the ``datasets`` library.
 Rows = Sequence[Mapping[str, object]]
@@ -34,8 +35,8 @@ class RowSource(ABC):
     """The rows of one data set, in order.
 
     Attributes:
-        name: as the user gave it; rows are named ``name:number``.
-        digest: of the content.
+        name: the name that the user gave; rows are named ``name:number``.
+        digest: digest of the content.
     """
 
     name: str
@@ -47,10 +48,10 @@ class RowSource(ABC):
 
     @abstractmethod
     def rows(self, start: int, stop: int) -> Iterator[tuple[str, RawRow]]:
-        """Yield ``("file:row", row)`` of the rows from start to stop, both counted from 0."""
+        """Yield ``("file:row", row)`` for the rows from start to stop, both counted from 0."""
 
     def __getitem__(self, index: int) -> tuple[str, RawRow]:
-        """One row."""
+        """Return one row."""
         return next(self.rows(index, index + 1))
 
 
@@ -86,15 +87,15 @@ def open_source(data: str, *, default_split: str = "train") -> RowSource:
 
 
 def open_rows(rows: Rows, name: str) -> RowSource:
-    """The source of rows that are in memory.
+    """Open rows that are in memory.
 
     Args:
-        rows: a list of mappings, or a `datasets.Dataset`, whose columns its own format selects.
-        name: what rows are named by, ``name:number``; they count from 1.
+        rows: a list of mappings, or a `datasets.Dataset`, whose own format selects the columns.
+        name: name of the source; rows are named ``name:number``, counted from 1.
 
     Raises:
-        DataError: if it is neither, holds nothing, or is a data set that makes its rows anew each
-            time that they are read.
+        DataError: if it is neither, has no rows, or is a data set with a transform, whose rows may
+            differ each time that they are read.
     """
     from datasets import Dataset
 
@@ -114,35 +115,18 @@ def open_rows(rows: Rows, name: str) -> RowSource:
     return source
 
 
-def read_rows(data: str, *, default_split: str = "train") -> Iterator[tuple[str, object]]:
-    """Yield ``("file:row", row)`` of every row; rows count from 1, in JSON Lines they are lines.
-
-    Args:
-        data: see `open_source`.
-        default_split: split of a hub id or saved DatasetDict that names none.
-
-    Raises:
-        DataError: if the source or one of its rows cannot be read as what it claims to be.
-    """
-    source = open_source(data, default_split=default_split)
-    for name, row in source.rows(0, len(source)):
-        if isinstance(row, DataError):
-            raise row
-        yield name, row
-
-
 def rename_columns(
     row: Mapping[Any, object], columns: Mapping[str, str], source: str
 ) -> dict[Any, object]:
-    """A row with columns under other names.
+    """Rename the columns of a row.
 
     Args:
-        row: as it was read.
-        columns: the name in the source, and the name to read it as.
+        row: the row as it was read.
+        columns: columns to rename: the name in the source, and the name to read it as.
         source: "file:row", for messages.
 
     Raises:
-        DataError: if two columns would have one name.
+        DataError: if two columns would get the same name.
     """
     renamed = {columns.get(name, name): value for name, value in row.items()}
     if len(renamed) < len(row):
@@ -154,7 +138,7 @@ def rename_columns(
 
 
 def _parts(folder: Path) -> list[Path]:
-    """Files of rows in a folder, such as ``sample`` and ``score`` write them."""
+    """List the files of rows in a folder, such as ``sample`` and ``score`` write them."""
     return sorted(path for path in folder.iterdir() if path.suffix in {".jsonl", ".parquet"})
 
 
@@ -170,7 +154,7 @@ def _open_file(path: Path, name: str) -> RowSource:
 
 
 class _Parts(RowSource):
-    """Several files, one after the other."""
+    """Several files as one source."""
 
     def __init__(self, name: str, parts: Sequence[RowSource]) -> None:
         self.name = name
@@ -182,7 +166,7 @@ class _Parts(RowSource):
         return self.ends[-1]
 
     def rows(self, start: int, stop: int) -> Iterator[tuple[str, RawRow]]:
-        """The rows of the files, each named by its own."""
+        """Yield the rows, each named by its own file."""
         for number in range(bisect_right(self.ends, start), len(self.parts)):
             part, end = self.parts[number], self.ends[number]
             first = end - len(part)
@@ -209,12 +193,12 @@ def _decode(raw: bytes, source: str) -> str:
 
 
 def _parse(text: str, source: str) -> Any:
-    """What a JSON text holds.
+    """Parse a JSON text.
 
     Raises:
-        DataError: if an object has a key twice, of which one would be lost, or a part is beyond
-            what can be read.
-        JSONDecodeError: if it is no JSON.
+        DataError: if an object has a key twice, so that one value would be lost, or the text is
+            nested too deeply or has too long a number.
+        JSONDecodeError: if it is not JSON.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -232,37 +216,37 @@ def _parse(text: str, source: str) -> Any:
         return json.loads(text, object_pairs_hook=unique)
     except (json.JSONDecodeError, DataError):
         raise
-    # Nested too deeply, or an integer of thousands of digits.
+    # Too deep a nesting, or an integer with thousands of digits.
     except (RecursionError, ValueError) as error:
         raise DataError(f"{source}: cannot be read ({error}). Repair or remove it.") from error
 
 
 class _JsonLines(RowSource):
-    """A file with one object a line; blank lines are no rows."""
+    """A file with one object per line; blank lines are ignored."""
 
     def __init__(self, path: Path, name: str) -> None:
         self.path = path
         self.name = name
-        # Where each row begins, and the number of its line.
-        self.places, self.lines = array("q"), array("q")
-        content, place = blake2b(digest_size=16), 0
+        # Byte at which each row begins, and its line number.
+        self.offsets, self.lines = array("q"), array("q")
+        content, offset = blake2b(digest_size=16), 0
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 content.update(line)
                 if line.strip(b"\xef\xbb\xbf \t\r\n\f\v"):
-                    self.places.append(place)
+                    self.offsets.append(offset)
                     self.lines.append(number)
-                place += len(line)
+                offset += len(line)
         self.digest = content.hexdigest()
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.offsets)
 
     def rows(self, start: int, stop: int) -> Iterator[tuple[str, RawRow]]:
-        """The rows, named by their lines."""
+        """Yield the rows, named by their line numbers."""
         with self.path.open("rb") as file:
             for index in range(start, stop):
-                file.seek(self.places[index])
+                file.seek(self.offsets[index])
                 source = f"{self.name}:{self.lines[index]}"
                 yield source, _parse_line(file.readline(), source)
 
@@ -276,18 +260,18 @@ def _parse_line(line: bytes, source: str) -> RawRow:
         return DataError(
             f"{source}: not valid JSON ({error.msg} at column {error.colno}). "
             "Each line must be one whole object: the line may be cut, or the file may be "
-            "a JSON array, which is named .json."
+            "a JSON array, which must be named .json."
         )
     if isinstance(row, list):
         return DataError(
-            f"{source}: found a JSON array; expected one object a line. "
-            "Rename the file to .json if it holds one array of objects."
+            f"{source}: found a JSON array; expected one object per line. "
+            "Rename the file to .json if it is one array of objects."
         )
     return row
 
 
 class _Values(RowSource):
-    """Rows that are held whole."""
+    """Rows that are all in memory."""
 
     def __init__(self, values: list[Any], name: str, digest: str) -> None:
         self.values = values
@@ -298,7 +282,7 @@ class _Values(RowSource):
         return len(self.values)
 
     def rows(self, start: int, stop: int) -> Iterator[tuple[str, RawRow]]:
-        """The rows, counted from 1."""
+        """Yield the rows, counted from 1."""
         for number, row in enumerate(self.values[start:stop], start=start + 1):
             yield f"{self.name}:{number}", row
 
@@ -306,13 +290,13 @@ class _Values(RowSource):
 def _digest_of_values(values: Sequence[Any]) -> str:
     content = blake2b(digest_size=16)
     for value in values:
-        # Of whatever a row holds. Equal rows may differ in it, unequal ones cannot agree.
+        # Any value can be pickled. Equal rows may differ in it, but unequal ones cannot agree.
         content.update(pickle.dumps(value, protocol=5))
     return content.hexdigest()
 
 
 def _json_array(path: Path, name: str) -> RowSource:
-    """A file that is one array of objects."""
+    """Open a file that is one array of objects."""
     raw = path.read_bytes()
     text = _decode(raw, name)
     try:
@@ -320,12 +304,12 @@ def _json_array(path: Path, name: str) -> RowSource:
     except json.JSONDecodeError as error:
         raise DataError(
             f"{name}: not valid JSON ({error.msg} at line {error.lineno}, column "
-            f"{error.colno}). Name a file with one object a line .jsonl."
+            f"{error.colno}). Name a file with one object per line .jsonl."
         ) from error
     if not isinstance(rows, list):
         raise DataError(
             f"{name}: found {type(rows).__name__}; expected an array of objects. "
-            "Name a file with one object a line .jsonl."
+            "Name a file with one object per line .jsonl."
         )
     return _Values(rows, name, blake2b(raw, digest_size=16).hexdigest())
 
@@ -334,7 +318,7 @@ def _json_array(path: Path, name: str) -> RowSource:
 
 
 class _Parquet(RowSource):
-    """A Parquet file, of which one row group is held at a time."""
+    """A Parquet file; one row group is in memory at a time."""
 
     def __init__(self, path: Path, name: str) -> None:
         self.path = path
@@ -350,14 +334,14 @@ class _Parquet(RowSource):
         self.ends = list(accumulate(group.num_rows for group in groups))
         self.digest = digest_of_files(path)
 
-    def _read(self, what: Any) -> Any:
+    def _read(self, read: Callable[[Any], Any]) -> Any:
         import pyarrow
         import pyarrow.parquet
 
         try:
             with pyarrow.parquet.ParquetFile(self.path) as file:
-                return what(file)
-        # Damaged pages are an OSError.
+                return read(file)
+        # Damaged pages raise an OSError.
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(
                 f"{self.name}: cannot be read as Parquet ({error}). Write it again."
@@ -367,12 +351,12 @@ class _Parquet(RowSource):
         return self.ends[-1] if self.ends else 0
 
     def rows(self, start: int, stop: int) -> Iterator[tuple[str, RawRow]]:
-        """The rows, counted from 1."""
+        """Yield the rows, counted from 1."""
         for number in range(bisect_right(self.ends, start), len(self.ends)):
             first = self.ends[number - 1] if number else 0
             if first >= stop:
                 return
-            table = self._read(lambda file, number=number: file.read_row_group(number))
+            table = self._read(methodcaller("read_row_group", number))
             begin, end = max(start, first), min(stop, self.ends[number])
             for at in range(begin, end, READ_AHEAD):
                 block = table.slice(at - first, min(READ_AHEAD, end - at)).to_pylist()
@@ -392,7 +376,7 @@ class _Dataset(RowSource):
         return len(self.dataset)
 
     def rows(self, start: int, stop: int) -> Iterator[tuple[str, RawRow]]:
-        """The rows, counted from 1."""
+        """Yield the rows, counted from 1."""
         for at in range(start, stop, READ_AHEAD):
             columns = self.dataset[at : min(at + READ_AHEAD, stop)]
             for number, values in enumerate(zip(*columns.values(), strict=True), start=at + 1):
@@ -401,7 +385,7 @@ class _Dataset(RowSource):
 
 def _mapped_dataset(dataset: Any, name: str) -> RowSource:
     files = [Path(file["filename"]) for file in dataset.cache_files]
-    # A data set is its files and, where rows were selected, which of them.
+    # The fingerprint says which rows of the files were selected.
     return _Dataset(dataset, name, _digest_of(dataset._fingerprint, digest_of_files(*files)))
 
 
@@ -409,10 +393,10 @@ def _in_memory_dataset(dataset: Any, name: str) -> RowSource:
     if dataset.format["type"] == "custom":
         raise DataError(
             f"{name}: the data set has a transform, which makes its rows when they are read. Use "
-            "map instead of set_transform: rows must be the same each time."
+            "map instead of set_transform: rows must be the same each time they are read."
         )
     columns = dataset.format["columns"]
-    # By its content: what a function read that map was given is no part of its fingerprint.
+    # Its fingerprint leaves out what a function that was given to map has read.
     content = blake2b(repr(dataset.features).encode(), digest_size=16)
     for block in dataset.with_format("arrow", columns=columns).iter(batch_size=READ_AHEAD):
         for batch in block.combine_chunks().to_batches():
@@ -426,11 +410,11 @@ def _saved_dataset(data: str, path: Path, split: str, default_split: str) -> Row
 
     try:
         dataset = load_from_disk(str(path))
-    # A damaged state or Arrow file is a ValueError.
+    # A damaged state or Arrow file raises a ValueError.
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{path}: not a folder that datasets' save_to_disk wrote ({error}), and without .jsonl "
-            "or .parquet files."
+            f"{path}: not a folder that datasets' save_to_disk wrote ({error}), and it holds no "
+            ".jsonl or .parquet files."
         ) from error
     if isinstance(dataset, DatasetDict):
         split = split or default_split
@@ -451,11 +435,10 @@ def _hub_dataset(data: str, name: str, split: str) -> RowSource:
 
     try:
         dataset = load_dataset(name, split=split)
-    # What a hub lookup raises depends on what was missing: the server, the data set or the split.
+    # The kind of error depends on what is missing: the server, the data set or the split.
     except (OSError, ValueError, DatasetsError) as error:
         raise DataError(
             f"{name}: neither a file nor a folder here, and loading its split {split!r} from the "
-            "hub failed "
-            f"({type(error).__name__}: {error})."
+            f"hub failed ({type(error).__name__}: {error})."
         ) from error
     return _mapped_dataset(dataset, data)

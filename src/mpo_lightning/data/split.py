@@ -1,4 +1,4 @@
-"""Scored groups divided by prompt: a prompt is on one side only."""
+"""Division of scored groups by prompt, each prompt in one part only."""
 
 import re
 from collections.abc import Mapping
@@ -7,27 +7,27 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
-from mpo_lightning.batch import Message
-from mpo_lightning.data.counting import BadRows, Sources, refuse_lost_rows
+from mpo_lightning.batch import Prompt
 from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.prompt_identity import prompt_key
+from mpo_lightning.data.reading import BadRows, Sources, refuse_lost_rows
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.writing import SUFFIXES, arrow_schema, check_target, open_writers
 
-__all__ = ["SplitReport", "place_of", "split"]
+__all__ = ["SplitReport", "split", "uniform_hash"]
 
 Format = Literal["jsonl", "parquet"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitReport:
-    """What a division gave.
+    """Result of a division.
 
     Attributes:
-        reports: what became of the rows of each file.
-        fractions: the share that each part was to have.
-        groups: the groups that it has.
-        files: its file.
+        reports: report on the rows of each file.
+        fractions: wanted share of each part.
+        groups: number of groups of each part.
+        files: file of each part.
     """
 
     reports: list[DataReport]
@@ -36,7 +36,7 @@ class SplitReport:
     files: dict[str, Path]
 
     def __str__(self) -> str:
-        """The parts as text."""
+        """Return a line for each part."""
         whole = sum(self.groups.values())
         parts = [
             f"{self.files[name]}: {count:,} groups, {count / whole:.2%} (wanted "
@@ -46,13 +46,13 @@ class SplitReport:
         return "\n".join(parts)
 
 
-def place_of(prompt: str | list[Message], seed: int = 0) -> float:
-    """A number from 0 to 1 for a prompt: uniform over prompts, the same for the same prompt.
+def uniform_hash(prompt: Prompt, seed: int = 0) -> float:
+    """Return a number in [0, 1) that is uniform over prompts and the same for the same prompt.
 
-    It depends on nothing but the normalised prompt (see `prompt_key`) and the seed.
+    It depends only on the normalised prompt (see `prompt_key`) and the seed.
     """
     salt = seed.to_bytes(16, "little", signed=True)
-    # 53 bits: as many as a float holds, so that the number stays below 1.
+    # A float holds 53 bits: with more, the number could be rounded to 1.
     return (int.from_bytes(prompt_key(prompt, salt=salt), "little") >> 11) / 2**53
 
 
@@ -66,24 +66,24 @@ def split(
     bad_rows: BadRows = "error",
     force: bool = False,
 ) -> SplitReport:
-    """Divide the groups of all files by prompt, into one file a part.
+    """Divide the groups of all files by prompt, into one file per part.
 
-    Groups with the same prompt (case, white space and compatible characters ignored) go to the same
-    part. Where a prompt goes depends on itself, the seed and the fractions only: further rows move
-    no other prompt. The parts have about the wanted share of the prompts, not exactly.
+    Groups with the same prompt (ignoring case, white space and compatibility forms of characters)
+    go to the same part. The part depends only on the prompt, the seed and the fractions: adding
+    rows moves no other prompt. The parts have approximately the wanted shares.
 
     Args:
-        sources: what to read.
-        out: folder of the parts; made if there is none.
-        fractions: the parts' names, and their shares, which sum to 1.
-        seed: another one divides in another way.
+        sources: files to read.
+        out: folder of the parts, created if missing.
+        fractions: names of the parts and their shares, which sum to 1.
+        seed: seed of the division.
         file_format: "jsonl" or "parquet".
         bad_rows: "error" writes nothing if a row cannot be used; "drop" leaves such rows out.
-        force: overwrite the files of the parts if they are there.
+        force: whether to overwrite existing files of the parts.
 
     Raises:
         DataError: if a setting cannot be used, rows are bad, a part gets no group, or the folder
-            holds files that are not to be overwritten.
+            has files that must not be overwritten.
     """
     _check_fractions(fractions)
     folder = Path(out)
@@ -94,13 +94,13 @@ def split(
     schema = arrow_schema(sources.groups([])) if file_format == "parquet" else None
     folder.mkdir(parents=True, exist_ok=True)
     ends = list(accumulate(fractions.values()))
-    # The last part ends where the numbers do, whatever the sum was rounded to.
+    # The sum may have been rounded.
     ends[-1] = 1.0
     reports: list[DataReport] = []
     with open_writers(list(files.values()), schema) as writers:
         for group in sources.groups(reports):
-            place = place_of(group.prompt, seed)
-            writers[next(i for i, end in enumerate(ends) if place < end)].write(group)
+            number = uniform_hash(group.prompt, seed)
+            writers[next(i for i, end in enumerate(ends) if number < end)].write(group)
         refuse_lost_rows(reports, bad_rows)
         groups = {name: w.groups for name, w in zip(fractions, writers, strict=True)}
         empty = [name for name, count in groups.items() if not count]
@@ -125,7 +125,7 @@ def _check_fractions(fractions: Mapping[str, float]) -> None:
 
 
 def _refuse_other_files(folder: Path, own: set[Path]) -> None:
-    """A part that is left over from another division would share prompts with the new ones."""
+    """Refuse a folder with other parts, which could share prompts with the new ones."""
     if folder.is_dir():
         others = sorted(
             path.name for path in folder.iterdir() if path.suffix in SUFFIXES and path not in own

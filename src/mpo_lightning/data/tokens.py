@@ -1,24 +1,26 @@
 """Groups to token ids: template, prompt/response boundary, end of turn, length limit.
 
-The rules, and why they are rules:
+The rules and their reasons:
 
-- A rendered chat template already holds its special tokens; it is tokenised without adding more.
+- A rendered chat template already has its special tokens; it is tokenised without adding more.
 - The prompt's ids must begin the ids of prompt + response, for each response. Where they do not, a
   sampler that was given the prompt could not have produced those ids: an error, never a slice.
-- What ends the turn is inside the response and is learned. What a template writes after it is not.
+- The end of the turn is part of the response and is learned. Text that a template writes after it
+  is not.
 - A response that was cut, here to the limit or when it was generated, has no end of turn.
-- The limit is each response's own: the length of a sibling has no say.
+- The limit applies to each response by itself, whatever the lengths of the others.
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from hashlib import sha256
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, Self
 
 import torch
 
-from mpo_lightning.batch import Message, TokenGroup
-from mpo_lightning.data.groups import DataError, PreferenceGroup
+from mpo_lightning.batch import Message, Prompt, TokenGroup
+from mpo_lightning.data.groups import DataError, PreferenceGroup, as_messages, bad_field
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.score_scales import Keep, select_responses
 
@@ -27,9 +29,7 @@ __all__ = [
     "GroupTokenizer",
     "OverLong",
     "PromptFormat",
-    "TokenIds",
     "load_tokenizer",
-    "token_group",
     "tokenizer_digest",
 ]
 
@@ -41,7 +41,7 @@ _SENTINEL = "sentinel"
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """Of all that decides which tokens a text becomes, wherever the tokenizer lies."""
+    """Return a digest of what decides the tokens of a text; the tokenizer's folder does not."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = {
         "vocabulary": sorted(tokenizer.get_vocab().items()) if backend is None else None,
@@ -53,7 +53,7 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
-    """A Hugging Face tokenizer from a folder or hub id.
+    """Load a Hugging Face tokenizer from a folder or hub id.
 
     Raises:
         DataError: if there is none, or it has no end-of-sequence token.
@@ -75,50 +75,23 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
-class TokenIds(NamedTuple):
-    """A group's token ids.
-
-    Attributes:
-        prompt: ids of the rendered prompt.
-        responses: ids of each response that is kept.
-        indices: the place of each of them in its row.
-    """
-
-    prompt: list[int]
-    responses: list[list[int]]
-    indices: list[int]
-
-
-def token_group(group: PreferenceGroup, ids: TokenIds) -> TokenGroup:
-    """A checked group with its token ids, as a batch takes it."""
-    return TokenGroup(
-        prompt=torch.tensor(ids.prompt),
-        responses=tuple(map(torch.tensor, ids.responses)),
-        scores=tuple(group.scores[index] for index in ids.indices),
-        source=group.source,
-        # Parquet and datasets rows may hold dates and the like, which JSON has no form for.
-        extra=json.dumps(group.extra, default=str),
-        indices=tuple(ids.indices),
-    )
-
-
 class GroupTokenizer:
-    """Turns checked groups into token ids.
+    """Tokenizer of checked groups.
 
     Args:
         tokenizer: a Hugging Face tokenizer with an end-of-sequence token.
         max_length: limit on prompt + response, in tokens.
         over_long: what to do with a response beyond the limit: drop its group, drop the response
             (the others are compared among themselves), cut it, or stop with an error. A prompt that
-            leaves no room drops its group, or is an error.
+            leaves no room for a response drops its group, or is an error.
         prompt_format: "chat" renders with the tokenizer's chat template (a text prompt is one user
             message); "text" writes prompt and response one after the other; "auto" is chat where
             the tokenizer has a template.
-        boundary: "strict" wants the prompt's ids to begin the ids of prompt + response; "separate"
-            tokenises the two apart, as a sampler saw them.
-        max_responses: responses of a group that are kept at most; all if none.
-        keep_responses: which; see `select_responses`.
-        min_responses: a group of which fewer remain is dropped. A contrast needs two.
+        boundary: "strict" requires the prompt's ids to begin the ids of prompt + response;
+            "separate" tokenises prompt and response separately, as a sampler does.
+        max_responses: limit on the responses of a group. Defaults to none.
+        keep_responses: rule that selects them; see `select_responses`.
+        min_responses: a group with fewer remaining responses is dropped. A contrast needs two.
 
     Raises:
         DataError: if the format needs a chat template that the tokenizer lacks.
@@ -160,9 +133,22 @@ class GroupTokenizer:
             adds_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
             self._text_start = [bos] if adds_bos else []
 
+    @classmethod
+    def without_limit(
+        cls, tokenizer: Any, prompt_format: PromptFormat, boundary: Boundary = "strict"
+    ) -> Self:
+        """Return a tokenizer that neither cuts nor drops; see the class for the arguments."""
+        return cls(
+            tokenizer,
+            max_length=sys.maxsize,
+            over_long="error",
+            prompt_format=prompt_format,
+            boundary=boundary,
+        )
+
     @property
     def settings(self) -> dict[str, object]:
-        """All that decides what a group becomes, beside the tokenizer's own content."""
+        """Settings that decide the token ids of a group, beside the tokenizer's content."""
         return {
             "max_length": self.max_length,
             "over_long": self.over_long,
@@ -173,38 +159,33 @@ class GroupTokenizer:
             "min_responses": self.min_responses,
         }
 
-    def __call__(self, group: PreferenceGroup, report: DataReport) -> TokenIds | None:
+    def __call__(self, group: PreferenceGroup, report: DataReport) -> TokenGroup | None:
         """Tokenise a group; the report counts what is dropped or cut. None if the group is dropped.
 
         Raises:
             DataError: if the group cannot be tokenised.
         """
-        report.note(
-            "repeat another response of their group",
-            group.source,
-            len(group.responses) - len(set(group.responses)),
-        )
-        places = list(range(len(group.responses)))
+        count = len(group.responses)
+        repeats = count - len(set(group.responses))
+        report.note("repeat another response of their group", group.source, repeats)
+        indices = list(range(count))
         if self.max_responses is not None:
-            places = select_responses(group.scores, self.max_responses, self.keep_responses)
-            beyond = len(group.responses) - len(places)
+            indices = select_responses(group.scores, self.max_responses, self.keep_responses)
+            beyond = count - len(indices)
             report.note("beyond max_responses left out", group.source, beyond)
-        prompt, responses = self._encode(group, places)
-        budget = self.max_length - len(prompt)
-        if budget < 1:
-            self._long_prompt(group, len(prompt), report)
+        prompt, responses = self._encode(group, indices)
+        room = self.max_length - len(prompt)
+        if room < 1:
+            if self.over_long == "error":
+                raise self._too_long(group.source, "prompt", f"{len(prompt)}", "fewer than")
+            report.drop("with a prompt beyond max_length", group.source)
             return None
-        kept: list[tuple[int, list[int]]] = []
-        for index, ids in zip(places, responses, strict=True):
-            if len(ids) > budget:
+        within: dict[int, list[int]] = {}
+        for index, ids in zip(indices, responses, strict=True):
+            if len(ids) > room:
                 if self.over_long == "error":
-                    raise DataError.of_field(
-                        group.source,
-                        f"responses[{index}]",
-                        found=f"{len(prompt)} + {len(ids)} tokens",
-                        expected=f"at most {self.max_length} (data.max_length)",
-                        remedy="Raise the limit, or set data.over_long.",
-                    )
+                    found = f"{len(prompt)} + {len(ids)}"
+                    raise self._too_long(group.source, f"responses[{index}]", found, "at most")
                 if self.over_long == "drop_group":
                     report.drop("with a response beyond max_length", group.source)
                     return None
@@ -212,35 +193,36 @@ class GroupTokenizer:
                     report.note("beyond max_length dropped", group.source)
                     continue
                 report.note("cut to max_length", group.source)
-            kept.append((index, ids[:budget]))
-        if len(kept) < self.min_responses:
+            within[index] = ids[:room]
+        if len(within) < self.min_responses:
             report.drop("with too few responses within max_length", group.source)
             return None
-        report.kept += 1
-        report.responses += len(kept)
-        return TokenIds(prompt, [ids for _, ids in kept], [index for index, _ in kept])
+        report.keep(len(within))
+        return TokenGroup(
+            prompt=torch.tensor(prompt),
+            responses=tuple(map(torch.tensor, within.values())),
+            scores=tuple(group.scores[index] for index in within),
+            source=group.source,
+            # Parquet and datasets rows may hold dates and other values that JSON has no form for.
+            extra=json.dumps(group.extra, default=str),
+            indices=tuple(within),
+        )
 
-    def _long_prompt(self, group: PreferenceGroup, length: int, report: DataReport) -> None:
-        if self.over_long == "error":
-            raise DataError.of_field(
-                group.source,
-                "prompt",
-                found=f"{length} tokens",
-                expected=f"fewer than {self.max_length} (data.max_length)",
-                remedy="Raise the limit, or set data.over_long.",
-            )
-        report.drop("with a prompt beyond max_length", group.source)
+    def _too_long(self, source: str, field: str, tokens: str, limit: str) -> DataError:
+        expected = f"{limit} {self.max_length} (data.max_length)"
+        remedy = "Raise the limit, or set data.over_long."
+        return bad_field(source, field, f"{tokens} tokens", expected, remedy)
 
     # ------------------------------------------------------------------------------- sampling
 
     @property
     def end_of_turn(self) -> int:
-        """The token that ends a response."""
+        """Token that ends a response."""
         end: int = self._end
         return end
 
-    def prompt_ids(self, prompt: str | list[Message], source: str) -> list[int]:
-        """Tokens of a prompt alone, as a sampler is given it; in training they are the same.
+    def prompt_ids(self, prompt: Prompt, source: str) -> list[int]:
+        """Return the tokens of a prompt alone, for a sampler; they are the same as in training.
 
         Raises:
             DataError: if it cannot be tokenised.
@@ -254,24 +236,20 @@ class GroupTokenizer:
         return [list(ids) for ids in encoded]
 
     def _encode(
-        self, group: PreferenceGroup, places: list[int]
+        self, group: PreferenceGroup, indices: list[int]
     ) -> tuple[list[int], list[list[int]]]:
+        """Return the ids of the prompt and of the responses with these indices."""
         if self.chat:
-            prompt_text, whole_texts = self._render(group, places)
+            prompt_text, whole_texts = self._render(group, indices)
             start: list[int] = []
         else:
             if not isinstance(group.prompt, str):
-                raise DataError.of_field(
-                    group.source,
-                    "prompt",
-                    found="a conversation",
-                    expected="a text",
-                    remedy="The tokenizer has no chat template, or data.prompt_format is text.",
-                )
+                remedy = "The tokenizer has no chat template, or data.prompt_format is text."
+                raise bad_field(group.source, "prompt", "a conversation", "a text", remedy)
             prompt_text, start = group.prompt, self._text_start
-            whole_texts = [prompt_text + group.responses[place] for place in places]
+            whole_texts = [prompt_text + group.responses[index] for index in indices]
         if self.boundary == "strict":
-            prompt, responses = self._strict(prompt_text, whole_texts, group.source, places)
+            prompt, responses = self._strict(prompt_text, whole_texts, group.source, indices)
         else:
             tails = [whole[len(prompt_text) :] for whole in whole_texts]
             prompt, *responses = self._ids([prompt_text, *tails])
@@ -279,70 +257,61 @@ class GroupTokenizer:
             prompt = start + prompt
         bos = self.tokenizer.bos_token_id
         if bos is not None and prompt[:2] == [bos, bos]:
-            raise DataError.of_field(
-                group.source,
-                "prompt",
-                found="two beginning-of-sequence tokens",
-                expected="one",
-                remedy="The prompt's text and the template both write it: remove it from the text.",
-            )
+            found = "two beginning-of-sequence tokens"
+            remedy = "The prompt's text and the template both write it: remove it from the text."
+            raise bad_field(group.source, "prompt", found, "one", remedy)
         truncated = group.truncated or [False] * len(group.responses)
         closed = [
-            self._close(ids, group.source, place, cut=truncated[place])
-            for ids, place in zip(responses, places, strict=True)
+            self._close(ids, group.source, index, cut=truncated[index])
+            for ids, index in zip(responses, indices, strict=True)
         ]
         return prompt, closed
 
     def _strict(
-        self, prompt_text: str, whole_texts: list[str], source: str, places: list[int]
+        self, prompt_text: str, whole_texts: list[str], source: str, indices: list[int]
     ) -> tuple[list[int], list[list[int]]]:
         prompt, *wholes = self._ids([prompt_text, *whole_texts])
-        for index, whole in zip(places, wholes, strict=True):
+        for index, whole in zip(indices, wholes, strict=True):
             if whole[: len(prompt)] != prompt:
                 at = _first_difference(prompt, whole)
                 tokens = self.tokenizer.convert_ids_to_tokens
-                raise DataError.of_field(
+                raise bad_field(
                     source,
                     f"responses[{index}]",
-                    found=f"the prompt's tokens change once it follows: {tokens(prompt[at:])} "
+                    f"the prompt's tokens change once it follows: {tokens(prompt[at:])} "
                     f"become {tokens(whole[at : len(prompt) + 1])}",
-                    expected="the prompt's tokens to begin the tokens of prompt + response",
-                    remedy="Move white space at the boundary from the prompt into the responses, "
+                    "the prompt's tokens to begin the tokens of prompt + response",
+                    "Move white space at the boundary from the prompt into the responses, "
                     "or set data.boundary: separate.",
                 )
         return prompt, [whole[len(prompt) :] for whole in wholes]
 
-    def _render(self, group: PreferenceGroup, places: list[int]) -> tuple[str, list[str]]:
-        messages = group.prompt
-        if isinstance(messages, str):
-            messages = [{"role": "user", "content": messages}]
+    def _render(self, group: PreferenceGroup, indices: list[int]) -> tuple[str, list[str]]:
+        messages = as_messages(group.prompt)
         try:
             prompt = self._template(messages, add_generation_prompt=True)
             wholes = [
                 self._template(
-                    [*messages, {"role": "assistant", "content": group.responses[place]}]
+                    [*messages, {"role": "assistant", "content": group.responses[index]}]
                 )
-                for place in places
+                for index in indices
             ]
         # A template reports what it does not accept (a role, an order) as a TemplateError.
         except _template_error() as error:
-            raise DataError.of_field(
-                group.source,
-                "prompt",
-                found=f"the chat template refuses it ({error})",
-                expected="a conversation that the template accepts",
-                remedy="Change the roles or their order, or the template.",
-            ) from error
-        for place, whole in zip(places, wholes, strict=True):
+            found = f"the chat template refuses it ({error})"
+            expected = "a conversation that the template accepts"
+            remedy = "Change the roles or their order, or the template."
+            raise bad_field(group.source, "prompt", found, expected, remedy) from error
+        for index, whole in zip(indices, wholes, strict=True):
             if not whole.startswith(prompt):
                 same = _first_difference(prompt, whole)
-                raise DataError.of_field(
+                raise bad_field(
                     group.source,
-                    f"responses[{place}]",
-                    found=f"{whole[same : same + 40]!r} in the rendered answer where the rendered "
+                    f"responses[{index}]",
+                    f"{whole[same : same + 40]!r} in the rendered answer where the rendered "
                     f"prompt has {prompt[same : same + 40]!r}",
-                    expected="an answer that begins with its prompt",
-                    remedy="The chat template's generation prompt is not part of an answer that it "
+                    "an answer that begins with its prompt",
+                    "The chat template's generation prompt is not part of an answer that it "
                     "renders: use a template for training.",
                 )
         return prompt, wholes
@@ -356,10 +325,10 @@ class GroupTokenizer:
     # ---------------------------------------------------------------------------- end of turn
 
     def _learn_end_of_turn(self) -> tuple[int, int | None]:
-        """The token that the template ends an answer with, and how many tokens it writes after it.
+        """Find the token that ends an answer in the template, and how many tokens follow it.
 
-        None for the second means that the template writes no special token after an answer; the
-        end-of-sequence token is appended then.
+        The second is None if the template writes no special token after an answer; the
+        end-of-sequence token is then appended.
         """
         messages = [
             {"role": "user", "content": "a"},
@@ -386,23 +355,15 @@ class GroupTokenizer:
             closed = ids if ids[-1:] == [self._end] else [*ids, self._end]
         else:
             closed = ids[: len(ids) - self._after_end]
+        field, tokens = f"responses[{index}]", self.tokenizer.convert_ids_to_tokens
         if closed[-1:] != [self._end]:
-            raise DataError.of_field(
-                source,
-                f"responses[{index}]",
-                found=f"tokens that end with {self.tokenizer.convert_ids_to_tokens(closed[-3:])}",
-                expected=f"the end-of-turn token {self.tokenizer.convert_ids_to_tokens(self._end)}",
-                remedy="The chat template ends this answer in another way than a plain one.",
-            )
+            found = f"tokens that end with {tokens(closed[-3:])}"
+            expected = f"the end-of-turn token {tokens(self._end)}"
+            remedy = "The chat template ends this answer in another way than a plain one."
+            raise bad_field(source, field, found, expected, remedy)
         if closed[-2:] == [self._end, self._end]:
-            raise DataError.of_field(
-                source,
-                f"responses[{index}]",
-                found="two end-of-turn tokens",
-                expected="one",
-                remedy="The response's text and the template both write it: remove it from the "
-                "text.",
-            )
+            remedy = "The response's text and the template both write it: remove it from the text."
+            raise bad_field(source, field, "two end-of-turn tokens", "one", remedy)
         return closed[:-1] if cut else closed
 
 

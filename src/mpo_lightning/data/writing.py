@@ -1,4 +1,4 @@
-"""Groups to files in canonical form: whole files only, never over another one unasked."""
+"""Writers of canonical rows: whole files only, and no file is overwritten unasked."""
 
 import json
 from abc import ABC, abstractmethod
@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mpo_lightning.data.groups import DataError, PreferenceGroup
+from mpo_lightning.data.groups import DataError, PreferenceGroup, bad_field
 from mpo_lightning.files import whole_file
 
 __all__ = [
@@ -21,12 +21,12 @@ __all__ = [
 ]
 
 SUFFIXES = (".jsonl", ".parquet")
-# Rows that are held before they are written.
-HELD_ROWS = 1024
+# Rows of a Parquet row group.
+CHUNK_ROWS = 1024
 
 
 def canonical_row(group: PreferenceGroup) -> dict[str, object]:
-    """The row that reads back as this group."""
+    """Return the row that reads back as this group."""
     truncated = {} if group.truncated is None else {"truncated": group.truncated}
     return {
         "prompt": group.prompt,
@@ -38,10 +38,10 @@ def canonical_row(group: PreferenceGroup) -> dict[str, object]:
 
 
 class GroupWriter(ABC):
-    """Writes groups to one file.
+    """Writer of groups to one file.
 
     Attributes:
-        groups: how many were written.
+        groups: number of groups written.
     """
 
     groups: int = 0
@@ -56,7 +56,7 @@ class GroupWriter(ABC):
 
     @abstractmethod
     def finish(self) -> None:
-        """Write what is held back.
+        """Write the groups that are still in memory.
 
         Raises:
             DataError: if the format cannot hold it.
@@ -78,22 +78,19 @@ class _JsonLines(GroupWriter):
             line = json.dumps(row, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError) as error:
             name = next(name for name, value in row.items() if not _fits_json(value))
-            raise DataError.of_field(
-                group.source,
-                name,
-                found=f"what JSON cannot hold ({error})",
-                expected="texts, finite numbers, true, false, null, lists and objects",
-                remedy="Write .parquet, or remove the column.",
-            ) from error
+            found = f"a value that JSON has no form for ({error})"
+            expected = "texts, finite numbers, true, false, null, lists and objects"
+            remedy = "Write .parquet, or remove the column."
+            raise bad_field(group.source, name, found, expected, remedy) from error
         try:
             self._file.write(line.encode() + b"\n")
         except UnicodeEncodeError:
-            # Half a character, in a column that passes through: an escape carries it.
+            # A lone surrogate in a column that passes through, which has to be escaped.
             self._file.write(json.dumps(row).encode() + b"\n")
         self.groups += 1
 
     def finish(self) -> None:
-        """Write what is held back."""
+        """Flush the file."""
         self._file.flush()
 
     def close(self) -> None:
@@ -115,36 +112,36 @@ class _Parquet(GroupWriter):
         import pyarrow.parquet
 
         self._schema = schema
-        self._held: list[PreferenceGroup] = []
+        self._buffer: list[PreferenceGroup] = []
         try:
             self._writer = pyarrow.parquet.ParquetWriter(path, schema)
         except pyarrow.ArrowException as error:
             raise DataError(
-                f"{path}: Parquet has no such columns ({error}). Write .jsonl, or remove them."
+                f"{path}: Parquet cannot hold such columns ({error}). Write .jsonl, or remove them."
             ) from error
 
     def write(self, group: PreferenceGroup) -> None:
-        """Hold a group, and write when there are enough."""
-        self._held.append(group)
+        """Buffer a group, and write a full buffer."""
+        self._buffer.append(group)
         self.groups += 1
-        if len(self._held) == HELD_ROWS:
+        if len(self._buffer) == CHUNK_ROWS:
             self.finish()
 
     def finish(self) -> None:
-        """Write what is held."""
+        """Write the buffer."""
         import pyarrow
 
-        if self._held:
-            columns = _columns(self._held)
+        if self._buffer:
+            columns = _columns(self._buffer)
             arrays = [
-                _array(columns, name, self._held, self._schema) for name in self._schema.names
+                _array(columns, name, self._buffer, self._schema) for name in self._schema.names
             ]
             table = pyarrow.Table.from_arrays(arrays, schema=self._schema)
             try:
                 self._writer.write_table(table)
             except pyarrow.ArrowException as error:
-                raise _unfit(self._held, "row", error) from error
-            self._held = []
+                raise _unfit(self._buffer, "row", error) from error
+            self._buffer = []
 
     def close(self) -> None:
         """Close the file."""
@@ -158,13 +155,10 @@ def _columns(groups: Sequence[PreferenceGroup]) -> dict[str, list[object]]:
 
 
 def _unfit(groups: Sequence[PreferenceGroup], name: str, error: Exception) -> DataError:
-    return DataError.of_field(
-        f"{groups[0].source} to {groups[-1].source}",
-        name,
-        found=f"what a Parquet file cannot hold ({error})",
-        expected="values of one type in a column",
-        remedy="Write .jsonl, or make the column's values alike.",
-    )
+    rows = f"{groups[0].source} to {groups[-1].source}"
+    found = f"a value that the Parquet file cannot hold ({error})"
+    remedy = "Write .jsonl, or give the column's values one type."
+    return bad_field(rows, name, found, "values of one type in a column", remedy)
 
 
 def _array(
@@ -178,38 +172,38 @@ def _array(
     values = columns.get(name, [None] * len(groups))
     try:
         return pyarrow.array(values, type=None if schema is None else schema.field(name).type)
-    # Integers beyond 64 bits, and half characters.
+    # Integers beyond 64 bits, and lone surrogates.
     except (pyarrow.ArrowException, OverflowError, UnicodeEncodeError) as error:
         raise _unfit(groups, name, error) from error
 
 
 def arrow_schema(groups: Iterable[PreferenceGroup]) -> Any:
-    """The types that hold all of the groups: a Parquet file has one type a column.
+    """Return the schema of a Parquet file of these groups, with one type per column.
 
     Raises:
-        DataError: if there are none, because a column holds what does not go together.
+        DataError: if a column has values of types that do not fit together.
     """
     import pyarrow
 
     schema = pyarrow.schema([])
     rest = iter(groups)
-    while held := list(islice(rest, HELD_ROWS)):
-        columns = _columns(held)
-        fields = [(name, _array(columns, name, held).type) for name in columns]
+    while chunk := list(islice(rest, CHUNK_ROWS)):
+        columns = _columns(chunk)
+        fields = [(name, _array(columns, name, chunk).type) for name in columns]
         try:
             schema = pyarrow.unify_schemas(
                 [schema, pyarrow.schema(fields)], promote_options="permissive"
             )
         except pyarrow.ArrowException as error:
-            raise _unfit(held, "row", error) from error
+            raise _unfit(chunk, "row", error) from error
     return schema
 
 
 def check_target(path: Path, *, force: bool) -> None:
-    """Refuse a file that is there already, or of a format that is not written.
+    """Refuse a file that exists already, or whose format cannot be written.
 
     Raises:
-        DataError: saying which.
+        DataError: with the reason.
     """
     if path.suffix not in SUFFIXES:
         raise DataError(f"{path}: found suffix {path.suffix!r}; expected one of {SUFFIXES}.")
@@ -221,11 +215,11 @@ def check_target(path: Path, *, force: bool) -> None:
 
 @contextmanager
 def open_writers(paths: Sequence[Path], schema: Any) -> Iterator[list[GroupWriter]]:
-    """Writers of files that appear, all of them, when the block has ended without an error.
+    """Open writers of files that appear, all together, if the block ends without an error.
 
     Args:
-        paths: of the files, in folders that exist.
-        schema: from `arrow_schema`, if they are Parquet.
+        paths: the files, in folders that exist.
+        schema: the result of `arrow_schema`, if they are Parquet.
     """
     with ExitStack() as stack:
         # Entered before the writers, so that all are closed before the first file has its name.

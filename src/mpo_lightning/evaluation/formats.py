@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mpo_lightning.batch import Message, Prompt, PromptItem
-from mpo_lightning.data.groups import DataError, check_prompt, is_list
+from mpo_lightning.data.groups import as_text, bad_field, check_object, check_prompt, is_list
 from mpo_lightning.data.prompts import OF_RESPONSES
 from mpo_lightning.data.sources import RowSource
 from mpo_lightning.generation.generate import Sample
@@ -45,7 +45,7 @@ def _arena(item: PromptItem, sample: Sample, how: Mapping[str, Any]) -> dict[str
     """Make a line of Arena-Hard's ``model_answer/MODEL.jsonl``, version 2."""
     uid = item.row.get("uid")
     if not isinstance(uid, str) or not uid:
-        raise DataError.of_field(
+        raise bad_field(
             item.request.source,
             "uid",
             found=repr(uid),
@@ -71,18 +71,12 @@ def _text(item: PromptItem, benchmark: str) -> str:
     Raises:
         DataError: if it is a conversation.
     """
-    prompt = item.request.prompt
-    if isinstance(prompt, str):
-        return prompt
-    if len(prompt) == 1 and prompt[0]["role"] == "user":
-        return prompt[0]["content"]
-    raise DataError.of_field(
-        item.request.source,
-        "prompt",
-        found=f"a conversation of {len(prompt)} messages",
-        expected=f"a text, which {benchmark} asks for",
-        remedy="Set predictions.format: jsonl.",
-    )
+    text = as_text(item.request.prompt)
+    if text is not None:
+        return text
+    found = f"a conversation of {len(item.request.prompt)} messages"
+    expected, remedy = f"a text, which {benchmark} asks for", "Set predictions.format: jsonl."
+    raise bad_field(item.request.source, "prompt", found, expected, remedy)
 
 
 FORMATS: dict[str, MakeRow] = {"jsonl": _plain, "alpaca-eval": _alpaca, "arena-hard": _arena}
@@ -118,17 +112,7 @@ def read_answers(source: RowSource) -> Iterator[ReadAnswers]:
         DataError: naming the row, the field, what was found, what was expected and what to do.
     """
     for name, row in source.rows(0, len(source)):
-        if isinstance(row, DataError):
-            raise row
-        if not isinstance(row, Mapping):
-            raise DataError.of_field(
-                name,
-                "row",
-                found=type(row).__name__,
-                expected="an object with a prompt and its response",
-                remedy="Write one object a row.",
-            )
-        yield _read(row, name)
+        yield _read(check_object(row, name, "an object with a prompt and its response"), name)
 
 
 def _read(row: Mapping[str, Any], source: str) -> ReadAnswers:
@@ -141,7 +125,7 @@ def _read(row: Mapping[str, Any], source: str) -> ReadAnswers:
     elif "completion" in row:
         prompt, field, found = row.get("prompt"), "completion", [_completion(row["completion"])]
     else:
-        raise DataError.of_field(
+        raise bad_field(
             source,
             "row",
             found=f"the columns {sorted(map(str, row))}",
@@ -149,7 +133,7 @@ def _read(row: Mapping[str, Any], source: str) -> ReadAnswers:
             remedy="Name a file that predict or sample wrote, AlpacaEval's or Arena-Hard's.",
         )
     if not is_list(found) or not found or not all(isinstance(text, str) for text in found):
-        raise DataError.of_field(
+        raise bad_field(
             source,
             field,
             found=repr(found)[:60],
@@ -157,16 +141,15 @@ def _read(row: Mapping[str, Any], source: str) -> ReadAnswers:
             remedy="Repair or remove the row.",
         )
     checked = check_prompt(prompt, source)
-    if not isinstance(checked, str) and len(checked) == 1 and checked[0]["role"] == "user":
-        checked = checked[0]["content"]
     cut = row.get("truncated", False)
     truncated = sum(map(bool, cut)) if is_list(cut) else int(bool(cut))
-    return ReadAnswers(checked, [str(text) for text in found], truncated, source, row)
+    prompt = as_text(checked) or checked
+    return ReadAnswers(prompt, [str(text) for text in found], truncated, source, row)
 
 
 def _of_messages(messages: Any, source: str) -> tuple[list[Message], str, list[Any]]:
     if not is_list(messages) or len(messages) < 2 or not isinstance(messages[-1], Mapping):
-        raise DataError.of_field(
+        raise bad_field(
             source,
             "messages",
             found=repr(messages)[:60],

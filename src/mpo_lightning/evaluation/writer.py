@@ -15,11 +15,12 @@ from mpo_lightning.batch import PromptItem
 from mpo_lightning.data.groups import collect_errors
 from mpo_lightning.data.prompt_dataset import PromptDataset
 from mpo_lightning.data.prompts import OF_RESPONSES
+from mpo_lightning.data.report import DataReport
 from mpo_lightning.errors import UserError
 from mpo_lightning.evaluation.formats import FORMATS
 from mpo_lightning.files import json_line, whole_file, write_whole
 from mpo_lightning.generation.generate import PromptAnswer, Sample
-from mpo_lightning.rollouts.part_folder import Tally
+from mpo_lightning.rollouts.part_folder import ROWS_WRITTEN
 from mpo_lightning.training.predictions import SCHEMA
 
 __all__ = ["PredictionError", "PredictionWriter"]
@@ -211,27 +212,28 @@ class _AnswerFile:
         parts = [_part(self.path, rank) for rank in range(processes)]
         entries = [json.loads(line) for part in parts for line in part.open(encoding="utf-8")]
         entries.sort(key=lambda entry: int(entry["number"]))
-        tally = Tally()
-        answered = [e for e in entries if self._count(e, self.items[e["number"]], tally)]
+        report = DataReport(str(self.path))
+        answered = [e for e in entries if self._count(e, self.items[e["number"]], report)]
         lines = [json_line(entry["row"]) for entry in answered]
         if self.path.suffix == ".json":
             lines = [b"[\n", b",".join(lines), b"]\n"]
         write_whole(self.path, b"".join(lines))
         _remove(parts)
-        return f"Wrote answers of {self.how['model']} to {self.path}: {tally}"
+        return (
+            f"Wrote answers of {self.how['model']} to {self.path}: {report.summary(*ROWS_WRITTEN)}"
+        )
 
-    def _count(self, entry: dict[str, Any], item: PromptItem, tally: Tally) -> bool:
+    def _count(self, entry: dict[str, Any], item: PromptItem, report: DataReport) -> bool:
         """Count a prompt and whatever is odd about its answer; return whether it has one."""
         source = item.request.source
-        tally.read += 1
+        report.groups += 1
         if entry["refused"] is not None:
-            tally.drop(entry["refused"], source)
+            report.drop(entry["refused"], source)
             return False
-        tally.written += 1
-        tally.responses += 1
-        tally.note("prompts came before", source, int(item.repeated))
+        report.keep(1)
+        report.note("prompts came before", source, int(item.repeated))
         for reason, found in entry["notes"].items():
-            tally.note(reason, source, int(found))
+            report.note(reason, source, int(found))
         for column in OF_RESPONSES:
-            tally.note(f"columns {column} not read", source, int(column in item.row))
+            report.note(f"columns {column} not read", source, int(column in item.row))
         return True

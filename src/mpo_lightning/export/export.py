@@ -224,13 +224,8 @@ def _tokenizer(adapter: TrainedAdapter, base: _Base, trust_remote_code: bool) ->
 def _end_tokens(tokenizer: Any, adapter: TrainedAdapter) -> list[int]:
     """Return the tokens with which responses ended in training."""
     data = None if adapter.record is None else adapter.record["data"]
-    rules = GroupTokenizer(
-        tokenizer,
-        max_length=2**31,
-        over_long="error",
-        prompt_format="auto" if data is None else data["settings"]["prompt_format"],
-        boundary="strict",
-    )
+    prompt_format: Any = "auto" if data is None else data["settings"]["prompt_format"]
+    rules = GroupTokenizer.without_limit(tokenizer, prompt_format)
     return sorted({rules.end_of_turn, tokenizer.eos_token_id})
 
 

@@ -1,1 +1,1 @@
-"""Text generation: from a model in this process, or from an OpenAI-compatible server."""
+"""Text generation with a model in this process, or with an OpenAI-compatible server."""

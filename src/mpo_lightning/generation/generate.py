@@ -1,8 +1,8 @@
-"""Responses from a model in this process: prompts in, texts out.
+"""Sampling of responses from a model in this process.
 
-A prompt is computed once, whatever the number of its responses: its keys and values are repeated
-for them. Every response has random numbers of its own, which depend on the seed, on the prompt and
-on its place among the prompt's responses, not on what else is in the batch.
+A prompt is computed once for all its responses, which share its keys and values. Each response has
+its own random numbers, which depend on the seed, the prompt and the response's position among the
+prompt's responses, and not on the rest of the batch.
 """
 
 import copy
@@ -26,15 +26,16 @@ __all__ = ["Answers", "Generation", "ModelSampler", "PromptAnswer", "Sample", "S
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How responses are drawn.
+    """Settings of sampling.
 
     Args:
         n: responses to each prompt.
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_p: least set of tokens with this mass, 1 for all (arXiv 1904.09751).
-        top_k: so many likeliest tokens, 0 for all.
+        temperature: divisor of the logits; 0 takes the most likely token.
+        top_p: sample from the smallest set of tokens with this probability mass; 1 for all (arXiv
+            1904.09751).
+        top_k: sample from this many most likely tokens; 0 for all.
         max_new_tokens: limit on a response, its end of turn included.
-        seed: of the random numbers.
+        seed: seed of the random numbers.
     """
 
     n: int = 8
@@ -64,15 +65,16 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """How predict answers prompts: one response to each.
+    """Settings with which predict answers prompts, with one response each.
 
     Args:
         max_new_tokens: limit on a response, its end of turn included; one that reaches it is marked
             ``truncated``.
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_p: least set of tokens with this mass, 1 for all (arXiv 1904.09751).
-        top_k: so many likeliest tokens, 0 for all.
-        seed: of the random numbers.
+        temperature: divisor of the logits; 0 takes the most likely token.
+        top_p: sample from the smallest set of tokens with this probability mass; 1 for all (arXiv
+            1904.09751).
+        top_k: sample from this many most likely tokens; 0 for all.
+        seed: seed of the random numbers.
     """
 
     max_new_tokens: int = 1024
@@ -85,7 +87,7 @@ class Generation:
         self.sampling()
 
     def sampling(self) -> Sampling:
-        """As a sampler takes it."""
+        """Return the settings for a sampler."""
         return Sampling(n=1, **asdict(self))
 
 
@@ -94,11 +96,11 @@ class Sample:
     """One response.
 
     Attributes:
-        text: what the assistant said; no template, no end of turn.
-        finish: "stop" if it ended its turn, "length" if it was cut at the limit, or what else a
-            server gave as its reason.
-        special_tokens: special tokens that the model wrote in the midst and the text lacks.
-        ids: its tokens, end of turn included; none from a server.
+        text: the assistant's words, without template and end of turn.
+        finish: "stop" if it ended its turn, "length" if it was cut at the limit, or another reason
+            that a server gave.
+        special_tokens: number of special tokens inside the response, which the text leaves out.
+        ids: its tokens, end of turn included; empty from a server.
     """
 
     text: str
@@ -109,11 +111,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Answers:
-    """What came of one request.
+    """Result of one request.
 
     Attributes:
         samples: the responses.
-        refused: why there are none.
+        refused: the reason why there are none.
     """
 
     samples: tuple[Sample, ...] = ()
@@ -124,13 +126,13 @@ class Answers:
 
 
 class ModelSampler:
-    """Answers requests with a model in memory.
+    """Sampler with a model in memory.
 
     Args:
-        model: a causal language model of transformers, adapters in place.
-        tokenizer: makes tokens of prompts, by the rules of training.
-        sampling: how to draw.
-        responses_per_batch: responses that are generated at a time.
+        model: a causal language model of transformers, with its adapters.
+        tokenizer: tokenizer with the rules of training.
+        sampling: settings of sampling.
+        responses_per_batch: responses that are generated together.
     """
 
     def __init__(
@@ -151,10 +153,10 @@ class ModelSampler:
         stops = stops if isinstance(stops, list) else [stops]
         stops += [tokenizer.end_of_turn, tokenizer.tokenizer.eos_token_id]
         self.stops = sorted({stop for stop in stops if stop is not None})
-        # What decoding leaves out: a tokenizer may not list all of them.
+        # Tokens that decoding leaves out. all_special_ids may not list all of them.
         added = tokenizer.tokenizer.added_tokens_decoder.items()
         self.special = {*tokenizer.tokenizer.all_special_ids, *(i for i, t in added if t.special)}
-        # None where a model has no limit.
+        # None if the model has no limit.
         self.context: int | None = getattr(model.config, "max_position_embeddings", None)
 
     def __call__(
@@ -164,11 +166,11 @@ class ModelSampler:
 
         Args:
             requests: prompts with their keys.
-            done: told how many more requests have their answers.
+            done: called with the number of newly answered requests.
 
         Raises:
-            DataError: for prompts that cannot be tokenised, all of them together.
-            RolloutError: if the model gives something else than numbers.
+            DataError: for all prompts together that cannot be tokenised.
+            RolloutError: if the model's logits are not numbers.
         """
         prompts = collect_errors(
             requests, lambda item: self.tokenizer.prompt_ids(item.prompt, item.source)
@@ -181,15 +183,15 @@ class ModelSampler:
         keys: Sequence[bytes],
         done: Callable[[int], None] = lambda count: None,
     ) -> list[Answers]:
-        """Answer prompts that are tokens already.
+        """Answer tokenised prompts.
 
         Args:
             prompts: token ids of each prompt.
-            keys: 16 bytes for each prompt, which decide with the seed its random numbers.
-            done: told how many more prompts have their answers.
+            keys: 16 bytes for each prompt, which with the seed decide its random numbers.
+            done: called with the number of newly answered prompts.
 
         Raises:
-            RolloutError: if the model gives something else than numbers.
+            RolloutError: if the model's logits are not numbers.
         """
         answers: list[Answers] = [Answers()] * len(prompts)
         fitting = []
@@ -199,7 +201,7 @@ class ModelSampler:
             else:
                 answers[index] = Answers(refused="with a prompt that leaves no room to answer")
         done(len(prompts) - len(fitting))
-        # Similar lengths together, so that little is padding.
+        # Similar lengths share a batch, so that there is little padding.
         fitting.sort(key=lambda index: len(prompts[index]))
         size = max(1, self.responses_per_batch // self.sampling.n)
         for at in range(0, len(fitting), size):
@@ -212,7 +214,7 @@ class ModelSampler:
 
     @torch.inference_mode()
     def _batch(self, prompts: list[list[int]], keys: list[bytes]) -> list[list[Sample]]:
-        """Responses to a few prompts."""
+        """Sample the responses to a batch of prompts."""
         device, width = self.model.device, max(map(len, prompts))
         pad = self.stops[0]
         ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
@@ -232,12 +234,15 @@ class ModelSampler:
         return results
 
     def _computed_prompts(self, ids: Tensor, known: Tensor) -> Any:
-        """Keys and values of all but the prompts' last tokens; none if they cannot be repeated."""
+        """Compute keys and values of all but the prompts' last tokens.
+
+        None if there are none, or they cannot be repeated for several responses.
+        """
         from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
         if ids.shape[1] < 2:
             return None
-        # The token that this generates is not in the cache.
+        # The token generated here is not in the cache.
         cache = self.model.generate(
             input_ids=ids[:, :-1],
             attention_mask=known[:, :-1],
@@ -246,7 +251,7 @@ class ModelSampler:
         repeatable = {DynamicLayer, DynamicSlidingWindowLayer}
         if type(cache) is DynamicCache and {type(layer) for layer in cache.layers} <= repeatable:
             return cache
-        # States of recurrent layers, for one: each response computes its prompt.
+        # For example states of recurrent layers: each response computes its prompt itself.
         return None
 
     def _responses(
@@ -259,7 +264,7 @@ class ModelSampler:
         *,
         keep_cache: bool,
     ) -> list[list[int]]:
-        """Tokens of some of each prompt's responses, prompt after prompt."""
+        """Generate some of each prompt's responses, as tokens, prompt after prompt."""
         from transformers import LogitsProcessorList
 
         count = len(slots)
@@ -282,7 +287,7 @@ class ModelSampler:
         from transformers import GenerationConfig
 
         return GenerationConfig(
-            # The token is drawn by a logits processor, see _Draw.
+            # _Draw, a logits processor, draws the token.
             do_sample=False,
             max_new_tokens=max_new_tokens,
             eos_token_id=self.stops,
@@ -297,7 +302,7 @@ class ModelSampler:
         tokenizer = self.tokenizer.tokenizer
         text: str = tokenizer.decode(words, skip_special_tokens=True)
         return Sample(
-            # The limit may cut a character of several tokens in the middle.
+            # The limit may cut inside a character of several tokens.
             text=text.rstrip("\N{REPLACEMENT CHARACTER}") if end is None else text,
             finish="length" if end is None else "stop",
             special_tokens=sum(token in self.special for token in words),
@@ -307,23 +312,23 @@ class ModelSampler:
 
 @contextmanager
 def _generates_plainly(model: Any) -> Iterator[None]:
-    """Leave out the generation settings that a model brings along, such as penalties."""
+    """Set aside the model's own generation settings, such as penalties."""
     from transformers import GenerationConfig
 
-    brought, training = model.generation_config, model.training
+    own, training = model.generation_config, model.training
     model.generation_config = GenerationConfig()
     model.eval()
     try:
         yield
     finally:
-        model.generation_config = brought
+        model.generation_config = own
         model.train(training)
 
 
 class _Draw:
-    """A logits processor that draws each row's token with that row's own random number.
+    """Logits processor that draws each row's token with that row's own random number.
 
-    It leaves one token possible, which the greedy choice then takes.
+    It leaves one token possible, which greedy decoding then takes.
     """
 
     def __init__(self, sampling: Sampling, keys: list[bytes], slots: range, width: int) -> None:
@@ -356,16 +361,16 @@ class _Draw:
         return self
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores that leave one token possible."""
+        """Return scores that leave one token possible."""
         step = input_ids.shape[1] - self.width
         if self.greedy:
             self.broken |= scores.isnan().any()
             return scores
-        # Where the row's number falls among the tokens' shares of the mass; a token without mass
-        # has no share. In double precision, for shares of vocabularies of any size.
+        # The inverse of the cumulative distribution at the row's number; a token without mass is
+        # never drawn. In double precision, for vocabularies of any size.
         ends = scores.double().softmax(-1).cumsum(-1)
         mass = ends[:, -1:]
-        # Written so that NaN, too, is broken.
+        # Not written as mass <= 0, which is False for NaN.
         self.broken |= ~(mass > 0).all()
         step = min(step, self.uniforms.shape[1] - 1)
         place = torch.searchsorted(ends, self.uniforms[:, step, None] * mass, right=True)
@@ -373,27 +378,24 @@ class _Draw:
         return torch.full_like(scores, -torch.inf).scatter(1, place, 0.0)
 
     def check(self) -> None:
-        """Refuse what came of logits that are no numbers.
+        """Check that all logits were numbers.
 
         Raises:
-            RolloutError: if there were any.
+            RolloutError: if some were not.
         """
         if bool(self.broken):
             raise RolloutError(
-                "The model gives logits that are not numbers. Load it in another dtype "
+                "The model's logits are not numbers. Load it in another dtype "
                 "(model.dtype: bfloat16 or float32)."
             )
 
 
 def _uniforms(seed: int, key: bytes, slot: int, count: int) -> np.ndarray[Any, np.dtype[Any]]:
-    """A response's random numbers in [0, 1)."""
+    """Return a response's random numbers in [0, 1)."""
     content = seed.to_bytes(16, "little", signed=True) + key + slot.to_bytes(8, "little")
     digest = blake2b(content, digest_size=16).digest()
     generator = np.random.Philox(key=int.from_bytes(digest, "little"))
     return np.random.Generator(generator).random(count)
-
-
-# ------------------------------------------------------------------------------------- loading
 
 
 class PromptAnswer:

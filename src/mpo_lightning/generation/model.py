@@ -1,4 +1,4 @@
-"""A base model with an adapter, loaded to generate."""
+"""Loading of a base model with an adapter, for generation."""
 
 import os
 from dataclasses import dataclass
@@ -31,17 +31,18 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The model that answers, and how it is loaded.
+    """Model that generates, and how it is loaded.
 
     Args:
-        base: folder or hub id of a causal language model, in safetensors; the adapter's own base
-            if none.
-        adapter: folder of a LoRA adapter on it, such as ``last-adapter``.
-        tokenizer: folder or hub id of the tokenizer; the base's if none.
+        base: folder or hub id of a causal language model, in safetensors. Defaults to the base that
+            the adapter names.
+        adapter: folder of a LoRA adapter for it, such as ``last-adapter``.
+        tokenizer: folder or hub id of the tokenizer. Defaults to the base's.
         dtype: dtype of the base weights; "auto" is the one they are stored in.
-        quantization: as in training: "none", "nf4" or "int8".
-        device: "auto" is this process's GPU where there is one, and else the CPU.
-        prompt_format: as in training: "chat", "text", or "auto", chat where there is a template.
+        quantization: quantise the linear layers as in training: "none", "nf4" or "int8".
+        device: "auto" is this process's GPU if there is one, else the CPU.
+        prompt_format: format as in training: "chat", "text", or "auto", which is chat where the
+            tokenizer has a template.
         revision: branch, tag or commit of a hub model.
         trust_remote_code: let a hub model run its own code.
     """
@@ -58,7 +59,7 @@ class ModelConfig:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of this name; "auto" is the GPU of this process's number, if there is one."""
+    """Return the device of a name; "auto" is this process's GPU if there is one, else the CPU."""
     if name != "auto":
         return torch.device(name)
     if torch.cuda.is_available():
@@ -67,10 +68,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def resolve_base(config: ModelConfig) -> str:
-    """The base that is meant: the one named, or the adapter's own.
+    """Return the base: the one that is named, or the adapter's own.
 
     Raises:
-        RolloutError: if neither is named, or the adapter is none.
+        RolloutError: if neither is named, or the adapter's folder holds no adapter.
     """
     base = config.base or (config.adapter and _base_of_adapter(config.adapter))
     if base is None:
@@ -94,7 +95,7 @@ def _base_of_adapter(adapter: str) -> str | None:
 
 
 def policy_config(config: ModelConfig) -> PolicyConfig:
-    """The settings of the base, as training has them."""
+    """Return the settings of the base as those of a policy."""
     return PolicyConfig(
         base=resolve_base(config),
         dtype=config.dtype,
@@ -105,7 +106,7 @@ def policy_config(config: ModelConfig) -> PolicyConfig:
 
 
 def load_model(config: ModelConfig) -> Any:
-    """The model that answers, in evaluation mode on its device, adapters in place.
+    """Load the model with its adapter, in evaluation mode, on its device.
 
     Raises:
         PolicyError: if the base cannot be loaded, or the adapter does not fit it.
@@ -118,19 +119,19 @@ def load_model(config: ModelConfig) -> Any:
         named = _base_of_adapter(config.adapter)
         if named is not None and not _same_place(named, settings.base):
             print(
-                f"The adapter {config.adapter} names {named} as its base; it is put on "
+                f"The adapter {config.adapter} names {named} as its base; it is loaded on "
                 f"{settings.base}."
             )
         with fields_below("model"):
             model = put_adapter(model, config.adapter).get_base_model()
-    # bitsandbytes has put quantised weights in their place.
+    # bitsandbytes has placed quantised weights on their device.
     if config.quantization == "none":
         model = model.to(device)
     return model.eval()
 
 
 def put_adapter(model: Any, adapter: str) -> Any:
-    """The model with an adapter on it, every weight of which is there.
+    """Load an adapter on a model, and check that no weight is missing.
 
     Raises:
         PolicyError: if the adapter's weights do not fit the model.
@@ -150,7 +151,7 @@ def put_adapter(model: Any, adapter: str) -> Any:
             stored = set(weights.keys())
     except (ValueError, RuntimeError, OSError) as error:
         raise refuse(str(error)[:300]) from error
-    # PEFT goes on without weights that it has no place for, and with fresh ones where some lack.
+    # PEFT ignores weights that fit nowhere, and leaves missing ones at their initial values.
     wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
     if stored != wanted:
         differing = sorted(stored ^ wanted)
@@ -159,27 +160,21 @@ def put_adapter(model: Any, adapter: str) -> Any:
 
 
 def load_group_tokenizer(config: ModelConfig) -> GroupTokenizer:
-    """The tokenizer, with the rules of training.
+    """Load the tokenizer, with the rules of training.
 
     Raises:
-        DataError: if there is none to be had, or it lacks the template that is asked for.
+        DataError: if there is none, or it lacks the template that the prompt format needs.
     """
     path = config.tokenizer or resolve_base(config)
     with fields_below("model"):
-        return GroupTokenizer(
-            load_tokenizer(path, trust_remote_code=config.trust_remote_code),
-            # Limits on responses are the sampler's.
-            max_length=2**31,
-            over_long="error",
-            prompt_format=config.prompt_format,
-            boundary="strict",
-        )
+        tokenizer = load_tokenizer(path, trust_remote_code=config.trust_remote_code)
+        return GroupTokenizer.without_limit(tokenizer, config.prompt_format)
 
 
 def load_sampler(
     config: ModelConfig, sampling: Sampling, *, responses_per_batch: int = 64
 ) -> ModelSampler:
-    """A sampler by its settings.
+    """Load a sampler.
 
     Raises:
         PolicyError: if the model cannot be loaded, or the adapter does not fit.
@@ -195,7 +190,7 @@ def load_sampler(
 
 
 def model_identity(config: ModelConfig) -> dict[str, Any]:
-    """Everything that a model's answers depend on: names, and digests of what lies in folders."""
+    """Return everything that a model's answers depend on: names, and digests of folders."""
     base = resolve_base(config)
     return {
         "base": base,
@@ -211,7 +206,7 @@ def model_identity(config: ModelConfig) -> dict[str, Any]:
 
 
 def files_digest(folder: str) -> str | None:
-    """Of a model's folder: weights, configuration and tokenizer; none for a hub id."""
+    """Return a digest of weights, configuration and tokenizer in a folder; None for a hub id."""
     path = Path(folder)
     if not path.is_dir():
         return None

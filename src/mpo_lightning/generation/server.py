@@ -1,4 +1,4 @@
-"""Responses from a server with an OpenAI-compatible interface, such as vLLM's."""
+"""Sampling of responses from a server with an OpenAI-compatible interface, such as vLLM's."""
 
 import os
 import threading
@@ -9,25 +9,26 @@ from hashlib import blake2b
 from typing import Any
 
 from mpo_lightning.batch import Request
+from mpo_lightning.data.groups import as_messages
 from mpo_lightning.errors import RolloutError
 from mpo_lightning.generation.generate import Answers, Sample, Sampling
 
 __all__ = ["ServerConfig", "ServerSampler"]
 
-# How servers say that a prompt and its answer do not fit the model's context.
+# Words with which servers report that prompt and answer do not fit the model's context.
 TOO_LONG = ("context_length_exceeded", "maximum context length", "max_model_len")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
-    """A server that answers chats; a key that it asks for is in the variable OPENAI_API_KEY.
+    """Server that answers chats; its API key, if it needs one, is the variable OPENAI_API_KEY.
 
     Args:
-        url: its address, up to and with ``/v1``.
-        model: the model's name there; the only one served if none.
-        concurrency: requests on their way at a time.
-        retries: how often a request is sent again after a failed connection, a time-out, or a
-            server that is busy or broken; the waits between grow.
+        url: its address, up to and including ``/v1``.
+        model: name of the model on the server. Defaults to the only one that is served.
+        concurrency: number of simultaneous requests.
+        retries: number of times that a request is repeated after a failed connection, a time-out or
+            an answer that the server is busy or broken, with growing pauses.
         timeout: seconds until a request counts as failed.
     """
 
@@ -39,19 +40,19 @@ class ServerConfig:
 
 
 class ServerSampler:
-    """Answers requests through a server, which renders its model's chat template itself.
+    """Sampler that asks a server, which renders its model's chat template itself.
 
     Args:
         config: the server.
-        sampling: how to draw. Each request has a seed of its own, which depends on the seed here
-            and on the prompt; whether a server keeps to it is up to the server.
+        sampling: settings of sampling. Each request has its own seed, which depends on this seed
+            and the prompt; servers may ignore it.
 
     Attributes:
-        model: name of the model that answers.
+        model: name of the model on the server.
 
     Raises:
-        RolloutError: if the client is not installed, the server cannot be reached or has no such
-            model.
+        RolloutError: if the client is not installed, the server cannot be reached or does not serve
+            the model.
     """
 
     def __init__(self, config: ServerConfig, sampling: Sampling) -> None:
@@ -62,7 +63,7 @@ class ServerSampler:
                 "server.url needs the openai client: pip install openai (or mpo-lightning[server])."
             ) from error
         if config.url is None:
-            raise RolloutError("server.url: name the server's address, up to and with /v1.")
+            raise RolloutError("server.url: name the server's address, up to and including /v1.")
         if config.concurrency < 1 or config.retries < 0:
             raise RolloutError(
                 "server.concurrency must be at least 1 and server.retries at least 0."
@@ -70,7 +71,7 @@ class ServerSampler:
         self.config = config
         self.sampling = sampling
         self._errors = openai
-        # Servers of one's own ask for none, but the client does.
+        # The client needs a key even if the server does not.
         key = os.environ.get("OPENAI_API_KEY", "none")
         self._client = openai.OpenAI(
             base_url=config.url, api_key=key, max_retries=config.retries, timeout=config.timeout
@@ -95,11 +96,11 @@ class ServerSampler:
     def __call__(
         self, requests: Sequence[Request], done: Callable[[int], None] = lambda count: None
     ) -> list[Answers]:
-        """Answer the requests; the first that fails for good ends it.
+        """Answer the requests; stop at the first that fails after all retries.
 
         Args:
             requests: prompts with their keys.
-            done: told how many more requests have their answers.
+            done: called with the number of newly answered requests.
 
         Raises:
             RolloutError: naming the server, the row and the failure.
@@ -122,11 +123,11 @@ class ServerSampler:
 
     def _answer(self, request: Request) -> Answers:
         sampling, prompt = self.sampling, request.prompt
-        messages: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        messages: Any = as_messages(prompt)
         content = sampling.seed.to_bytes(16, "little", signed=True) + request.key
-        # Not all servers take more than 31 bits.
+        # Not all servers accept more than 31 bits.
         seed = int.from_bytes(blake2b(content, digest_size=4).digest(), "little") >> 1
-        # The only setting that is no part of the public interface.
+        # top_k is not part of OpenAI's interface.
         more = {"top_k": sampling.top_k} if sampling.top_k else {}
         try:
             reply = self._client.chat.completions.create(
@@ -150,7 +151,7 @@ class ServerSampler:
                 f"{self.config.url}: {request.source}: gave {len(reply.choices or ())} responses, "
                 f"asked for {sampling.n}. The server must support n."
             )
-        # An answer without text, such as a call of a tool, is an empty one.
+        # An answer without text, such as a tool call, counts as empty.
         choices = sorted(reply.choices, key=lambda choice: choice.index)
         return Answers(
             tuple(Sample(choice.message.content or "", choice.finish_reason) for choice in choices)
@@ -160,6 +161,6 @@ class ServerSampler:
         cause = f" ({error.__cause__})" if error.__cause__ else ""
         return RolloutError(
             f"{self.config.url}: {what}: {type(error).__name__}: {error}{cause}, after "
-            f"{self.config.retries} retries where those could help. What is written stays; start "
-            "the same command again to go on."
+            f"{self.config.retries} retries where those could help. Finished parts stay; start the "
+            "same command again to continue."
         )

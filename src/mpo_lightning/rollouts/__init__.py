@@ -1,1 +1,1 @@
-"""Making groups: responses sampled to prompts, and their scores."""
+"""Making of groups: sampling of responses to prompts, and scoring."""

@@ -1,112 +1,38 @@
-"""A folder of parts: output that is written piece by piece, resumed, and shared by processes.
+"""Folder of parts: output that is written in parts, can be resumed, and is shared by processes.
 
-Part i holds what became of the i-th so many input rows. A part is there whole or not at all, and
-its content depends on the settings and those rows alone: neither on where an earlier run was cut
-nor on how many processes work.
+Part i holds the output for input rows i * rows_per_part to (i + 1) * rows_per_part - 1. A part is
+complete or missing. Its content depends only on the settings and those rows, not on where an
+earlier run ended or on the number of processes.
 """
 
 import json
 import math
 import os
 import uuid
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mpo_lightning.data.report import DataReport
 from mpo_lightning.errors import RolloutError
 from mpo_lightning.files import json_line, write_whole
 
-__all__ = ["PartFolder", "Tally", "Workers"]
+__all__ = ["ROWS_WRITTEN", "PartFolder", "Workers"]
 
 VERSION = 1
 SETTINGS = "settings.json"
-SHOWN_EXAMPLES = 3
-
-
-@dataclass
-class Tally:
-    """What became of input rows: nothing is dropped or changed without being counted here.
-
-    Attributes:
-        read: rows read.
-        written: rows written.
-        responses: responses in the rows written.
-        dropped: rows that were not written, by reason.
-        noted: responses dropped, and oddities that were kept, by reason.
-        examples: the first rows of each reason.
-    """
-
-    read: int = 0
-    written: int = 0
-    responses: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    noted: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-
-    def drop(self, reason: str, source: str) -> None:
-        """Count a row that is not written."""
-        self.dropped[reason] += 1
-        self._example(reason, source)
-
-    def note(self, reason: str, source: str, count: int = 1) -> None:
-        """Count what was left out of a row, or is odd about it."""
-        if count:
-            self.noted[reason] += count
-            self._example(reason, source)
-
-    def _example(self, reason: str, source: str) -> None:
-        examples = self.examples.setdefault(reason, [])
-        if len(examples) < SHOWN_EXAMPLES and source not in examples:
-            examples.append(source)
-
-    def add(self, other: "Tally") -> None:
-        """Count another part's rows, too."""
-        self.read += other.read
-        self.written += other.written
-        self.responses += other.responses
-        self.dropped.update(other.dropped)
-        self.noted.update(other.noted)
-        for reason, sources in other.examples.items():
-            for source in sources:
-                self._example(reason, source)
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON writes it."""
-        return {
-            "read": self.read,
-            "written": self.written,
-            "responses": self.responses,
-            "dropped": dict(self.dropped),
-            "noted": dict(self.noted),
-            "examples": self.examples,
-        }
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "Tally":
-        """From what `to_json` gave."""
-        counters = {name: Counter(content[name]) for name in ("dropped", "noted")}
-        return cls(**{**content, **counters})
-
-    def __str__(self) -> str:
-        """The report as text."""
-        mean = self.responses / self.written if self.written else 0.0
-        lines = [f"{self.written} of {self.read} rows written, {mean:.1f} responses each"]
-        for what, counts in (("rows dropped", self.dropped), ("noted", self.noted)):
-            for reason, count in counts.items():
-                where = ", ".join(self.examples[reason])
-                lines.append(f"  {what}: {count} {reason} (first: {where})")
-        return "\n".join(lines)
+# Titles of a report on rows, for `DataReport.summary`.
+ROWS_WRITTEN = ("rows written", "rows dropped", "noted")
 
 
 @dataclass(frozen=True)
 class Workers:
-    """The processes that share the work, as torchrun numbers them.
+    """Processes that share the work, as torchrun numbers them.
 
     Attributes:
-        rank: this one's number.
-        count: how many there are.
+        rank: number of this process.
+        count: number of processes.
     """
 
     rank: int = 0
@@ -114,22 +40,22 @@ class Workers:
 
     @classmethod
     def from_environment(cls) -> "Workers":
-        """By RANK and WORLD_SIZE, which torchrun sets; one process without them."""
+        """Read RANK and WORLD_SIZE, which torchrun sets; without them there is one process."""
         return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
 
 class PartFolder:
-    """The folder ``out``: ``settings.json``, and for each part its rows and its report.
+    """Output folder: ``settings.json``, and for each part its rows and its report.
 
     Args:
-        folder: where; it is made if it is not there.
-        kind: the command that writes it.
-        settings: everything that the rows depend on; a folder with others is refused.
+        folder: path of the folder, created if missing.
+        kind: name of the command that writes it.
+        settings: everything that the rows depend on; a folder with other settings is refused.
         rows: number of input rows.
-        rows_per_part: input rows of one part.
+        rows_per_part: number of input rows of one part.
 
     Raises:
-        RolloutError: if the folder holds other settings or foreign files, or cannot be written.
+        RolloutError: if the folder has other settings or foreign files, or cannot be written.
     """
 
     def __init__(
@@ -154,68 +80,69 @@ class PartFolder:
         return math.ceil(self.rows / self.rows_per_part)
 
     def span(self, part: int) -> tuple[int, int]:
-        """First row of a part, and the one after its last."""
+        """Return the first input row of a part, and the one after its last."""
         start = part * self.rows_per_part
         return start, min(start + self.rows_per_part, self.rows)
 
     def path(self, part: int) -> Path:
-        """The file of a part's rows."""
+        """Return the path of a part's rows."""
         return self.folder / f"part-{part:05d}.jsonl"
 
-    def _report(self, part: int) -> Path:
+    def _report_path(self, part: int) -> Path:
         return self.folder / f"part-{part:05d}.report.json"
 
     def missing(self, workers: Workers | None = None) -> list[int]:
-        """Parts that are not there yet; of one process's share if it is named."""
+        """List the parts that are missing. Defaults to those of all processes."""
         workers = workers or Workers()
         mine = range(workers.rank, len(self), workers.count)
         return [part for part in mine if not self.path(part).exists()]
 
-    def write(self, part: int, rows: Sequence[Mapping[str, Any]], tally: Tally) -> None:
+    def write(self, part: int, rows: Sequence[Mapping[str, Any]], report: DataReport) -> None:
         """Write a part.
 
         Raises:
             RolloutError: if it cannot be written.
         """
-        # The rows are what makes a part complete, so they come last.
-        self._write(self._report(part), json_line(tally.to_json()))
+        # A part counts as complete when its rows exist, so they are written last.
+        self._write(self._report_path(part), f"{report.to_json()}\n".encode())
         self._write(self.path(part), b"".join(map(json_line, rows)))
 
-    def tally(self) -> Tally:
-        """The report over all parts that are there.
+    def report(self) -> DataReport:
+        """Return the report on all parts that exist.
 
         Raises:
             RolloutError: if a part's report is missing or damaged.
         """
-        total = Tally()
+        total = DataReport(str(self.folder))
         for part in range(len(self)):
             if not self.path(part).exists():
                 continue
             try:
-                total.add(Tally.from_json(json.loads(self._report(part).read_bytes())))
+                total.add(DataReport.from_json(self._report_path(part).read_bytes()))
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise RolloutError(
-                    f"{self._report(part)}: cannot be read ({error}). Remove {self.path(part)}, "
-                    "and the part is made again."
+                    f"{self._report_path(part)}: cannot be read ({error}). Remove "
+                    f"{self.path(part)}, and the part is made again."
                 ) from error
         return total
 
     def summary(self, workers: Workers) -> str:
-        """What this process says at its end."""
+        """Return the message that a process prints at its end."""
         missing = len(self.missing())
         state = f"{len(self) - missing} of {len(self)} parts of {self.folder} are there"
         if not missing:
-            for left_over in self._partial_files():
-                left_over.unlink(missing_ok=True)
+            # Left by processes that were killed.
+            for partial in self.folder.glob(".*.partial"):
+                partial.unlink(missing_ok=True)
             state = f"{self.folder} is complete: {len(self)} parts"
         elif workers.count > 1:
             state += "; the other processes are at work"
-        return f"{state}; {self.tally()}"
+        return f"{state}; {self.report().summary(*ROWS_WRITTEN)}"
 
     # ----------------------------------------------------------------------------- settings
 
     def _open(self, kind: str) -> None:
-        # As JSON gives it back: tuples as lists.
+        # Tuples become lists, as when the file is read.
         content = {"format": f"mpo-lightning {kind}", "version": VERSION, "settings": self.settings}
         wanted = json.loads(json.dumps(content))
         path = self.folder / SETTINGS
@@ -244,7 +171,7 @@ class PartFolder:
         )
 
     def _write_first(self, path: Path, data: bytes) -> None:
-        """Write a file unless another process was first."""
+        """Write a file unless another process has written it."""
         partial = path.with_name(f".{uuid.uuid4().hex}.partial")
         partial.write_bytes(data)
         try:
@@ -256,23 +183,19 @@ class PartFolder:
 
     # -------------------------------------------------------------------------------- files
 
-    def _partial_files(self) -> Iterator[Path]:
-        """What killed processes left."""
-        yield from self.folder.glob(".*.partial")
-
     def _write(self, path: Path, data: bytes) -> None:
-        """Write a file that others see whole or not at all."""
+        """Write a whole file."""
         try:
             write_whole(path, data)
         except OSError as error:
             raise RolloutError(
                 f"{path}: cannot be written: {error}. Make room or give access, and start the same "
-                "command again: it goes on from the last part."
+                "command again: it continues after the last part."
             ) from error
 
 
 def _differences(found: object, wanted: object, name: str = "") -> list[str]:
-    """Which settings differ, and how."""
+    """Describe the settings that differ."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         lines = []
         for key in dict.fromkeys([*wanted, *found]):

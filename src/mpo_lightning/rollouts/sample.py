@@ -1,4 +1,4 @@
-"""From prompts to rows with responses: a folder of parts."""
+"""Sampling of responses to prompts, into a folder of parts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -9,20 +9,21 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from mpo_lightning.batch import Request
 from mpo_lightning.data.prompts import OF_RESPONSES, PromptSource
+from mpo_lightning.data.report import DataReport
 from mpo_lightning.errors import RolloutError
 from mpo_lightning.generation.generate import Answers, Sampling
 from mpo_lightning.generation.model import ModelConfig, load_sampler, model_identity
 from mpo_lightning.generation.server import ServerConfig, ServerSampler
-from mpo_lightning.rollouts.part_folder import PartFolder, Tally, Workers
+from mpo_lightning.rollouts.part_folder import PartFolder, Workers
 
 __all__ = ["sample"]
 
 
 class Sampler(Protocol):
-    """Answers requests."""
+    """Function that answers requests."""
 
     def __call__(self, requests: Sequence[Request], done: Callable[[int], None]) -> list[Answers]:
-        """Answer the requests; ``done`` is told of progress."""
+        """Answer the requests; call ``done`` with the number of newly answered ones."""
 
 
 def sample(
@@ -42,9 +43,9 @@ def sample(
     rows_per_part: int = 256,
     progress: bool = True,
 ) -> PartFolder:
-    """Sample n responses to each prompt, from a model here or from a server.
+    """Sample n responses to each prompt, from a model in this process or from a server.
 
-    Started again, it goes on where it was cut. Started by torchrun, the processes share the work.
+    Run again after an interruption, it continues. Processes started by torchrun share the work.
 
     Args:
         prompts: .jsonl, .json or .parquet file, folder of such files, saved data set or hub id,
@@ -52,23 +53,23 @@ def sample(
             columns pass through.
         out: folder of the output.
         model: the model that answers.
-        server: the server that answers instead.
+        server: the server that answers instead of a model.
         n: responses to each prompt.
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_p: least set of tokens with this mass, 1 for all.
-        top_k: so many likeliest tokens, 0 for all.
+        temperature: divisor of the logits; 0 takes the most likely token.
+        top_p: sample from the smallest set of tokens with this probability mass; 1 for all.
+        top_k: sample from this many most likely tokens; 0 for all.
         max_new_tokens: limit on a response; one that reaches it is marked ``truncated``.
-        seed: of the random numbers.
-        system_prompt: put in front of every conversation that has none; it becomes part of
+        seed: seed of the random numbers.
+        system_prompt: system message for all conversations without one; it becomes part of
             ``prompt`` in the output.
-        responses_per_batch: responses that are generated at a time (not by a server).
-        rows_per_part: prompts in each file of the output; a killed run loses one such part.
-        progress: show a progress bar.
+        responses_per_batch: responses that are generated together (not by a server).
+        rows_per_part: prompts in each file of the output; a killed run loses at most one part.
+        progress: whether to show a progress bar.
 
     Raises:
         DataError: if the prompts cannot be used.
         PolicyError: if the model cannot be loaded.
-        RolloutError: if something else of this is not possible.
+        RolloutError: if a setting cannot be used, or sampling fails.
     """
     sampling = Sampling(
         n=n,
@@ -90,7 +91,7 @@ def sample(
     load: Callable[[], Sampler]
     if by_server:
         server_sampler = ServerSampler(server, sampling)
-        # Not its address, which may change.
+        # Without its address, which may change.
         settings["model"] = {"served": server_sampler.model}
         name, load = server_sampler.model, lambda: server_sampler
     else:
@@ -111,7 +112,7 @@ def sample(
         for part, (start, stop) in zip(missing, spans, strict=True):
             rows = source.rows(start, stop)
             answers = load()([request for request, _, _ in rows], bar.update)
-            tally = Tally(read=len(rows))
+            report = DataReport(folder.path(part).name, groups=len(rows))
             written = [
                 new
                 for (request, row, again), answer in zip(rows, answers, strict=True)
@@ -123,12 +124,12 @@ def sample(
                         again=again,
                         sampling=sampling,
                         model=name,
-                        tally=tally,
+                        report=report,
                     )
                 )
                 is not None
             ]
-            folder.write(part, written, tally)
+            folder.write(part, written, report)
     print(folder.summary(workers))
     return folder
 
@@ -141,47 +142,46 @@ def _row(
     again: bool,
     sampling: Sampling,
     model: str,
-    tally: Tally,
+    report: DataReport,
 ) -> dict[str, Any] | None:
-    """The output row, with what became of the responses counted; none if there is too little."""
+    """Return the output row, or None if too few responses are left; count what was dropped."""
     source = request.source
     if answers.refused is not None:
-        tally.drop(answers.refused, source)
+        report.drop(answers.refused, source)
         return None
-    tally.note("prompts came before and are answered anew", source, int(again))
-    kept = []
+    report.note("prompts came before and are answered anew", source, int(again))
+    remaining = []
     for drawn in answers.samples:
         if drawn.finish not in {"stop", "length"}:
-            tally.note(f"responses dropped: ended for {drawn.finish}", source)
+            report.note(f"responses dropped: ended for {drawn.finish}", source)
         elif not drawn.text.strip():
-            tally.note("responses dropped: empty", source)
+            report.note("responses dropped: empty", source)
         else:
-            kept.append(drawn)
-    # A group to learn from has two; one that is asked for alone is not.
-    if len(kept) < min(2, sampling.n):
-        tally.drop("with too few responses left", source)
+            remaining.append(drawn)
+    # Training needs two responses; with n = 1 the rows are not for training.
+    if len(remaining) < min(2, sampling.n):
+        report.drop("with too few responses left", source)
         return None
-    for drawn in kept:
-        tally.note("responses truncated", source, int(drawn.finish == "length"))
-        tally.note(
+    for drawn in remaining:
+        report.note("responses truncated", source, int(drawn.finish == "length"))
+        report.note(
             "responses with special tokens in their midst, left out of the text",
             source,
             int(drawn.special_tokens > 0),
         )
-    tally.note(
+    report.note(
         "responses repeat another of their group",
         source,
-        len(kept) - len({drawn.text for drawn in kept}),
+        len(remaining) - len({drawn.text for drawn in remaining}),
     )
     for column in OF_RESPONSES:
-        tally.note(f"columns {column} of other responses left out", source, int(column in row))
-    tally.written += 1
-    tally.responses += len(kept)
+        report.note(f"columns {column} of other responses left out", source, int(column in row))
+    report.keep(len(remaining))
     others = {k: v for k, v in row.items() if k != "prompt" and k not in OF_RESPONSES}
     return {
         "prompt": request.prompt,
-        "responses": [drawn.text for drawn in kept],
-        "truncated": [drawn.finish == "length" for drawn in kept],
+        "responses": [drawn.text for drawn in remaining],
+        "truncated": [drawn.finish == "length" for drawn in remaining],
         **others,
         "sampled": {
             "model": model,

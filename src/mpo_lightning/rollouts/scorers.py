@@ -1,4 +1,4 @@
-"""Scores of responses: from a reward model, or from a function of one's own."""
+"""Scorers of responses: a reward model, or a user's function."""
 
 import inspect
 import math
@@ -12,8 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mpo_lightning.batch import Message, Prompt
-from mpo_lightning.data.groups import DataError
+from mpo_lightning.batch import Prompt
+from mpo_lightning.data.groups import as_messages, as_text, bad_field
 from mpo_lightning.errors import RolloutError, UserError, fields_below
 from mpo_lightning.files import digest_of_files
 from mpo_lightning.generation.model import choose_device, files_digest
@@ -26,15 +26,15 @@ from mpo_lightning.model.loading import (
 
 __all__ = ["FunctionScorer", "RewardModel", "RewardModelConfig", "Scorable", "load_reward_model"]
 
-# A response that does not fit the scorer has none.
+# None for a response beyond the scorer's length limit.
 Scores = list[float | None]
-# Names of the heads of sequence classifiers, which are never quantised.
+# Heads of sequence classifiers, which are never quantised.
 HEADS = ["score", "classifier"]
 
 
 @dataclass(frozen=True)
 class Scorable:
-    """A prompt with the responses that are to be scored.
+    """A prompt with responses to score.
 
     Attributes:
         prompt: a text, or the conversation before the answer.
@@ -49,19 +49,19 @@ class Scorable:
 
 @dataclass(frozen=True, kw_only=True)
 class RewardModelConfig:
-    """A reward model, and how it is loaded.
+    """Reward model, and how it is loaded.
 
     Args:
         path: folder or hub id of a sequence classifier, in safetensors.
-        weights: where it has several labels, the share of each in the score, by the label's name.
+        weights: weight of each label in the score, by the label's name, if there are several.
         dtype: dtype of the weights; "auto" is the one they are stored in.
-        quantization: keep the linear layers in fewer bits: "none", "nf4" or "int8".
+        quantization: quantise the linear layers: "none", "nf4" or "int8".
         input_format: "chat" renders prompt and response with the reward model's own chat template,
-            "pair" gives it the two as a pair of texts; "auto" is chat where there is a template.
-        max_length: limit on prompt + response, in tokens; the model's own if none. A longer
+            "pair" passes them as a pair of texts; "auto" is chat where there is a template.
+        max_length: limit on prompt + response, in tokens. Defaults to the model's own. A longer
             response has no score: it is left out and counted.
-        responses_per_batch: responses that go through the model at a time.
-        device: "auto" is this process's GPU where there is one, and else the CPU.
+        responses_per_batch: responses that are scored together.
+        device: "auto" is this process's GPU if there is one, else the CPU.
         revision: branch, tag or commit of a hub model.
         trust_remote_code: let a hub model run its own code.
     """
@@ -82,15 +82,16 @@ class RewardModelConfig:
 
 
 class RewardModel:
-    """Scores responses with a sequence classifier, its own tokenizer and its own chat template.
+    """Scorer that is a sequence classifier with its own tokenizer and chat template.
 
     Args:
         model: a sequence classifier of transformers.
         tokenizer: its tokenizer.
-        config: how it is used.
+        config: its settings.
 
     Raises:
-        RolloutError: if it is not clear which number is the score, or how it reads a response.
+        RolloutError: if the settings do not say which label is the score, or ask for a chat
+            template that is missing.
     """
 
     def __init__(self, model: Any, tokenizer: Any, config: RewardModelConfig) -> None:
@@ -129,15 +130,15 @@ class RewardModel:
     def __call__(
         self, items: Sequence[Scorable], done: Callable[[int], None] = lambda count: None
     ) -> list[Scores]:
-        """Scores of every response of every item; none for one beyond the limit.
+        """Return the scores of each item's responses, None for responses beyond the limit.
 
         Args:
             items: prompts with their responses.
-            done: told how many more items have their scores.
+            done: called with the number of newly scored items.
 
         Raises:
             DataError: if the chat template refuses an item.
-            RolloutError: if the model gives no number, or another one alone than in a batch.
+            RolloutError: if a score is not finite, or depends on the other responses of its batch.
         """
         encoded = [
             (number, slot, row)
@@ -146,7 +147,7 @@ class RewardModel:
         ]
         scores: list[Scores] = [[None] * len(item.responses) for item in items]
         waiting = [len(item.responses) for item in items]
-        # Similar lengths together, so that little is padding.
+        # Similar lengths share a batch, so that there is little padding.
         encoded.sort(key=lambda entry: len(entry[2]["input_ids"]))
         size = self.config.responses_per_batch
         for at in range(0, len(encoded), size):
@@ -170,20 +171,16 @@ class RewardModel:
         return self.max_length is None or len(row["input_ids"]) <= self.max_length
 
     def _encode(self, item: Scorable) -> list[dict[str, list[int]]]:
-        """Tokens of each response behind its prompt."""
+        """Tokenise each response after its prompt."""
         if not self.chat:
-            if not isinstance(item.prompt, str) and len(item.prompt) > 1:
-                raise DataError.of_field(
-                    item.source,
-                    "prompt",
-                    found=f"{len(item.prompt)} messages",
-                    expected="a text or a single message",
-                    remedy="The reward model reads pairs of texts: it has no chat template.",
-                )
-            prompt = item.prompt if isinstance(item.prompt, str) else item.prompt[0]["content"]
+            prompt = as_text(item.prompt)
+            if prompt is None:
+                found, expected = f"{len(item.prompt)} messages", "a text or a single user message"
+                remedy = "The reward model reads pairs of texts: it has no chat template."
+                raise bad_field(item.source, "prompt", found, expected, remedy)
             encoded = self.tokenizer([prompt] * len(item.responses), item.responses, verbose=False)
         else:
-            # The template writes the special tokens.
+            # The template has written the special tokens.
             encoded = self.tokenizer(self._rendered(item), add_special_tokens=False, verbose=False)
         names = [n for n in ("input_ids", "attention_mask", "token_type_ids") if n in encoded]
         return [
@@ -194,11 +191,7 @@ class RewardModel:
     def _rendered(self, item: Scorable) -> list[str]:
         from jinja2 import TemplateError
 
-        messages: list[Message] = (
-            [{"role": "user", "content": item.prompt}]
-            if isinstance(item.prompt, str)
-            else item.prompt
-        )
+        messages = as_messages(item.prompt)
         try:
             return [
                 self.tokenizer.apply_chat_template(
@@ -207,24 +200,21 @@ class RewardModel:
                 for response in item.responses
             ]
         except TemplateError as error:
-            raise DataError.of_field(
-                item.source,
-                "prompt",
-                found=f"the reward model's chat template refuses it ({error})",
-                expected="a conversation that the template accepts",
-                remedy="Change the roles or their order, or the template.",
-            ) from error
+            found = f"the reward model's chat template refuses it ({error})"
+            expected = "a conversation that the template accepts"
+            remedy = "Change the roles or their order, or the template."
+            raise bad_field(item.source, "prompt", found, expected, remedy) from error
 
     def _scores(self, rows: list[dict[str, list[int]]]) -> list[float]:
         values = self._forward(rows)
-        # Rows are in order of length: the first is padded most.
+        # Rows are sorted by length: the first has the most padding.
         if not self._checked and len(rows[0]["input_ids"]) < len(rows[-1]["input_ids"]):
             self._compare(values[0], self._forward(rows[:1])[0])
             self._checked = True
         return values
 
     def _compare(self, in_batch: float, alone: float) -> None:
-        """Padding must not change a score: it would where another token is read than the last."""
+        """Check that padding leaves a score unchanged, that is, that its last token is found."""
         sixteen_bits = self.model.dtype.itemsize < 4 or self.config.quantization != "none"
         tolerance = (0.05 if sixteen_bits else 1e-3) * (1 + abs(alone))
         if not abs(in_batch - alone) <= tolerance:
@@ -247,7 +237,7 @@ class RewardModel:
             for name in rows[0]
         }
         before = settings.pad_token_id
-        # By this the model finds each row's last token.
+        # The model finds each row's last token by the padding token.
         settings.pad_token_id = pad
         try:
             logits = self.model(**batch).logits
@@ -257,7 +247,7 @@ class RewardModel:
         return scores
 
     def _padding(self, rows: list[dict[str, list[int]]]) -> int:
-        """The model's own padding token, or one that no row holds, so that none is mistaken."""
+        """Return the model's own padding token, or else one that no row contains."""
         own = self.model.config.get_text_config().pad_token_id
         if own is not None:
             return int(own)
@@ -267,17 +257,17 @@ class RewardModel:
 
 
 def _own_limit(model: Any) -> int | None:
-    """Length that a model was made for, tokens; none where it has no limit."""
+    """Return the largest length of a model, in tokens; None if it has no limit."""
     config = model.config.get_text_config()
     limit: int | None = getattr(config, "max_position_embeddings", None)
     if limit is not None and config.model_type in {"roberta", "xlm-roberta", "camembert"}:
-        # Their positions begin behind that of the padding token.
+        # Their positions begin after that of the padding token.
         limit -= int(config.pad_token_id) + 1
     return limit
 
 
 def load_reward_model(config: RewardModelConfig) -> RewardModel:
-    """A reward model by its settings.
+    """Load a reward model.
 
     Raises:
         RolloutError: if it is no sequence classifier, or lacks weights.
@@ -324,12 +314,12 @@ def load_reward_model(config: RewardModelConfig) -> RewardModel:
 
 
 class FunctionScorer:
-    """Scores responses with ``f(prompt, responses)``, one number for each response.
+    """Scorer that calls ``f(prompt, responses)``, which returns one number for each response.
 
     ``prompt`` is as in the row, a text or a list of messages.
 
     Args:
-        path: where the function is, ``module:function``.
+        path: address of the function, ``module:function``.
 
     Raises:
         RolloutError: if there is no such function.
@@ -343,12 +333,12 @@ class FunctionScorer:
         try:
             found: Any = import_module(module)
         except ModuleNotFoundError as error:
-            # One that the module itself imports in vain is the user's to see as it is.
+            # Another missing module, which the user's module imports, is the user's own error.
             if error.name is None or not f"{module}.".startswith(f"{error.name}."):
                 raise
             raise RolloutError(
-                f"function: {path}: there is no module {error.name}. It is looked for where Python "
-                f"looks and in the working directory ({Path.cwd()})."
+                f"function: {path}: there is no module {error.name} on Python's path or in the "
+                f"working directory ({Path.cwd()})."
             ) from error
         for part in name.split("."):
             found = getattr(found, part, None)
@@ -357,11 +347,11 @@ class FunctionScorer:
         self.function: Callable[[Prompt, list[str]], Sequence[Any]] = found
 
     def identity(self) -> dict[str, str | None]:
-        """Where the function is, and a digest of the file that it is written in."""
+        """Return the function's address and a digest of its file."""
         try:
             file = inspect.getsourcefile(self.function)
         except TypeError:
-            # An object that is called; its class has a file.
+            # A callable object, whose class has a file.
             file = inspect.getsourcefile(type(self.function))
         return {
             "function": self.path,
@@ -371,10 +361,11 @@ class FunctionScorer:
     def __call__(
         self, items: Sequence[Scorable], done: Callable[[int], None] = lambda count: None
     ) -> list[Scores]:
-        """Scores of every response of every item.
+        """Return the scores of each item's responses.
 
         Raises:
-            RolloutError: if it gives another number of scores, or something that is no number.
+            RolloutError: if the function returns the wrong number of scores, or anything but finite
+                numbers.
         """
         results = []
         for item in items:
@@ -395,7 +386,7 @@ class FunctionScorer:
     def _number(self, value: Any, item: Scorable, slot: int) -> float | None:
         if isinstance(value, Tensor) and value.numel() == 1:
             value = value.item()
-        # A truth value is a number to Python, but NumPy's is none.
+        # Python's bool is a Real; NumPy's is not.
         if not isinstance(value, Real) or not math.isfinite(value):
             raise RolloutError(
                 f"{item.source}: responses[{slot}]: {self.path} gave {value!r}; a finite number "
@@ -405,7 +396,7 @@ class FunctionScorer:
 
 
 def reward_model_identity(config: RewardModelConfig) -> dict[str, Any]:
-    """Everything that a reward model's scores depend on."""
+    """Return everything that a reward model's scores depend on."""
     assert config.path is not None
     names = ("path", "weights", "dtype", "quantization", "input_format", "max_length")
     return {

@@ -13,7 +13,7 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from mpo_lightning.data.groups import DataError, check_row
-from mpo_lightning.data.reading import Outcome, read_outcomes
+from mpo_lightning.data.reading import GroupReader, RowResult
 from mpo_lightning.data.schemas.base import Converted, Schema, SkippedRow
 from mpo_lightning.data.schemas.detect import SCHEMAS, Canonical, detect
 from mpo_lightning.data.schemas.lists import BestOf, Generations, Nectar, Numbered, OnPolicy, Ranked
@@ -167,7 +167,7 @@ CASES: dict[str, tuple[type[Schema], list[Row], Row]] = {
             "scores": [4.0, 1.0, 5.0],
             "generation_models": ["a", "b", "c", "d"],
             "rationales": ["Good.", None, "Bad.", "Best."],
-            "kept": [0, 2, 3],
+            "kept_responses": [0, 2, 3],
         },
     ),
     "distilabel, ratings as texts": (
@@ -473,10 +473,10 @@ def write_dataset(rows: list[Row], folder: Path) -> str:
 WRITERS = [write_jsonl, write_parquet, write_dataset]
 
 
-def as_row(outcome: Outcome) -> Row:
-    assert outcome.error is None, str(outcome.error)
-    group = outcome.group
-    assert group is not None, outcome.skipped
+def as_row(result: RowResult) -> Row:
+    assert result.error is None, str(result.error)
+    group = result.group
+    assert group is not None, result.skipped
     return {
         "prompt": group.prompt,
         "responses": group.responses,
@@ -491,9 +491,9 @@ def test_published_rows_become_the_canonical_row(
     name: str, write: Callable[[list[Row], Path], str], tmp_path: Path
 ) -> None:
     _, rows, expected = CASES[name]
-    (outcome,) = read_outcomes(write(rows, tmp_path))
-    assert as_row(outcome) == expected
-    assert all(type(score) is float for score in as_row(outcome)["scores"])
+    (result,) = GroupReader(write(rows, tmp_path)).results()
+    assert as_row(result) == expected
+    assert all(type(score) is float for score in as_row(result)["scores"])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -551,7 +551,7 @@ def test_wrong_tens(setting: Any, scores: list[float], notes: tuple[str, ...]) -
     if setting == "drop":
         assert converted.row["responses"] == ["Pears, and why.", "A plum."]
         assert converted.row["models"] == ["gpt-4", "llama"]
-        assert converted.row["kept"] == [1, 3]
+        assert converted.row["kept_responses"] == [1, 3]
 
 
 def test_wrong_ten_as_an_error() -> None:
@@ -584,7 +584,7 @@ def test_aspects_may_be_null_where_arrow_found_none() -> None:
     bare = {**COMPLETIONS[3], "annotations": dict.fromkeys(COMPLETIONS[3]["annotations"])}
     row = {**ULTRAFEEDBACK, "completions": [*COMPLETIONS[:2], bare]}
     converted = convert(UltraFeedback(score="aspects", unscored="drop"), row)
-    assert converted.row["kept"] == [0, 1]
+    assert converted.row["kept_responses"] == [0, 1]
     assert converted.notes[-2:] == ("with aspects that are not rated", "without a score, left out")
     with pytest.raises(DataError, match=r"completions\[2\]\.annotations: found null"):
         convert(UltraFeedback(score="aspects"), row)
@@ -661,7 +661,7 @@ def test_empty_responses_may_be_left_out() -> None:
     group = check_row(converted.row, "x:1")
     assert (group.responses, group.scores) == (["a", "c"], [1.0, 3.0])
     assert group.truncated == [False, True]
-    assert group.extra == {"kept": [0, 2]}
+    assert group.extra == {"kept_responses": [0, 2]}
     with pytest.raises(DataError, match=r"x:1: all_generated_responses\[1\]: found ' '"):
         convert(OnPolicy(), row)
 
@@ -799,7 +799,7 @@ def test_rows_of_one_prompt_are_a_group_wherever_they_are(tmp_path: Path) -> Non
         {"prompt": "A?", "response": "a3", "score": None, "judge": "x", "at": 6, "truncated": True},
     ]
     path = write_jsonl(rows, tmp_path)
-    first, second, third, fourth = read_outcomes(path)
+    first, second, third, fourth = GroupReader(path).results()
     assert as_row(first) == {
         "prompt": "A?",
         "responses": ["a1", "a2"],
@@ -813,7 +813,7 @@ def test_rows_of_one_prompt_are_a_group_wherever_they_are(tmp_path: Path) -> Non
     assert as_row(second)["responses"] == ["b1", "b2"]
     assert third.skipped == "with a single response"
     assert str(fourth.error).startswith(f"{path}:6: score: found null")
-    *_, left_out = read_outcomes(path, schema=ScoredResponses(unscored="drop"))
+    *_, left_out = GroupReader(path, schema=ScoredResponses(unscored="drop")).results()
     assert left_out.skipped == "without a score, left out"
 
 
@@ -823,8 +823,8 @@ def test_rows_of_one_prompt_are_a_group_wherever_they_are(tmp_path: Path) -> Non
 def test_columns_can_be_renamed(tmp_path: Path) -> None:
     path = write_jsonl([{"question": "A?", "answers": ["a", "b"], "marks": [1, 2]}], tmp_path)
     names = {"question": "prompt", "answers": "responses", "marks": "scores"}
-    (outcome,) = read_outcomes(path, columns=names)
-    assert as_row(outcome) == {"prompt": "A?", "responses": ["a", "b"], "scores": [1.0, 2.0]}
+    (result,) = GroupReader(path, columns=names).results()
+    assert as_row(result) == {"prompt": "A?", "responses": ["a", "b"], "scores": [1.0, 2.0]}
 
 
 @pytest.mark.parametrize(
@@ -834,7 +834,7 @@ def test_columns_can_be_renamed(tmp_path: Path) -> None:
 def test_renaming_that_cannot_be_done(names: dict[str, str], words: str, tmp_path: Path) -> None:
     path = write_jsonl([{**ONE, "id": "p1"}], tmp_path)
     with pytest.raises(DataError, match=words):
-        list(read_outcomes(path, columns=names))
+        list(GroupReader(path, columns=names).results())
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ Texts are not kept. A group takes about 40 bytes and each of its responses 20 wh
 and about four times as much while statistics are computed.
 """
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,8 +19,8 @@ from mpo_lightning.data.check.report import CheckReport
 from mpo_lightning.data.check.sections import make_report
 from mpo_lightning.data.check.table import GroupTable
 from mpo_lightning.data.check.warnings import find_warnings
-from mpo_lightning.data.counting import Sources, count_outcome
 from mpo_lightning.data.groups import DataError, PreferenceGroup
+from mpo_lightning.data.reading import Sources
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.schemas.base import Schema
 from mpo_lightning.data.tokens import Boundary, GroupTokenizer, PromptFormat
@@ -85,8 +84,8 @@ def check(
     for number, name in enumerate(names):
         read = DataReport(name)
         reads.append(read)
-        for outcome in sources.outcomes(name):
-            group = count_outcome(outcome, read)
+        for result in sources.results(name):
+            group = result.count_in(read)
             if group is None:
                 continue
             try:
@@ -112,14 +111,7 @@ def check(
 
 
 def _token_lengths(tokenizer: Any, prompt_format: PromptFormat, boundary: Boundary) -> TokenLengths:
-    tokenize = GroupTokenizer(
-        tokenizer,
-        # Nothing is cut or dropped: it is to be counted.
-        max_length=sys.maxsize,
-        over_long="error",
-        prompt_format=prompt_format,
-        boundary=boundary,
-    )
+    tokenize = GroupTokenizer.without_limit(tokenizer, prompt_format, boundary)
 
     def lengths(group: PreferenceGroup) -> tuple[int, list[int]]:
         tokens = tokenize(group, DataReport(group.source))

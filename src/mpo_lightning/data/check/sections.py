@@ -33,7 +33,6 @@ from mpo_lightning.data.check.statistics import (
     summary,
 )
 from mpo_lightning.data.check.table import GroupTable, ScoredGroups, ValueColumn
-from mpo_lightning.data.counting import total
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.losses import Partition, deviation_log_weights
 from mpo_lightning.losses.scores import AlphaUnit
@@ -70,7 +69,7 @@ def make_report(
     return CheckReport(
         files=files,
         total=FileReport(
-            read=total(reads),
+            read=DataReport.total(reads),
             no_contrast=sum(file.no_contrast for file in files),
             responses=len(groups.scores),
             scores=summary(groups.scores),

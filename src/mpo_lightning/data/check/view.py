@@ -12,7 +12,6 @@ from mpo_lightning.data.check.report import (
     Quantiles,
     Summary,
 )
-from mpo_lightning.data.counting import failures
 from mpo_lightning.data.groups import DataError
 
 __all__ = ["draw_picture", "format_report", "format_warnings"]
@@ -174,7 +173,7 @@ def _lost(report: CheckReport) -> Iterator[str]:
     for what, counts in (("dropped", read.dropped), ("noted", read.changed)):
         for reason, count in counts.most_common():
             yield f"{what}: {count:,} {reason} (first: {', '.join(read.examples[reason])})"
-    yield from failures(read)
+    yield from read.failures()
 
 
 def format_warnings(report: CheckReport) -> list[str]:

@@ -3,12 +3,11 @@
 import re
 from collections.abc import Mapping
 
-from mpo_lightning.data.groups import DataError, is_list, show
-from mpo_lightning.data.schemas.base import bad_field, records
+from mpo_lightning.data.groups import bad_field, check_field, is_list, show, show_typed
+from mpo_lightning.data.schemas.base import Row, records
 
 __all__ = [
     "answer_text",
-    "differing_prompts",
     "has_leaked_turn",
     "is_messages",
     "marked_turns",
@@ -33,10 +32,10 @@ def is_messages(value: object) -> bool:
 
 
 def messages(value: object, field: str, source: str) -> list[dict[str, object]]:
-    """The messages of a conversation, without the fields that are null.
+    """Return the messages of a conversation, without further fields that are null.
 
-    Arrow gives every message all fields that any message of the file has. What else a message may
-    not be is found when the row is checked.
+    Arrow gives every message all fields that any message of the file has. Other faults of a
+    message are found when the row is checked.
     """
     return [
         {name: part for name, part in message.items() if part is not None or name in MESSAGE_KEYS}
@@ -44,53 +43,53 @@ def messages(value: object, field: str, source: str) -> list[dict[str, object]]:
     ]
 
 
-def prompt_of(value: object, field: str, source: str) -> object:
-    """A prompt as it stands in its column: a text, or messages."""
-    return messages(value, field, source) if is_messages(value) else value
+def prompt_of(row: Row, name: str, source: str) -> object:
+    """Return the prompt in a column: a text, or messages.
+
+    Raises:
+        DataError: if the column is missing or null.
+    """
+    value = check_field(row, name, source)
+    return messages(value, name, source) if is_messages(value) else value
 
 
 def answer_text(value: object, field: str, source: str) -> object:
-    """The text of a response that is a text, or a conversation of one assistant message.
+    """Return the text of a response that is a text, or a conversation of one assistant message.
 
     Raises:
-        DataError: if it is a longer conversation, or another's message.
+        DataError: if it is a longer conversation, or another role's message.
     """
     if not is_messages(value):
         return value
     turns = messages(value, field, source)
     if len(turns) != 1 or turns[0].get("role") != "assistant":
-        raise bad_field(
-            source,
-            field,
-            f"messages of {show([turn.get('role') for turn in turns])}",
-            "the assistant's message alone",
-            "Keep the response; what comes before it belongs into the prompt.",
-        )
+        found = f"messages of {show([turn.get('role') for turn in turns])}"
+        remedy = "Keep the response; what comes before it belongs into the prompt."
+        raise bad_field(source, field, found, "the assistant's message alone", remedy)
     return turns[0].get("content")
 
 
 def split_conversation(
     value: object, field: str, source: str
 ) -> tuple[list[dict[str, object]], object]:
-    """The prompt and the response of a whole conversation: all messages but the last; its text.
+    """Return the prompt (all messages but the last) and the response (the last one's text).
 
     Raises:
         DataError: if the last message is not the assistant's.
     """
     turns = messages(value, field, source)
     if not turns or turns[-1].get("role") != "assistant":
-        raise bad_field(
-            source,
-            field,
-            f"a conversation that ends with {show(turns[-1].get('role') if turns else None)}",
+        last = show(turns[-1].get("role") if turns else None)
+        found, expected = (
+            f"a conversation that ends with {last}",
             "the assistant's message at the end",
-            "Repair or remove the row.",
         )
+        raise bad_field(source, field, found, expected, "Repair or remove the row.")
     return turns[:-1], turns[-1].get("content")
 
 
 def transcript(text: object, field: str, source: str) -> list[dict[str, object]]:
-    r"""The messages of a text such as ``\n\nHuman: Hello\n\nAssistant: Hi``.
+    r"""Return the messages of a text such as ``\n\nHuman: Hello\n\nAssistant: Hi``.
 
     White space around a turn is not part of it. The last message may be empty: the place of the
     answer.
@@ -100,13 +99,8 @@ def transcript(text: object, field: str, source: str) -> list[dict[str, object]]
     """
     start = TURN.match(text) if isinstance(text, str) else None
     if not isinstance(text, str) or start is None:
-        raise bad_field(
-            source,
-            field,
-            f"{type(text).__name__} {show(text)}",
-            r"a transcript that begins with '\n\nHuman:'",
-            "Repair or remove the row.",
-        )
+        expected = r"a transcript that begins with '\n\nHuman:'"
+        raise bad_field(source, field, show_typed(text), expected, "Repair or remove the row.")
     parts = TURN.split(text)[1:]
     return [
         {"role": ROLE_OF[role], "content": content.strip()}
@@ -115,7 +109,7 @@ def transcript(text: object, field: str, source: str) -> list[dict[str, object]]
 
 
 def marked_turns(text: object) -> object:
-    """The messages of a prompt with ``<extra_id_1>User`` marks; a text without them as it is.
+    """Return the messages of a prompt with ``<extra_id_1>User`` marks, or a text without them.
 
     The first turn is the user's and carries no mark.
     """
@@ -130,16 +124,5 @@ def marked_turns(text: object) -> object:
 
 
 def has_leaked_turn(text: object) -> bool:
-    """Whether an answer goes on with another turn of its transcript."""
+    """Whether an answer contains the beginning of another turn of its transcript."""
     return isinstance(text, str) and LEAKED_TURN.search(text) is not None
-
-
-def differing_prompts(source: str, one: str, other: str, left: object, right: object) -> DataError:
-    """The error for two responses of one row that answer different prompts."""
-    return bad_field(
-        source,
-        other,
-        f"the prompt {show(right)}",
-        f"that of {one}, {show(left)}",
-        "Repair or remove the row, or leave such rows out (schema's `differing_prompts: drop`).",
-    )

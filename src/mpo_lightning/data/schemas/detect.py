@@ -1,4 +1,4 @@
-"""The schemas that are known, and which of them a row has."""
+"""The known schemas, and detection of the one that a row fits."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ __all__ = ["SCHEMAS", "Canonical", "detect"]
 
 @dataclass(frozen=True, kw_only=True)
 class Canonical(Schema):
-    """The package's own: ``prompt``, ``responses``, ``scores``."""
+    """Canonical rows: ``prompt``, ``responses``, ``scores``."""
 
     columns: ClassVar[str] = "prompt, responses, scores"
 
@@ -35,7 +35,7 @@ class Canonical(Schema):
         return columns >= {"prompt", "responses", "scores"}
 
     def convert(self, row: Row, source: str) -> Converted:
-        """The row itself; messages lose fields that are null."""
+        """Return the row itself; messages lose fields that are null."""
         prompt = row.get("prompt")
         if is_messages(prompt):
             return Converted({**row, "prompt": messages(prompt, "prompt", source)})
@@ -65,10 +65,10 @@ SCHEMAS: tuple[type[Schema], ...] = (
 
 
 def detect(row: Row, source: str, schemas: Iterable[type[Schema]] = SCHEMAS) -> Schema:
-    """The schema whose columns a row has.
+    """Return the schema that a row fits.
 
     Raises:
-        DataError: if none fits, or more than one, with the columns found and the schemas known.
+        DataError: if none fits, or more than one, with the columns found and the known schemas.
     """
     schemas = tuple(schemas)
     columns = frozenset(map(str, row))
@@ -79,5 +79,5 @@ def detect(row: Row, source: str, schemas: Iterable[type[Schema]] = SCHEMAS) -> 
     fits = " and ".join(schema.__name__ for schema in fitting) or "no schema"
     raise DataError(
         f"{source}: the columns {sorted(columns)} fit {fits}. Name the schema (data.schema), or "
-        f"rename columns (data.columns). Known are\n{known}"
+        f"rename columns (data.columns). Known schemas:\n{known}"
     )

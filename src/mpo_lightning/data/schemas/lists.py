@@ -1,11 +1,11 @@
-"""Shapes whose rows hold all responses of a prompt, with their scores or ranks."""
+"""Formats whose rows hold all responses of a prompt, with their scores or ranks."""
 
 import re
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import ClassVar, Literal
 
-from mpo_lightning.data.groups import check_number, is_list, show
+from mpo_lightning.data.groups import bad_field, check_field, check_number, is_list, show
 from mpo_lightning.data.schemas.base import (
     Answer,
     Converted,
@@ -13,13 +13,9 @@ from mpo_lightning.data.schemas.base import (
     PublicSchema,
     Row,
     ScoredSchema,
-    bad_field,
-    is_text_list,
     listed,
     one_of,
     records,
-    require_choice,
-    value_of,
 )
 from mpo_lightning.data.schemas.conversations import (
     answer_text,
@@ -37,13 +33,9 @@ Spread = Literal["negative_rank", "normal"]
 class OnPolicy(ScoredSchema):
     """Responses and scores of a reward model, as in princeton-nlp/llama3-ultrafeedback-armorm.
 
-    The responses stand in ``all_generated_responses`` (in some copies ``all_generated_resopnses``,
+    The responses are in ``all_generated_responses`` (in some copies ``all_generated_resopnses``,
     or ``generated``), the scores in ``all_rm_scores`` (``rm_scores``, ``scores``, ``score``).
-    ``chosen`` and ``rejected``, the best and the worst of them, pass through.
-
-    Args:
-        empty: what to do with a response without text: "error" or "drop".
-        unscored: what to do with a response without a score: "error" or "drop".
+    ``chosen`` and ``rejected``, the best and the worst response, pass through.
     """
 
     columns: ClassVar[str] = "prompt, all_generated_responses, all_rm_scores"
@@ -63,7 +55,7 @@ class OnPolicy(ScoredSchema):
         )
 
     def convert(self, row: Row, source: str) -> Converted:
-        """The canonical row."""
+        """Return the canonical row."""
         responses_in = one_of(self.responses_in, row, source)
         scores_in = one_of(self.scores_in, row, source)
         responses = listed(row, responses_in, source)
@@ -71,7 +63,7 @@ class OnPolicy(ScoredSchema):
         return self.canonical(
             row,
             source,
-            prompt=prompt_of(value_of(row, "prompt", source), "prompt", source),
+            prompt=prompt_of(row, "prompt", source),
             answers=[
                 Answer(text, score, f"{responses_in}[{index}]", f"{scores_in}[{index}]")
                 for index, (text, score) in enumerate(zip(responses, scores, strict=True))
@@ -88,8 +80,7 @@ class Generations(ScoredSchema):
     null where the judge's answer could not be read.
 
     Args:
-        empty: what to do with a response without text: "error" or "drop".
-        unscored: what to do with a response without a rating: "drop" or "error".
+        unscored: what to do with a response without a rating: "drop" to leave it out, or "error".
     """
 
     unscored: OnBad = "drop"
@@ -98,11 +89,11 @@ class Generations(ScoredSchema):
 
     @classmethod
     def fits(cls, columns: frozenset[str], row: Row) -> bool:
-        """Whether generations, ratings and a prompt are there."""
+        """Whether there are generations, ratings and a prompt."""
         return columns >= {"generations", "ratings"} and bool(columns & {"instruction", "prompt"})
 
     def convert(self, row: Row, source: str) -> Converted:
-        """The canonical row."""
+        """Return the canonical row."""
         # After distilabel's step that makes pairs a row has both, and they are the same.
         prompt_in = "instruction" if row.get("instruction") is not None else "prompt"
         generations = listed(row, "generations", source)
@@ -111,7 +102,7 @@ class Generations(ScoredSchema):
         return self.canonical(
             row,
             source,
-            prompt=prompt_of(value_of(row, prompt_in, source), prompt_in, source),
+            prompt=prompt_of(row, prompt_in, source),
             answers=[
                 Answer(text, _number_in(rating), f"generations[{index}]", f"ratings[{index}]")
                 for index, (text, rating) in enumerate(zip(generations, ratings, strict=True))
@@ -125,7 +116,7 @@ def _same_prompts(row: Row) -> bool:
 
 
 def _number_in(rating: object) -> object:
-    """A rating that was written as a text, as a number; anything else as it is."""
+    """Return a rating that is written as a text as a number, and anything else unchanged."""
     try:
         return float(rating) if isinstance(rating, str) else rating
     except ValueError:
@@ -134,14 +125,10 @@ def _number_in(rating: object) -> object:
 
 @dataclass(frozen=True, kw_only=True)
 class Numbered(ScoredSchema):
-    """A column for each response: ``A0``, ``A1``, ... or ``generate_0``, ``generate_1``, ...
+    """One column per response: ``A0``, ``A1``, ... or ``generate_0``, ``generate_1``, ...
 
     The score of ``A0`` is ``score_A0`` or ``A0_score`` (ChenDRAG/ultrafeedback_reward), or the
-    scores are a list, ``rm_scores``. A response is not there where both it and its score are null.
-
-    Args:
-        empty: what to do with a response without text: "error" or "drop".
-        unscored: what to do with a response without a score: "error" or "drop".
+    scores are a list, ``rm_scores``. Where both a response and its score are null, there is none.
     """
 
     columns: ClassVar[str] = (
@@ -150,14 +137,14 @@ class Numbered(ScoredSchema):
 
     @classmethod
     def fits(cls, columns: frozenset[str], row: Row) -> bool:
-        """Whether a first response and its score are there."""
+        """Whether there are a first response and its score."""
         return "prompt" in columns and any(
             name in columns and bool(columns & {f"score_{name}", f"{name}_score", "rm_scores"})
             for name in ("A0", "generate_0")
         )
 
     def convert(self, row: Row, source: str) -> Converted:
-        """The canonical row."""
+        """Return the canonical row."""
         stem = "A" if "A0" in row else "generate_"
         names = _numbered(stem, row, source)
         read = ["prompt", *names]
@@ -172,7 +159,7 @@ class Numbered(ScoredSchema):
         return self.canonical(
             row,
             source,
-            prompt=prompt_of(value_of(row, "prompt", source), "prompt", source),
+            prompt=prompt_of(row, "prompt", source),
             answers=[
                 Answer(answer_text(row[name], name, source), score, name, field)
                 for name, score, field in zip(names, scores, fields, strict=True)
@@ -183,37 +170,28 @@ class Numbered(ScoredSchema):
 
 
 def _numbered(stem: str, row: Row, source: str) -> list[str]:
-    """The columns stem0, stem1, ... in the order of their numbers."""
+    """Return the columns stem0, stem1, ... in the order of their numbers."""
     pattern = re.compile(re.escape(stem) + r"(0|[1-9]\d*)")
     numbers = sorted(int(found[1]) for name in row if (found := pattern.fullmatch(str(name))))
     if numbers != list(range(len(numbers))) or not numbers:
-        raise bad_field(
-            source,
-            f"{stem}0, {stem}1, ...",
-            f"the numbers {numbers}",
-            "numbers from 0 without a gap",
-            "Rename the columns (data.columns).",
-        )
+        field, given = f"{stem}0, {stem}1, ...", f"the numbers {numbers}"
+        remedy = "Rename the columns (data.columns)."
+        raise bad_field(source, field, given, "numbers from 0 without a gap", remedy)
     return [f"{stem}{number}" for number in numbers]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _ByRank(ScoredSchema):
-    """Shapes that rank the responses of a prompt.
+    """Format that ranks the responses of a prompt.
 
     Args:
-        scores: "negative_rank" gives minus the rank; "normal" the normal quantile of
-            (n + 1/2 - rank) / n, whose spread does not grow with the number n of responses.
-        empty: what to do with a response without text: "error" or "drop".
-        unscored: what to do with a response without a rank: "error" or "drop".
+        scores: "negative_rank" for minus the rank, or "normal" for the normal quantile of
+            (n + 1/2 - rank) / n, where the best rank counts as 1; its spread does not grow with the
+            number n of responses.
     """
 
     scores: Spread = "negative_rank"
     best: ClassVar[int] = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_choice("scores", self.scores, Spread)
 
     def _score_of(self, rank: object, count: int, field: str, source: str) -> float | None:
         if rank is None:
@@ -221,13 +199,8 @@ class _ByRank(ScoredSchema):
         value = check_number(rank, field, source)
         place = value - self.best + 1
         if not 1 <= place <= count:
-            raise bad_field(
-                source,
-                field,
-                f"rank {value:g}",
-                f"a rank from {self.best} to {count + self.best - 1}, for {count} responses",
-                "Repair or remove the row.",
-            )
+            expected = f"a rank from {self.best} to {count + self.best - 1}, for {count} responses"
+            raise bad_field(source, field, f"rank {value:g}", expected, "Repair or remove the row.")
         if self.scores == "negative_rank":
             return -value
         return NormalDist().inv_cdf((count + 0.5 - place) / count)
@@ -235,44 +208,32 @@ class _ByRank(ScoredSchema):
 
 @dataclass(frozen=True, kw_only=True)
 class Nectar(_ByRank):
-    """berkeley-nest/Nectar: seven answers a prompt, ranked, 1 the best.
+    """berkeley-nest/Nectar: seven answers per prompt, ranked, 1 the best.
 
-    The prompt is a transcript, which becomes messages. ``models`` goes with the responses.
+    The prompt is a transcript, which becomes messages. ``models`` follows the responses.
 
     Args:
-        scores: "negative_rank" gives minus the rank; "normal" the normal quantile of
-            (n + 1/2 - rank) / n, whose spread does not grow with the number n of responses.
         leaked_turns: what to do with an answer in which another "Human:" or "Assistant:" turn
             begins a line. "keep" counts it, "drop" leaves it out, "error".
-        empty: what to do with a response without text: "error" or "drop".
-        unscored: what to do with a response without a rank: "error" or "drop".
     """
 
     leaked_turns: Literal["keep", "drop", "error"] = "keep"
 
     columns: ClassVar[str] = "prompt, answers (of answer, rank)"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_choice("leaked_turns", self.leaked_turns, Literal["keep", "drop", "error"])
-
     @classmethod
     def fits(cls, columns: frozenset[str], row: Row) -> bool:
-        """Whether prompt and answers are there."""
+        """Whether there are a prompt and answers."""
         return columns >= {"prompt", "answers"}
 
     def convert(self, row: Row, source: str) -> Converted:
-        """The canonical row."""
-        answers = records(value_of(row, "answers", source), "answers", source)
-        turns = transcript(value_of(row, "prompt", source), "prompt", source)
+        """Return the canonical row."""
+        answers = records(check_field(row, "answers", source), "answers", source)
+        turns = transcript(check_field(row, "prompt", source), "prompt", source)
         if turns[-1] != {"role": "assistant", "content": ""}:
-            raise bad_field(
-                source,
-                "prompt",
-                f"the end {show(str(row['prompt'])[-30:])}",
-                r"'\n\nAssistant:' at the end",
-                "Repair or remove the row.",
-            )
+            found, expected = show(str(row["prompt"])[-30:]), r"'\n\nAssistant:' at the end"
+            remedy = "Repair or remove the row."
+            raise bad_field(source, "prompt", f"the end {found}", expected, remedy)
         models = [answer.get("model") for answer in answers]
         return self.canonical(
             row,
@@ -293,13 +254,9 @@ class Nectar(_ByRank):
         if not has_leaked_turn(text):
             return Answer(text, score, *fields)
         if self.leaked_turns == "error":
-            raise bad_field(
-                source,
-                fields[0],
-                "another turn of the transcript in the answer",
-                "the answer alone",
-                "Leave such answers out, or keep them (schema's `leaked_turns`).",
-            )
+            found = "another turn of the transcript in the answer"
+            remedy = "Leave such answers out, or keep them (schema's `leaked_turns`)."
+            raise bad_field(source, fields[0], found, "the answer alone", remedy)
         note = "with another turn of the transcript in it"
         if self.leaked_turns == "drop":
             return Answer(text, score, *fields, left_out=f"{note}, left out")
@@ -308,26 +265,19 @@ class Nectar(_ByRank):
 
 @dataclass(frozen=True, kw_only=True)
 class Ranked(_ByRank):
-    """``context`` and ranked ``completions``, as NeMo-RL reads them; rank 0 is the best.
-
-    Args:
-        scores: "negative_rank" gives minus the rank; "normal" the normal quantile of
-            (n - 1/2 - rank) / n, whose spread does not grow with the number n of responses.
-        empty: what to do with a response without text: "error" or "drop".
-        unscored: what to do with a response without a rank: "error" or "drop".
-    """
+    """``context`` and ranked ``completions``, as NeMo-RL reads them; rank 0 is the best."""
 
     columns: ClassVar[str] = "context, completions (of rank, completion)"
     best: ClassVar[int] = 0
 
     @classmethod
     def fits(cls, columns: frozenset[str], row: Row) -> bool:
-        """Whether context and completions are there."""
+        """Whether there are a context and completions."""
         return columns >= {"context", "completions"}
 
     def convert(self, row: Row, source: str) -> Converted:
-        """The canonical row."""
-        completions = records(value_of(row, "completions", source), "completions", source)
+        """Return the canonical row."""
+        completions = records(check_field(row, "completions", source), "completions", source)
         answers = []
         for index, completion in enumerate(completions):
             where = f"completions[{index}]"
@@ -344,7 +294,7 @@ class Ranked(_ByRank):
         return self.canonical(
             row,
             source,
-            prompt=prompt_of(value_of(row, "context", source), "context", source),
+            prompt=prompt_of(row, "context", source),
             answers=answers,
             read=("context", "completions"),
         )
@@ -352,11 +302,7 @@ class Ranked(_ByRank):
 
 @dataclass(frozen=True, kw_only=True)
 class BestOf(PublicSchema):
-    """allenai/reward-bench-2: lists of ``chosen`` and ``rejected`` texts; they score 1 and 0.
-
-    Args:
-        empty: what to do with a response without text: "error" or "drop".
-    """
+    """allenai/reward-bench-2: lists of ``chosen`` and ``rejected`` texts; they score 1 and 0."""
 
     columns: ClassVar[str] = "prompt, chosen and rejected (lists of texts)"
 
@@ -364,15 +310,15 @@ class BestOf(PublicSchema):
     def fits(cls, columns: frozenset[str], row: Row) -> bool:
         """Whether chosen and rejected are lists of texts."""
         return "prompt" in columns and all(
-            is_list(row.get(name)) and is_text_list(row[name]) for name in ("chosen", "rejected")
+            _is_text_list(row.get(name)) for name in ("chosen", "rejected")
         )
 
     def convert(self, row: Row, source: str) -> Converted:
-        """The canonical row."""
+        """Return the canonical row."""
         return self.canonical(
             row,
             source,
-            prompt=prompt_of(value_of(row, "prompt", source), "prompt", source),
+            prompt=prompt_of(row, "prompt", source),
             answers=[
                 Answer(text, score, f"{name}[{index}]", name)
                 for name, score in (("chosen", 1.0), ("rejected", 0.0))
@@ -380,3 +326,7 @@ class BestOf(PublicSchema):
             ],
             read=("prompt", "chosen", "rejected"),
         )
+
+
+def _is_text_list(value: object) -> bool:
+    return is_list(value) and all(isinstance(entry, str) for entry in value)

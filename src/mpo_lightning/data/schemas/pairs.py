@@ -1,10 +1,10 @@
-"""Shapes with two responses a row, of which one is preferred."""
+"""Formats with two responses per row, of which one is preferred."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from mpo_lightning.data.groups import check_number, show
+from mpo_lightning.data.groups import bad_field, check_field, check_number, show, show_typed
 from mpo_lightning.data.schemas.base import (
     Answer,
     Converted,
@@ -13,12 +13,8 @@ from mpo_lightning.data.schemas.base import (
     Row,
     ScoredSchema,
     SkippedRow,
-    bad_field,
-    require_choice,
-    value_of,
 )
 from mpo_lightning.data.schemas.conversations import (
-    differing_prompts,
     is_messages,
     marked_turns,
     prompt_of,
@@ -45,7 +41,7 @@ SCORE_COLUMNS = (
     ("chosen-rating", "rejected-rating"),
     ("rating_chosen", "rating_rejected"),
 )
-# Columns of shapes with more responses a row, from which their pairs are made.
+# Columns of formats with more responses per row, from which such pairs were made.
 LARGER = frozenset(
     {
         "A0",
@@ -59,10 +55,8 @@ LARGER = frozenset(
         "responses",
     }
 )
-
-
-# What TRL hands to the chat template besides the messages.
-OF_TEMPLATE = ("tools", "chat_template_kwargs")
+# Columns that TRL passes to the chat template besides the messages.
+TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 
 
 def _is_pair(columns: frozenset[str], row: Row) -> bool:
@@ -95,18 +89,23 @@ def _same_prompt(
         return
     if on_bad == "drop":
         raise SkippedRow("with responses to different prompts")
-    raise differing_prompts(source, *names, one, other)
+    raise bad_field(
+        source,
+        names[1],
+        f"the prompt {show(other)}",
+        f"that of {names[0]}, {show(one)}",
+        "Repair or remove the row, or leave such rows out (schema's `differing_prompts: drop`).",
+    )
 
 
 def _pair(row: Row, source: str, on_bad: OnBad) -> tuple[object, list[object], tuple[Notes, Notes]]:
-    """Prompt, chosen and rejected text of a row, and a note for each response.
+    """Return prompt, chosen and rejected text of a row, and notes on each response.
 
-    The prompt is a column of its own, or what comes before the last message of both conversations,
-    or how both texts begin.
+    The prompt is a column of its own, or the messages before the last one of both conversations, or
+    the beginning that both texts share.
     """
-    given = row.get("prompt")
-    prompt = None if given is None else prompt_of(given, "prompt", source)
-    values = [value_of(row, name, source) for name in PAIR]
+    prompt = None if row.get("prompt") is None else prompt_of(row, "prompt", source)
+    values = [check_field(row, name, source) for name in PAIR]
     if all(map(is_messages, values)):
         halves = [
             split_conversation(value, name, source)
@@ -116,26 +115,17 @@ def _pair(row: Row, source: str, on_bad: OnBad) -> tuple[object, list[object], t
         before = halves[0][0]
         texts = [text for _, text in halves]
         if not before:
-            return value_of(row, "prompt", source) if prompt is None else prompt, texts, ((), ())
+            return check_field(row, "prompt", source) if prompt is None else prompt, texts, ((), ())
         contents = [turn.get("content") for turn in before if turn.get("role") == "user"]
         if prompt is not None and prompt != before and prompt not in contents:
-            raise bad_field(
-                source,
-                "prompt",
-                show(prompt),
-                f"what comes before the last message of chosen, {show(before)}",
-                "Repair the row, or drop the column.",
-            )
+            expected = f"what comes before the last message of chosen, {show(before)}"
+            remedy = "Repair the row, or drop the column."
+            raise bad_field(source, "prompt", show(prompt), expected, remedy)
         return before, texts, ((), ())
     for name, value in zip(PAIR, values, strict=True):
         if not isinstance(value, str):
-            raise bad_field(
-                source,
-                name,
-                f"{type(value).__name__} {show(value)}",
-                "a text, or a list of messages, in both columns",
-                "Convert the column.",
-            )
+            expected = "a text, or a list of messages, in both columns"
+            raise bad_field(source, name, show_typed(value), expected, "Convert the column.")
     if prompt is not None:
         repeat = ("that begins with its prompt",)
         chosen, rejected = (
@@ -145,33 +135,30 @@ def _pair(row: Row, source: str, on_bad: OnBad) -> tuple[object, list[object], t
         return prompt, values, (chosen, rejected)
     start = _common_start(*map(str, values))
     if not start:
-        raise bad_field(
-            source,
-            "rejected",
-            show(values[1]),
-            f"the beginning of chosen, {show(values[0])}: without a column `prompt` it is the "
-            "prompt",
-            "Add or rename the column `prompt`.",
-        )
+        expected = f"the beginning of chosen, {show(values[0])}, which is the prompt"
+        remedy = "Rename or add the column `prompt`."
+        raise bad_field(source, "rejected", show(values[1]), expected, remedy)
     note = ("to a prompt that is how chosen and rejected begin",)
     return start, [str(value)[len(start) :] for value in values], (note, note)
 
 
-def _without(row: Row) -> Notes:
-    """A note on each column that would change how the prompt is rendered, and is not read."""
+def _template_notes(row: Row) -> Notes:
+    """Return a note on each column that should change the rendered prompt, and is not read."""
     return tuple(
-        f"to a prompt that is rendered without its {name}" for name in OF_TEMPLATE if row.get(name)
+        f"to a prompt that is rendered without its {name}"
+        for name in TEMPLATE_COLUMNS
+        if row.get(name)
     )
 
 
 def _common_start(one: str, other: str) -> str:
-    """What both begin with, up to white space."""
+    """Return the beginning that two texts share, up to white space."""
     length = 0
     for left, right in zip(one, other, strict=False):
         if left != right:
             break
         length += 1
-    # White space belongs to the response; a word is on one side whole.
+    # White space belongs to the response, and no word is split.
     while length and not all(text[length : length + 1].isspace() for text in (one, other)):
         length -= 1
     return one[:length].rstrip()
@@ -179,36 +166,32 @@ def _common_start(one: str, other: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _TwoPrompts(PublicSchema):
-    """Shapes that may give each response a prompt of its own."""
+    """Format that may give each response a prompt of its own.
+
+    Args:
+        differing_prompts: what to do with a row whose responses answer different prompts: "error",
+            or "drop" to leave it out.
+    """
 
     differing_prompts: OnBad = "error"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_choice("differing_prompts", self.differing_prompts, OnBad)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs(_TwoPrompts):
     """``chosen`` and ``rejected``, TRL's preference formats; they score 1 and 0.
 
-    With a column ``prompt`` or without, as texts or as conversations. Without it the prompt is what
-    comes before the last message, which must be the same for both; of texts it is how both begin,
-    up to white space (counted: answers may begin with the same words, too). Texts that begin with
-    the prompt's are kept as they are and counted. Prompts are rendered without ``tools`` and
-    ``chat_template_kwargs``; those that have some are counted.
-
-    Args:
-        differing_prompts: what to do with a row whose responses answer different prompts: "error"
-            or "drop".
-        empty: what to do with a response without text: "error" or "drop".
+    With or without a column ``prompt``, as texts or as conversations. Without it the prompt is the
+    messages before the last one, which must be the same for both; for texts it is the beginning
+    that both share, up to white space (counted: answers may begin with the same words, too). Texts
+    that begin with the prompt are left as they are and counted. Prompts are rendered without
+    ``tools`` and ``chat_template_kwargs``; those that have some are counted.
     """
 
     columns: ClassVar[str] = "chosen, rejected, prompt or not"
 
     @classmethod
     def fits(cls, columns: frozenset[str], row: Row) -> bool:
-        """Whether there are a chosen and a rejected response, no scores and no others."""
+        """Whether there are one chosen and one rejected response, and no scores."""
         return (
             _is_pair(columns, row)
             and not columns & LARGER
@@ -217,14 +200,14 @@ class Pairs(_TwoPrompts):
         )
 
     def convert(self, row: Row, source: str) -> Converted:
-        """The canonical row."""
+        """Return the canonical row."""
         prompt, texts, notes = _pair(row, source, self.differing_prompts)
         return self.canonical(
             row,
             source,
             prompt=prompt,
             answers=[
-                Answer(text, score, name, name, notes=notes[index] + _without(row))
+                Answer(text, score, name, name, notes=notes[index] + _template_notes(row))
                 for index, (name, text, score) in enumerate(
                     zip(PAIR, texts, (1.0, 0.0), strict=True)
                 )
@@ -235,43 +218,34 @@ class Pairs(_TwoPrompts):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredPairs(_TwoPrompts, ScoredSchema):
-    """Pairs with a score each, as in HuggingFaceH4/ultrafeedback_binarized.
+    """Pairs with scores, as in HuggingFaceH4/ultrafeedback_binarized.
 
-    The scores stand in ``score_chosen``, ``chosen_score``, ``chosen_rating`` or ``chosen-rating``,
-    and the like for rejected.
-
-    Args:
-        differing_prompts: what to do with a row whose responses answer different prompts: "error"
-            or "drop".
-        empty: what to do with a response without text: "error" or "drop".
-        unscored: what to do with a response without a score: "error" or "drop".
+    The scores are in ``score_chosen``, ``chosen_score``, ``chosen_rating`` or ``chosen-rating``,
+    and the same for rejected.
     """
 
     columns: ClassVar[str] = "chosen, rejected, score_chosen, score_rejected, prompt or not"
 
     @classmethod
     def fits(cls, columns: frozenset[str], row: Row) -> bool:
-        """Whether there are a chosen and a rejected response, scores and no others."""
+        """Whether there are one chosen and one rejected response, and scores."""
         return _is_pair(columns, row) and not columns & LARGER and bool(_scores_in(columns))
 
     def convert(self, row: Row, source: str) -> Converted:
-        """The canonical row."""
+        """Return the canonical row."""
         found = _scores_in(frozenset(row))
         if len(found) != 1:
-            raise bad_field(
-                source,
-                "score_chosen, score_rejected",
-                f"{found or 'none'} among {sorted(map(str, row))}",
-                "one pair of score columns",
-                "Rename columns (data.columns) so that one is left.",
-            )
+            among = f"{found or 'none'} among {sorted(map(str, row))}"
+            field, expected = "score_chosen, score_rejected", "one pair of score columns"
+            remedy = "Rename columns (data.columns) so that one is left."
+            raise bad_field(source, field, among, expected, remedy)
         prompt, texts, notes = _pair(row, source, self.differing_prompts)
         return self.canonical(
             row,
             source,
             prompt=prompt,
             answers=[
-                Answer(text, row[score], name, score, notes=notes[index] + _without(row))
+                Answer(text, row[score], name, score, notes=notes[index] + _template_notes(row))
                 for index, (name, text, score) in enumerate(zip(PAIR, texts, found[0], strict=True))
             ],
             read=("prompt", *PAIR, *found[0]),
@@ -282,26 +256,23 @@ class ScoredPairs(_TwoPrompts, ScoredSchema):
 class TranscriptPairs(_TwoPrompts):
     """Anthropic/hh-rlhf: ``chosen`` and ``rejected`` are transcripts; they score 1 and 0.
 
-    The prompt is all turns but the last, which is the assistant's. White space around a turn is
+    The prompt is all turns but the last, the assistant's. White space around a turn is
     not part of it.
-
-    Args:
-        differing_prompts: what to do with a row whose responses answer different prompts: "error"
-            or "drop".
-        empty: what to do with a response without text: "error" or "drop".
     """
 
     columns: ClassVar[str] = "chosen, rejected (transcripts that begin with 'Human:')"
 
     @classmethod
     def fits(cls, columns: frozenset[str], row: Row) -> bool:
-        """Whether both are transcripts."""
+        """Whether chosen and rejected are transcripts."""
         return _is_pair(columns, row) and not columns & LARGER and _is_transcript(row)
 
     def convert(self, row: Row, source: str) -> Converted:
-        """The canonical row."""
+        """Return the canonical row."""
         halves = [
-            split_conversation(transcript(value_of(row, name, source), name, source), name, source)
+            split_conversation(
+                transcript(check_field(row, name, source), name, source), name, source
+            )
             for name in PAIR
         ]
         _same_prompt(halves[0][0], halves[1][0], PAIR, source, self.differing_prompts)
@@ -318,40 +289,36 @@ class TranscriptPairs(_TwoPrompts):
 
 
 def _strength(row: Row, name: str, source: str) -> float:
-    """How much the second response is preferred, -3 to 3."""
-    strength = check_number(value_of(row, name, source), name, source)
+    """Return how much the second response is preferred, -3 to 3."""
+    strength = check_number(check_field(row, name, source), name, source)
     if abs(strength) > 3:
-        raise bad_field(
-            source, name, f"{strength:g}", "a number from -3 to 3", "Repair or remove the row."
-        )
+        expected, remedy = "a number from -3 to 3", "Repair or remove the row."
+        raise bad_field(source, name, f"{strength:g}", expected, remedy)
     return strength
 
 
 @dataclass(frozen=True, kw_only=True)
 class HelpSteer2Preference(PublicSchema):
-    """nvidia/HelpSteer2, its preferences: the second response scores their strength, the first 0.
+    """Preferences of nvidia/HelpSteer2: the second response scores their strength, the first 0.
 
-    A strength is above 0 where ``response_2`` is better; 0 is a tie and has no contrast. Prompts of
-    several turns become messages.
-
-    Args:
-        empty: what to do with a response without text: "error" or "drop".
+    The strength is above 0 where ``response_2`` is better; 0 is a tie and has no contrast. Prompts
+    of several turns become messages.
     """
 
     columns: ClassVar[str] = "prompt, response_1, response_2, preference_strength"
 
     @classmethod
     def fits(cls, columns: frozenset[str], row: Row) -> bool:
-        """Whether these columns are there."""
+        """Whether the row has these columns."""
         return columns >= {"prompt", "response_1", "response_2", "preference_strength"}
 
     def convert(self, row: Row, source: str) -> Converted:
-        """The canonical row."""
+        """Return the canonical row."""
         strength = _strength(row, "preference_strength", source)
         return self.canonical(
             row,
             source,
-            prompt=marked_turns(value_of(row, "prompt", source)),
+            prompt=marked_turns(check_field(row, "prompt", source)),
             answers=[
                 Answer(row.get(name), score, name, "preference_strength")
                 for name, score in (("response_1", 0.0), ("response_2", strength))
@@ -364,26 +331,23 @@ class HelpSteer2Preference(PublicSchema):
 class HelpSteer3(PublicSchema):
     """nvidia/HelpSteer3: the second response scores ``overall_preference``, the first 0.
 
-    A preference is above 0 where ``response2`` is better; 0 is a tie and has no contrast.
-
-    Args:
-        empty: what to do with a response without text: "error" or "drop".
+    The preference is above 0 where ``response2`` is better; 0 is a tie and has no contrast.
     """
 
     columns: ClassVar[str] = "context, response1, response2, overall_preference"
 
     @classmethod
     def fits(cls, columns: frozenset[str], row: Row) -> bool:
-        """Whether these columns are there."""
+        """Whether the row has these columns."""
         return columns >= {"context", "response1", "response2", "overall_preference"}
 
     def convert(self, row: Row, source: str) -> Converted:
-        """The canonical row."""
+        """Return the canonical row."""
         strength = _strength(row, "overall_preference", source)
         return self.canonical(
             row,
             source,
-            prompt=prompt_of(value_of(row, "context", source), "context", source),
+            prompt=prompt_of(row, "context", source),
             answers=[
                 Answer(row.get(name), score, name, "overall_preference")
                 for name, score in (("response1", 0.0), ("response2", strength))
@@ -397,9 +361,8 @@ class SafePairs(PublicSchema):
     """PKU-Alignment/PKU-SafeRLHF: which of two responses is better, and which is safer.
 
     Args:
-        weights: what a response scores for being the better ("better") and the safer ("safer")
-            one.
-        empty: what to do with a response without text: "error" or "drop".
+        weights: score of a response for being the better one ("better") and for being the safer one
+            ("safer"), which add up.
     """
 
     weights: dict[str, float] = field(default_factory=lambda: {"better": 1.0, "safer": 0.0})
@@ -417,22 +380,22 @@ class SafePairs(PublicSchema):
 
     @classmethod
     def fits(cls, columns: frozenset[str], row: Row) -> bool:
-        """Whether these columns are there."""
+        """Whether the row has these columns."""
         return columns >= {"prompt", "response_0", "response_1", *cls.ids.values()}
 
     def convert(self, row: Row, source: str) -> Converted:
-        """The canonical row."""
+        """Return the canonical row."""
         scores = [0.0, 0.0]
         for name, weight in self.weights.items():
             column = self.ids[name]
-            winner = value_of(row, column, source)
+            winner = check_field(row, column, source)
             if winner not in (0, 1):
                 raise bad_field(source, column, show(winner), "0 or 1", "Repair the row.")
             scores[int(winner == 1)] += weight
         return self.canonical(
             row,
             source,
-            prompt=value_of(row, "prompt", source),
+            prompt=check_field(row, "prompt", source),
             answers=[
                 Answer(row.get(name), score, name, "better_response_id")
                 for name, score in zip(("response_0", "response_1"), scores, strict=True)
@@ -443,15 +406,10 @@ class SafePairs(PublicSchema):
 
 @dataclass(frozen=True, kw_only=True)
 class Arena(_TwoPrompts):
-    """lmsys/chatbot_arena_conversations and its like: the winner scores 1, the loser 0.
+    """lmsys/chatbot_arena_conversations and similar: the winner scores 1, the loser 0.
 
-    Both score 0 where ``winner`` is "tie" or "tie (bothbad)": no contrast. Conversations of several
-    turns differ before their last answer.
-
-    Args:
-        differing_prompts: what to do with a row whose conversations differ before the last answer:
-            "error" or "drop".
-        empty: what to do with a response without text: "error" or "drop".
+    Both score 0 where ``winner`` is "tie" or "tie (bothbad)", and have no contrast. Conversations
+    of several turns usually differ before their last answer; see ``differing_prompts``.
     """
 
     columns: ClassVar[str] = "conversation_a, conversation_b, winner"
@@ -464,17 +422,19 @@ class Arena(_TwoPrompts):
 
     @classmethod
     def fits(cls, columns: frozenset[str], row: Row) -> bool:
-        """Whether these columns are there."""
+        """Whether the row has these columns."""
         return columns >= {"conversation_a", "conversation_b", "winner"}
 
     def convert(self, row: Row, source: str) -> Converted:
-        """The canonical row."""
+        """Return the canonical row."""
         names = ("conversation_a", "conversation_b")
-        winner = value_of(row, "winner", source)
+        winner = check_field(row, "winner", source)
         if winner not in self.scores:
             expected = f"one of {', '.join(self.scores)}"
             raise bad_field(source, "winner", show(winner), expected, "Repair or remove the row.")
-        halves = [split_conversation(value_of(row, name, source), name, source) for name in names]
+        halves = [
+            split_conversation(check_field(row, name, source), name, source) for name in names
+        ]
         _same_prompt(halves[0][0], halves[1][0], names, source, self.differing_prompts)
         return self.canonical(
             row,

@@ -1,20 +1,17 @@
-"""Shapes with one response a row; the rows of a prompt make a group."""
+"""Formats with one response per row; the rows of a prompt make a group."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from mpo_lightning.data.groups import is_list, show
+from mpo_lightning.data.groups import bad_field, check_field, check_number, is_list, show
 from mpo_lightning.data.schemas.base import (
     Answer,
     Converted,
     PublicSchema,
     Row,
     ScoredSchema,
-    bad_field,
     one_of,
-    value_of,
-    weighted_sum,
 )
 from mpo_lightning.data.schemas.conversations import (
     answer_text,
@@ -26,7 +23,7 @@ from mpo_lightning.data.schemas.conversations import (
 __all__ = ["HelpSteer2", "ScoredResponses", "Unpaired"]
 
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
-# NVIDIA's for the reward model of 70 billion parameters, in the order of the attributes.
+# Weights of NVIDIA's reward model of 70 billion parameters, in the order of the attributes.
 WEIGHTS_70B = (0.65, 0.8, 0.45, 0.55, -0.4)
 RESPONSE_COLUMNS = ("response", "completion")
 SCORE_COLUMNS = ("score", "reward", "rating")
@@ -34,15 +31,13 @@ SCORE_COLUMNS = ("score", "reward", "rating")
 
 @dataclass(frozen=True, kw_only=True)
 class HelpSteer2(ScoredSchema):
-    """nvidia/HelpSteer2: one response a row, with five attributes from 0 to 4.
+    """nvidia/HelpSteer2: one response per row, with five attributes from 0 to 4.
 
     Prompts of several turns become messages. The attributes pass through as well.
 
     Args:
-        weights: the score is the sum of weight times attribute. The default is that of NVIDIA's
-            reward model of 70 billion parameters.
-        empty: what to do with a response without text: "error" or "drop".
-        unscored: what to do with a response of which an attribute is null: "error" or "drop".
+        weights: weight of each attribute; the score is the sum of weight times attribute. Defaults
+            to those of NVIDIA's reward model of 70 billion parameters.
     """
 
     weights: dict[str, float] = field(
@@ -58,16 +53,16 @@ class HelpSteer2(ScoredSchema):
 
     @classmethod
     def fits(cls, columns: frozenset[str], row: Row) -> bool:
-        """Whether prompt, response and attributes are there."""
+        """Whether there are a prompt, a response and all attributes."""
         return columns >= {"prompt", "response", *ATTRIBUTES}
 
     def convert(self, row: Row, source: str) -> Converted:
-        """The canonical row, a group of one."""
+        """Return the canonical row, a group of one."""
         score = weighted_sum(row, self.weights, source)
         return self.canonical(
             row,
             source,
-            prompt=marked_turns(value_of(row, "prompt", source)),
+            prompt=marked_turns(check_field(row, "prompt", source)),
             answers=[Answer(row.get("response"), score, "response", "a weighted attribute")],
             read=("prompt", "response"),
         )
@@ -75,20 +70,19 @@ class HelpSteer2(ScoredSchema):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredResponses(ScoredSchema):
-    """One scored response a row: ``prompt``, ``response`` (``completion``), ``score``.
+    """One scored response per row: ``prompt``, ``response`` (``completion``), ``score``.
 
-    The score stands in ``score``, ``reward`` or ``rating``, or is made of several columns.
+    The score is the column ``score``, ``reward`` or ``rating``, or a sum over several columns.
 
     Args:
-        weights: columns whose weighted sum is the score; none takes the score's column.
-        empty: what to do with a response without text: "error" or "drop".
-        unscored: what to do with a response without a score: "error" or "drop".
+        weights: columns whose weighted sum is the score, with their weights. Defaults to the
+            score's column.
     """
 
     weights: dict[str, float] | None = None
 
     columns: ClassVar[str] = (
-        "prompt, response or completion, score or reward or rating; one response a row"
+        "prompt, response or completion, score or reward or rating; one response per row"
     )
     one_response_a_row: ClassVar[bool] = True
 
@@ -104,12 +98,12 @@ class ScoredResponses(ScoredSchema):
             "prompt" in columns
             and _has(RESPONSE_COLUMNS, row)
             and _has(SCORE_COLUMNS, row)
-            # The attributes say more than a score that was made of them.
+            # The attributes hold more than a score that was made from them.
             and not HelpSteer2.fits(columns, row)
         )
 
     def convert(self, row: Row, source: str) -> Converted:
-        """The canonical row, a group of one."""
+        """Return the canonical row, a group of one."""
         response = one_of(RESPONSE_COLUMNS, row, source)
         read = ["prompt", response]
         if self.weights is None:
@@ -122,7 +116,7 @@ class ScoredResponses(ScoredSchema):
         return self.canonical(
             row,
             source,
-            prompt=prompt_of(value_of(row, "prompt", source), "prompt", source),
+            prompt=prompt_of(row, "prompt", source),
             answers=[
                 Answer(answer_text(row[response], response, source), score, response, score_field)
             ],
@@ -132,39 +126,52 @@ class ScoredResponses(ScoredSchema):
 
 @dataclass(frozen=True, kw_only=True)
 class Unpaired(PublicSchema):
-    """TRL's unpaired format: ``prompt``, ``completion`` and ``label``, which scores 1 or 0.
+    """TRL's unpaired format: ``prompt``, ``completion`` and ``label``, which scores 1 or 0."""
 
-    Args:
-        empty: what to do with a response without text: "error" or "drop".
-    """
-
-    columns: ClassVar[str] = "prompt, completion, label (true or false); one response a row"
+    columns: ClassVar[str] = "prompt, completion, label (true or false); one response per row"
     one_response_a_row: ClassVar[bool] = True
 
     @classmethod
     def fits(cls, columns: frozenset[str], row: Row) -> bool:
-        """Whether prompt, completion and a label are there."""
+        """Whether there are a prompt, a completion and a label."""
         return columns >= {"prompt", "completion", "label"} and isinstance(row["label"], bool)
 
     def convert(self, row: Row, source: str) -> Converted:
-        """The canonical row, a group of one."""
-        label = value_of(row, "label", source)
+        """Return the canonical row, a group of one."""
+        label = check_field(row, "label", source)
         if not isinstance(label, bool):
             raise bad_field(source, "label", show(label), "true or false", "Repair the row.")
         completion = answer_text(row.get("completion"), "completion", source)
         return self.canonical(
             row,
             source,
-            prompt=prompt_of(value_of(row, "prompt", source), "prompt", source),
+            prompt=prompt_of(row, "prompt", source),
             answers=[Answer(completion, float(label), "completion", "label")],
             read=("prompt", "completion", "label"),
         )
 
 
 def _has(names: tuple[str, ...], row: Row) -> bool:
-    """Whether one of the columns is there and holds one value: no list, of messages at most."""
+    """Whether one of the columns holds one value: no list, except one of messages."""
     values = [row[name] for name in names if name in row]
     return any(not is_list(value) or is_messages(value) for value in values)
+
+
+def weighted_sum(row: Row, weights: Mapping[str, float], source: str) -> float | None:
+    """Return the sum of weight times column over the columns named; None if one of them is null.
+
+    Raises:
+        DataError: if a column is missing, or holds no number.
+    """
+    total = 0.0
+    for name, weight in weights.items():
+        if name not in row:
+            found = f"no such field among {sorted(map(str, row))}"
+            raise bad_field(source, name, found, "a number", "Change the weights.")
+        if row[name] is None:
+            return None
+        total += weight * check_number(row[name], name, source)
+    return total
 
 
 def _require_weights(weights: Mapping[str, float]) -> None:

@@ -4,17 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from mpo_lightning.data.groups import check_number, show
-from mpo_lightning.data.schemas.base import (
-    Answer,
-    Converted,
-    Row,
-    ScoredSchema,
-    bad_field,
-    records,
-    require_choice,
-    value_of,
-)
+from mpo_lightning.data.groups import bad_field, check_field, check_number, show
+from mpo_lightning.data.schemas.base import Answer, Converted, Row, ScoredSchema, records
 
 __all__ = ["UltraFeedback"]
 
@@ -27,22 +18,20 @@ Record = dict[str, object]
 class UltraFeedback(ScoredSchema):
     """openbmb/UltraFeedback as its authors publish it.
 
-    The prompt is ``instruction``. The ``custom_system_prompt`` of a completion is no part of it: it
-    differs between the completions of one prompt. ``models`` goes with the responses; the other
+    The prompt is ``instruction``. The ``custom_system_prompt`` of a completion is not part of it:
+    it differs between the completions of one prompt. ``models`` follows the responses; the other
     parts of ``completions`` do not pass through.
 
     About 2000 answers of the first release have an ``overall_score`` of 10 that stands for 1
-    (OpenBMB/UltraFeedback#8). A 10 is taken as wrong where the aspects' mean is 4 of 5 or less.
+    (OpenBMB/UltraFeedback#8). A 10 counts as wrong where the aspects' mean is 4 of 5 or less.
 
     Args:
-        score: "overall" takes overall_score (1 to 10), "aspects" the weighted mean of the four
-            aspects' ratings (1 to 5), "N/A" left out of it.
+        score: "overall" takes overall_score (1 to 10), "aspects" the weighted mean of the ratings
+            of the four aspects (1 to 5), without those that are "N/A".
         aspect_weights: weight of each aspect in that mean, none negative.
         wrong_tens: what to do with a wrong 10. "flag" keeps it and counts it; "repair" takes 1
             where the aspects' mean is 2 or less, as the authors' correction does, and above that
             the mean, stretched from 1..5 to 1..10; "drop" leaves the response out; "error".
-        empty: what to do with a response without text: "error" or "drop".
-        unscored: what to do with a response without a score: "error" or "drop".
     """
 
     score: Literal["overall", "aspects"] = "overall"
@@ -53,8 +42,6 @@ class UltraFeedback(ScoredSchema):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_choice("score", self.score, Literal["overall", "aspects"])
-        require_choice("wrong_tens", self.wrong_tens, WrongTens)
         unknown = sorted(set(self.aspect_weights) - set(ASPECTS))
         weights = self.aspect_weights.values()
         if unknown or min(weights, default=0.0) < 0 or not sum(weights) > 0:
@@ -65,17 +52,17 @@ class UltraFeedback(ScoredSchema):
 
     @classmethod
     def fits(cls, columns: frozenset[str], row: Row) -> bool:
-        """Whether instruction and completions are there."""
+        """Whether there are an instruction and completions."""
         return columns >= {"instruction", "completions"}
 
     def convert(self, row: Row, source: str) -> Converted:
-        """The canonical row."""
-        completions = records(value_of(row, "completions", source), "completions", source)
+        """Return the canonical row."""
+        completions = records(check_field(row, "completions", source), "completions", source)
         models = [completion.get("model") for completion in completions]
         return self.canonical(
             row,
             source,
-            prompt=value_of(row, "instruction", source),
+            prompt=check_field(row, "instruction", source),
             answers=[
                 self._answer(completion, f"completions[{index}]", source)
                 for index, completion in enumerate(completions)
@@ -106,13 +93,10 @@ class UltraFeedback(ScoredSchema):
         self, text: object, mean: float, text_field: str, score_field: str, source: str
     ) -> Answer:
         if self.wrong_tens == "error":
-            raise bad_field(
-                source,
-                score_field,
-                f"10, and aspects of {mean:g} on average (of 5)",
-                "aspects above 4 where the score is 10",
-                "Repair or drop such scores (schema's `wrong_tens`), or take the aspects.",
-            )
+            found = f"10, and aspects of {mean:g} on average (of 5)"
+            expected = "aspects above 4 where the score is 10"
+            remedy = "Repair or drop such scores (schema's `wrong_tens`), or take the aspects."
+            raise bad_field(source, score_field, found, expected, remedy)
         if self.wrong_tens == "drop":
             reason = "with a 10 that its aspects contradict, left out"
             return Answer(text, 10, text_field, score_field, left_out=reason)
@@ -127,22 +111,21 @@ class UltraFeedback(ScoredSchema):
 def _ratings(
     completion: Record, where: str, source: str, wanted: Mapping[str, float]
 ) -> tuple[dict[str, float], tuple[str, ...]]:
-    """The ratings of the wanted aspects that are rated, and a note where one is not."""
+    """Return the ratings of the wanted aspects, and a note where one of them is not rated."""
     annotations = completion.get("annotations")
     if not isinstance(annotations, Mapping):
-        raise bad_field(
-            source,
+        field, found, expected = (
             f"{where}.annotations",
             show(annotations),
             "an object of rated aspects",
-            "Repair or remove the row.",
         )
+        raise bad_field(source, field, found, expected, "Repair or remove the row.")
     ratings: dict[str, float] = {}
     for aspect in wanted:
         name = f"{where}.annotations.{aspect}"
         entry = annotations.get(aspect)
         rating = entry.get("Rating") if isinstance(entry, Mapping) else None
-        # Where nothing was said of the aspect, its struct is null.
+        # The struct of an aspect that was not rated is null.
         if rating is not None and rating != "N/A":
             ratings[aspect] = _rating(rating, f"{name}.Rating", source)
     missing = len(ratings) < len(wanted)
