@@ -3,8 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-WORLD := quickstart
 SEED ?= 0
+# The quick start's world, run and measurements, how it samples, and how responses are scored.
+WORLD := quickstart
+RUN := $(WORLD)/run
+REPORT := $(RUN)/report
+SAMPLE := --prompts $(WORLD)/test.jsonl --model.base $(WORLD)/base --n 8 --max_new_tokens 64 \
+	--responses_per_batch 512
+GOLD := --function mpo_lightning.toy.language:gold_scores
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test check docs figures notebooks bench format clean
@@ -23,16 +29,26 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 quickstart: $(READY) ## Train on a small world that is made here, on CPU, and show before and after
-	@rm -rf $(WORLD)/run
-	@echo "1/3  Making the world: a small language, a model that speaks it, scored responses"
-	@$(BIN)/python -m mpo_lightning.toy build --out $(WORLD) --seed $(SEED)
-	@echo "2/3  mpo-lightning fit --config configs/quickstart.yaml"
-	@$(BIN)/mpo-lightning fit --config configs/quickstart.yaml --seed_everything $(SEED) \
+	@rm -rf $(RUN)
+	@echo "1/4  Making the world: a small language, a model that speaks it, scored responses"
+	$(BIN)/python -m mpo_lightning.toy build --out $(WORLD) --seed $(SEED)
+	@echo "2/4  Training"
+	$(BIN)/mpo-lightning fit --config configs/quickstart.yaml --seed_everything $(SEED) \
 		--data.seed $(SEED)
-	@echo "3/3  Sampling before and after"
-	@$(BIN)/python -m mpo_lightning.toy report --world $(WORLD) --seed $(SEED) \
-		--adapter $(WORLD)/run/checkpoints/last-adapter \
-		--metrics $(WORLD)/run/metrics.csv --out $(WORLD)/run
+	@echo "3/4  Sampling from the base, and from the base with the adapter"
+	$(BIN)/mpo-lightning sample $(SAMPLE) --seed $(SEED) --out $(REPORT)/before
+	$(BIN)/mpo-lightning sample $(SAMPLE) --seed $$(($(SEED) + 1)) --out $(REPORT)/after \
+		--model.adapter $(RUN)/checkpoints/last-adapter
+	@echo "4/4  Scoring, comparing and measuring the responses"
+	$(BIN)/mpo-lightning score --data $(REPORT)/before --out $(REPORT)/before-scored $(GOLD)
+	$(BIN)/mpo-lightning score --data $(REPORT)/after --out $(REPORT)/after-scored $(GOLD)
+	$(BIN)/mpo-lightning compare --policy $(REPORT)/after --reference $(REPORT)/before \
+		--out $(REPORT)/comparison.json $(GOLD)
+	$(BIN)/mpo-lightning predict --config configs/quickstart.yaml \
+		--ckpt_path $(RUN)/checkpoints/last.ckpt --trainer.logger false \
+		--data.predict '["$(REPORT)/before-scored", "$(REPORT)/after-scored"]' \
+		--predictions.path $(REPORT)/predictions.parquet
+	$(BIN)/python -m mpo_lightning.toy report --run $(RUN) --seed $(SEED)
 
 test: $(READY) ## Run all tests, two at a time
 	@$(BIN)/python -m pytest -n 2 --dist worksteal

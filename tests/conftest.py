@@ -245,10 +245,10 @@ def toy_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def study_worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the studies' worlds, with that of seed 0 in it."""
-    from mpo_lightning.studies.world.world import build
+    from mpo_lightning.studies.world.world import load_world
 
     root = shared_folder(tmp_path_factory, "studies")
     with FileLock(root / "lock"):
-        build(root / "worlds", 0)
+        load_world(root / "worlds", 0)
     # Tests add to it.
     return Path(shutil.copytree(root / "worlds", tmp_path_factory.mktemp("studies") / "worlds"))

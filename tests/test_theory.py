@@ -1,4 +1,4 @@
-"""What docs/mathematics.md derives, on numbers: special cases, optima, bounds and rates."""
+"""The results of docs/mathematics.md on numbers: special cases, optima and bounds."""
 
 import math
 from collections.abc import Callable
@@ -189,72 +189,6 @@ def test_the_winner_takes_all_of_mpo_and_not_of_each_mpo() -> None:
     mpo, each = (effective(descend(loss(beta=1.0), start)) for loss in (MPO, EachMPO))
     assert mpo < before - 0.1
     assert each > before + 0.15
-
-
-# ----------------------------------------------------------------------------- the rate of bias
-
-SIZES = [2, 4, 8, 16, 32, 64, 128, 256, 512]
-
-
-def slope(values: list[float]) -> float:
-    """Of log values on log sizes, least squares."""
-    x = torch.tensor(SIZES, dtype=F64).log()
-    y = torch.tensor(values, dtype=F64).log()
-    return ((x - x.mean()) @ (y - y.mean()) / (x - x.mean()).square().sum()).item()
-
-
-@pytest.mark.parametrize(
-    ("name", "draw", "mean"),
-    [
-        ("normal", lambda x: x.normal_(generator=GENERATOR), 0.0),
-        ("uniform", lambda x: x.uniform_(-1, 1, generator=GENERATOR), 0.0),
-        ("exponential", lambda x: x.exponential_(generator=GENERATOR), 1.0),
-    ],
-)
-def test_bias_falls_as_one_over_the_root_of_n(
-    name: str, draw: Callable[[Tensor], Tensor], mean: float
-) -> None:
-    """E|mean of n attributes - true mean| of independent draws with finite variance: slope -1/2."""
-    GENERATOR.manual_seed(0)
-    biases = []
-    for n in SIZES:
-        samples = draw(torch.empty(4000, n, dtype=F64))
-        biases.append((samples.mean(1) - mean).abs().mean().item())
-    assert slope(biases) == pytest.approx(-0.5, abs=0.03)
-    if name == "normal":
-        exact = [math.sqrt(2 / (math.pi * n)) for n in SIZES]
-        assert biases == pytest.approx(exact, rel=0.06)
-
-
-GENERATOR = torch.Generator()
-
-
-def test_bias_falls_more_slowly_without_variance() -> None:
-    """Symmetric stable law of index 3/2: slope -(1 - 2/3). Medians: means settle slowly."""
-    kappa = 1.5
-    medians = []
-    for n in SIZES:
-        GENERATOR.manual_seed(n)
-        angle = torch.empty(4000, n, dtype=F64).uniform_(
-            -math.pi / 2, math.pi / 2, generator=GENERATOR
-        )
-        wait = torch.empty(4000, n, dtype=F64).exponential_(generator=GENERATOR)
-        # Chambers, Mallows and Stuck.
-        draws = (kappa * angle).sin() / angle.cos() ** (1 / kappa)
-        draws = draws * (((1 - kappa) * angle).cos() / wait) ** ((1 - kappa) / kappa)
-        medians.append(draws.mean(1).abs().median().item())
-    assert slope(medians) == pytest.approx(-1 / 3, abs=0.03)
-
-
-@pytest.mark.parametrize("rho", [0.04, 0.25])
-def test_bias_of_correlated_responses_has_a_floor(rho: float) -> None:
-    """Standard normal attributes, equal correlation: mean's variance is rho + (1 - rho) / n."""
-    for n in SIZES:
-        common, own = normal(4000, 1, seed=n), normal(4000, n, seed=n + 1)
-        samples = math.sqrt(rho) * common + math.sqrt(1 - rho) * own
-        found = samples.mean(1).abs().mean().item()
-        assert found == pytest.approx(math.sqrt(2 / math.pi * (rho + (1 - rho) / n)), rel=0.06)
-        assert found > math.sqrt(2 / math.pi * rho) * 0.95
 
 
 # ------------------------------------------------------------------------ noise and partitions

@@ -1,20 +1,21 @@
-"""The toy world: its language, its gold score, its files, and the report on an adapter."""
+"""The toy world: its language, its gold score, its files, and the report of the quick start."""
 
 import json
 import random
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mpo_lightning.toy import language, report, world
+from mpo_lightning.toy import language, world
 from mpo_lightning.toy.__main__ import main
-from mpo_lightning.toy.language import ATTRIBUTES, gold_score, is_grammatical
+from mpo_lightning.toy.language import gold_score, gold_scores, is_grammatical
 
 PROMPT = "How is the price of the boat?"
 
@@ -54,50 +55,16 @@ def test_gold_by_hand(response: str, score: float) -> None:
     assert gold_score(PROMPT, response) == score
 
 
+def test_gold_of_several_responses() -> None:
+    responses = ["The boat is plain.", "The boat is good and great."]
+    assert gold_scores(PROMPT, responses) == [1.0, 3.0]
+
+
 def test_gold_needs_one_topic() -> None:
     with pytest.raises(ValueError, match="exactly one topic"):
         gold_score("How are you?", "Good.")
     with pytest.raises(ValueError, match="exactly one topic"):
         gold_score("Is the boat on the river?", "Good.")
-
-
-ATTRIBUTE_CASES = {
-    "length_words": ("It's a lamp, right?", 4.0, "", 0.0),
-    "sentences": ("It is so. It was!", 2.0, "no end", 0.0),
-    "commas": ("well, so, it is", 2.0, "it is", 0.0),
-    "first_letter_a_to_m": ("I find", 1.0, "The lamp", 0.0),
-    "lower_case_start": ("the lamp", 1.0, "The lamp", 0.0),
-    "exclamation": ("Good!", 1.0, "Good.", 0.0),
-    "question": ("Good, right?", 1.0, "Good.", 0.0),
-    "past_tense": ("It was so.", 1.0, "It is so.", 0.0),
-    "politeness": ("Thanks, it is so.", 1.0, "Well, it is so.", 0.0),
-    "hedging": ("Perhaps it is so.", 1.0, "It is so.", 0.0),
-    "intensifier": ("It is very so.", 1.0, "Every one.", 0.0),
-    "first_person": ("I find it so.", 1.0, "It is so.", 0.0),
-    "second_person": ("You get it.", 1.0, "Its youth.", 0.0),
-    "contrast": ("so but so", 1.0, "so and so", 0.0),
-    "time_word": ("so today", 1.0, "so here", 0.0),
-    "place_word": ("so here", 1.0, "so today", 0.0),
-    "number_word": ("in two ways", 1.0, "in ways", 0.0),
-    "contraction": ("It's so.", 1.0, "It is so.", 0.0),
-}
-
-
-def test_attributes_by_hand() -> None:
-    assert set(ATTRIBUTE_CASES) == set(ATTRIBUTES)
-    for name, (one, value, other, other_value) in ATTRIBUTE_CASES.items():
-        assert ATTRIBUTES[name](one) == value, name
-        assert ATTRIBUTES[name](other) == other_value, name
-
-
-def test_attributes_vary_and_do_not_depend_on_gold() -> None:
-    drawn = answers(6000)
-    gold = torch.tensor([gold_score(*pair) for pair in drawn])
-    measured = torch.tensor([[f(text) for f in ATTRIBUTES.values()] for _, text in drawn])
-    assert (measured.std(0) > 0.2).all()
-    correlations = torch.corrcoef(torch.cat([gold[:, None], measured], 1).T)[0, 1:]
-    # 4.5 standard errors of a correlation of zero, for 18 of them.
-    assert correlations.abs().max() < 4.5 / 6000**0.5
 
 
 def test_grammar_sentences_parse() -> None:
@@ -277,13 +244,13 @@ def fake_write(path: Path, seed: int, settings: world.Settings, mark: str) -> No
 
 
 @pytest.fixture
-def fake_build(monkeypatch: pytest.MonkeyPatch) -> Callable[..., world.World]:
+def fake_build(monkeypatch: pytest.MonkeyPatch) -> Callable[..., world.ToyWorld]:
     monkeypatch.setattr(world, "_write_world", fake_write)
     return world.build
 
 
 def test_other_fingerprint_or_partial_world_is_built_again(
-    fake_build: Callable[..., world.World], tmp_path: Path
+    fake_build: Callable[..., world.ToyWorld], tmp_path: Path
 ) -> None:
     out = tmp_path / "deep" / "world"
     assert not fake_build(out, seed=0).reused
@@ -292,7 +259,7 @@ def test_other_fingerprint_or_partial_world_is_built_again(
     assert (out / "base" / "config.json").read_text() == "1"
     for missing in ("train.jsonl", "base/model.safetensors", "world.json"):
         (out / missing).unlink()
-        assert world.find_world(out) is None
+        assert world.find_world(out, world.fingerprint(1)) is None
         assert not fake_build(out, seed=1).reused
     (out / "world.json").write_text('{"fingerp')
     assert not fake_build(out, seed=1).reused
@@ -300,7 +267,7 @@ def test_other_fingerprint_or_partial_world_is_built_again(
 
 
 def test_foreign_files_are_left_alone(
-    fake_build: Callable[..., world.World], tmp_path: Path
+    fake_build: Callable[..., world.ToyWorld], tmp_path: Path
 ) -> None:
     out = tmp_path / "world"
     fake_build(out, seed=0)
@@ -360,61 +327,7 @@ def test_untaught_model_is_an_error(tmp_path: Path) -> None:
         world.build(tmp_path / "w", 0, settings)
 
 
-# -------------------------------------------------------------------------------------- the report
-
-
-def test_win_rates_by_hand() -> None:
-    policy = torch.tensor([[1.0, 3.0], [0.0, 0.0], [2.0, 2.0]])
-    base = torch.tensor([[2.0, 1.0], [0.0, 0.0], [3.0, 1.0]])
-    # First prompt: 1 against 2 loses, 1 against 1 ties, 3 wins twice: 2.5 of 4.
-    assert report.win_rates(policy, base).tolist() == [0.625, 0.5, 0.5]
-
-
-def test_bootstrap_matches_the_normal_interval() -> None:
-    values = torch.randn(400, generator=torch.Generator().manual_seed(0)).double()
-    estimate = report.bootstrap(values, torch.Generator().manual_seed(1))
-    error = values.std().item() / 20
-    assert estimate.mean == pytest.approx(values.mean().item())
-    assert estimate.low == pytest.approx(estimate.mean - 1.96 * error, abs=0.2 * error)
-    assert estimate.high == pytest.approx(estimate.mean + 1.96 * error, abs=0.2 * error)
-    constant = report.bootstrap(torch.ones(5), torch.Generator())
-    assert (constant.mean, constant.low, constant.high) == (1, 1, 1)
-
-
-def write_adapter(toy_world: Path, folder: Path, push: Callable[[Any, Any], None]) -> Path:
-    """An adapter on the output head whose update `push(A, B)` sets."""
-    from peft import LoraConfig, get_peft_model
-
-    base = AutoModelForCausalLM.from_pretrained(toy_world / "base")
-    config = LoraConfig(r=1, lora_alpha=1, target_modules=["lm_head"], task_type="CAUSAL_LM")
-    model = get_peft_model(base, config)
-    head = model.base_model.model.lm_head
-    with torch.no_grad():
-        push(head.lora_A["default"].weight, head.lora_B["default"].weight)
-    model.save_pretrained(folder, save_embedding_layers=False)
-    return folder
-
-
-def test_response_logps_equal_one_at_a_time(toy_world: Path, toy_tokenizer: Any) -> None:
-    model = AutoModelForCausalLM.from_pretrained(toy_world / "base").eval()
-    prompts = [row["prompt"] for row in read_split(toy_world, "test")[:3]]
-    drawn = world.sample_responses(model, toy_tokenizer, prompts, 3, seed=5, max_new_tokens=14)
-    assert {sample.ended for group in drawn for sample in group} == {True, False}
-    assert all(
-        sample.ended == (sample.ids[-1] == toy_tokenizer.eos_token_id)
-        for group in drawn
-        for sample in group
-    )
-    logps = report.response_logps(model, toy_tokenizer, prompts, drawn)
-    assert logps.shape == (3, 3)
-    for prompt, group, row in zip(prompts, drawn, logps, strict=True):
-        front = world.prompt_ids(toy_tokenizer, prompt)
-        for sample, logp in zip(group, row, strict=True):
-            logits = model(torch.tensor([front + list(sample.ids)])).logits[0, len(front) - 1 : -1]
-            expected = -torch.nn.functional.cross_entropy(
-                logits.double(), torch.tensor(sample.ids), reduction="sum"
-            )
-            assert logp.item() == pytest.approx(expected.item(), abs=1e-4)
+# ----------------------------------------------------------------------------------- the sampler
 
 
 def test_samples_follow_the_model(toy_tokenizer: Any) -> None:
@@ -447,106 +360,74 @@ def test_samples_follow_the_model(toy_tokenizer: Any) -> None:
         assert counts[rare].sum().item() / count == pytest.approx(tail, abs=5 * error_of_tail)
 
 
-def test_report_of_an_adapter_that_changes_nothing(toy_world: Path, tmp_path: Path) -> None:
-    adapter = write_adapter(toy_world, tmp_path / "adapter", lambda a, b: b.zero_())
-    found = report.evaluate(toy_world, adapter, samples_per_prompt=4, seed=1)
-    assert found.prompts == 64
-    assert found.kl.mean == 0
-    assert found.gold_gain.low < 0 < found.gold_gain.high
-    assert found.win_rate.low < 0.5 < found.win_rate.high
-    assert found.gold_gain.mean == pytest.approx(found.gold.after - found.gold.before)
-    assert set(found.attributes) == set(ATTRIBUTES)
-    # Fresh samples: those after are other draws than those before.
-    assert found.gold_scores[0] != found.gold_scores[1]
+# -------------------------------------------------------------------------------------- the report
 
 
 METRICS = """\
-epoch,step,train/loss,train/rewards/margin,val/loss,other
-0,1,0.7,0.0,,5
-0,1,,,0.69,
-0,9,0.5,0.4,,5
-0,9,,,0.52,
+epoch,step,train/loss,train/rewards/margin,train/rewards/accuracy,train/kl,val/loss,\
+val/rewards/margin,val/rewards/accuracy,val/kl
+0,1,0.7,0.0,0.5,0.0,,,,
+0,1,,,,,0.69,0.1,0.55,0.01
+0,9,0.5,0.4,0.9,0.2,,,,
 """
 
 
-def test_report_command_finds_an_improvement(
-    toy_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(toy_world / "base")
-    head = AutoModelForCausalLM.from_pretrained(toy_world / "base").lm_head.weight.detach()
-
-    def first_tokens(lexicon: tuple[str, ...]) -> torch.Tensor:
-        ids = [tokenizer(f" {word}")["input_ids"] for word in lexicon]
-        return torch.tensor(sorted({row[0] for row in ids if len(row) == 1}))
-
-    up, down = first_tokens(language.POSITIVE), first_tokens(language.NEGATIVE)
-    assert len(up) > 3
-    assert len(down) > 3
-
-    def push(a: torch.Tensor, b: torch.Tensor) -> None:
-        # Where the model expects a describing word, lift the positive ones over the negative ones.
-        direction = head[torch.cat([up, down])].mean(0) - head.mean(0)
-        a.copy_(direction[None] / direction.square().sum())
-        b.zero_()
-        b[up] = 2.0
-        b[down] = -2.0
-
-    adapter = write_adapter(toy_world, tmp_path / "adapter", push)
-    metrics = tmp_path / "metrics.csv"
-    metrics.write_text(METRICS)
-    out = tmp_path / "out"
-    words = ["report", "--world", str(toy_world), "--adapter", str(adapter), "--out", str(out)]
-    main([*words, "--metrics", str(metrics)])
-
-    numbers = json.loads((out / "report.json").read_text())
-    assert numbers["gold"]["after"] > numbers["gold"]["before"] + 0.5
-    assert numbers["gold_gain"]["low"] > 0.3
-    assert numbers["win_rate"]["low"] > 0.55
-    assert numbers["kl"]["low"] > 0.05
-    assert (out / "quickstart.png").read_bytes()[:4] == b"\x89PNG"
-    printed = capsys.readouterr().out
-    for path in (out / "report.json", out / "quickstart.png", adapter):
-        assert str(path) in printed
-    for name in ("mean gold score", "win rate", "KL", "hedging"):
-        assert name in printed
-
-
-def test_curves(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.csv"
-    path.write_text(METRICS)
-    assert report.read_curves(path) == {
-        "train/loss": [(1.0, 0.7), (9.0, 0.5)],
-        "train/rewards/margin": [(1.0, 0.0), (9.0, 0.4)],
-        "val/loss": [(1.0, 0.69), (9.0, 0.52)],
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """The files that the report reads, made up."""
+    comparison = {
+        "policy": {"score": 2.154},
+        "reference": {"score": 0.556},
+        "score_difference": {"value": 1.598, "low": 1.431, "high": 1.748},
+        "win_rate": {"value": 0.796, "low": 0.77, "high": 0.829},
     }
-    path.write_text("step,train/loss_step,train/loss_epoch\n3,0.5,\n")
-    assert report.read_curves(path) == {"train/loss": [(3.0, 0.5)]}
-    path.write_text("step,other\n1,2\n")
-    with pytest.raises(ValueError, match="none of the columns"):
-        report.read_curves(path)
-    path.write_text("")
-    with pytest.raises(ValueError, match="no column 'step'"):
-        report.read_curves(path)
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "comparison.json").write_text(json.dumps(comparison))
+    rows = [
+        {"file": "a/before-scored/part-00000.jsonl", "tokens": 10, "log_ratio": 7.0},
+        {"file": "a/before-scored/part-00001.jsonl", "tokens": 15, "log_ratio": 7.0},
+        {"file": "a/after-scored/part-00000.jsonl", "tokens": 12, "log_ratio": 1.5},
+        {"file": "a/after-scored/part-00000.jsonl", "tokens": 20, "log_ratio": -0.5},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "report" / "predictions.parquet")
+    (tmp_path / "metrics.csv").write_text(METRICS)
+    return tmp_path
 
 
-def test_command_line_errors(
-    toy_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_report_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["report", "--run", str(run), "--seed", "3"])
+    head, rule, row, *rest = capsys.readouterr().out.splitlines()
+    assert head.split(" | ")[1:4] == ["gold score before", "after", "gain [95% interval]"]
+    assert rule.count("---") == 8
+    assert row == (
+        "| 3 | 0.56 | 2.15 | 1.60 [1.43, 1.75] | 0.80 [0.77, 0.83] | 0.50 | 12.5 | 16.0 |"
+    )
+    assert rest[1] == f"picture  {run / 'quickstart.png'}"
+    assert rest[2] == f"adapter  {run / 'checkpoints' / 'last-adapter'}"
+    assert (run / "quickstart.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    "missing", ["report/comparison.json", "report/predictions.parquet", "metrics.csv"]
+)
+def test_report_names_what_is_missing(
+    missing: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    nothing = str(tmp_path / "nothing")
-    words = ["report", "--world", str(toy_world), "--adapter", nothing, "--out", nothing]
-    for wrong, message in (
-        (words, "holds no PEFT adapter"),
-        (["report", "--world", nothing, "--adapter", nothing, "--out", nothing], "no complete"),
-        ([*words, "--metrics", nothing], "nothing"),
-        (["build", "--out", str(tmp_path)], "mine"),
-    ):
-        (tmp_path / "mine").touch()
-        with pytest.raises(SystemExit) as stop:
-            main(wrong)
-        assert stop.value.code == 2
-        assert message in capsys.readouterr().err
-    assert not Path(nothing).exists()
-    shutil.rmtree(tmp_path)
+    (run / missing).unlink()
+    with pytest.raises(SystemExit) as stop:
+        main(["report", "--run", str(run)])
+    assert stop.value.code == 2
+    assert missing in capsys.readouterr().err
+
+
+def test_build_command_refuses_foreign_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").touch()
+    with pytest.raises(SystemExit) as stop:
+        main(["build", "--out", str(tmp_path)])
+    assert stop.value.code == 2
+    assert "mine" in capsys.readouterr().err
 
 
 def test_build_command_reuses(toy_world: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from mpo_lightning.cli import main
 from mpo_lightning.commands import study as command
+from mpo_lightning.studies import skew
 from mpo_lightning.studies.lab.conditions import Findings, Form
 from mpo_lightning.studies.lab.runner import Runner
 from mpo_lightning.studies.lab.training import TrainingRun
@@ -33,7 +35,7 @@ class MadeUp:
             self.seen.append(task)
             return self.of_run(task)
         return {
-            "BuiltWorld": lambda: {},
+            "BuildWorld": lambda: {},
             "SampleBias": lambda: {
                 kind: {str(n): n**-0.5 for n in task.sizes} for kind in ("acceptable", "chosen")
             },
@@ -181,7 +183,8 @@ def test_responses_quick(
 
 def test_skew_quick(study_worlds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The other one is skewed the other way.
-    monkeypatch.setattr("mpo_lightning.studies.skew.QUICK_SCENARIOS", ("normal", "left"))
+    grid = replace(skew.GRID, quick_scenarios=["normal", "left"])
+    monkeypatch.setattr(skew, "GRID", grid)
     summary = quick("skew", tmp_path / "out", study_worlds)
     found = {label: values["gold"]["mean"] for label, values in summary["at_1_nat"].items()}
     # The median knows the order only, and the shape leaves it.
@@ -208,8 +211,8 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "summary.json").write_text("[]")
     with pytest.raises(SystemExit, match="something else"):
         main(["study", "skew", "--out", str(tmp_path)])
-    monkeypatch.setattr(command, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match="pip install"):
+    monkeypatch.setattr(command, "find_spec", lambda name: None if name == "scipy" else name)
+    with pytest.raises(SystemExit, match=r"need scipy: pip install 'mpo-lightning\[studies\]'"):
         main(["study", "skew", "--out", str(tmp_path / "new")])
 
 

@@ -67,8 +67,11 @@ def main(args: list[str]) -> None:
     for name in ("seeds", "workers"):
         if chosen[name] is not None and chosen[name] < 1:
             raise StudyError(f"--{name} must be at least 1, got {chosen[name]}.")
-    if find_spec("matplotlib") is None:
-        raise StudyError("The figures need matplotlib: pip install 'mpo-lightning[plots]'.")
+    missing = [name for name in ("matplotlib", "scipy") if find_spec(name) is None]
+    if missing:
+        raise StudyError(
+            f"Studies need {' and '.join(missing)}: pip install 'mpo-lightning[studies]'."
+        )
     from mpo_lightning.studies.lab.conditions import Form
 
     form = Form(quick=chosen.quick, seeds=chosen.seeds)

@@ -11,11 +11,10 @@ from mpo_lightning.studies.lab.conditions import (
     Form,
     as_json,
     comparisons,
-    csv_rows,
     difference_text,
     estimates,
     perform,
-    trajectory_rows,
+    run_tables,
 )
 from mpo_lightning.studies.lab.figures import lines, panels
 from mpo_lightning.studies.lab.runner import Runner
@@ -26,7 +25,7 @@ __all__ = ["study"]
 
 ALPHAS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 QUICK_ALPHAS = (0.0, 1.0, 4.0)
-# Standard deviations of the judge's noise, where gold's is 1.
+# Standard deviations of the judge's noise; gold's is 1.
 NOISES = (0.0, 1.0, 2.0)
 QUICK_NOISES = (0.0, 1.0)
 
@@ -77,8 +76,7 @@ def study(runner: Runner, form: Form) -> Findings:
         ):
             for noise in noises:
                 values = [found[_label(alpha, noise)][measure] for alpha in alphas]
-                drawn = [(a, value) for a, value in zip(alphas, values, strict=True) if value.count]
-                lines(axis, [a for a, _ in drawn], [v for _, v in drawn], f"noise {noise:g}")
+                lines(axis, alphas, values, f"noise {noise:g}")
             axis.set_xscale("symlog", linthresh=0.25)
             axis.set_xticks(alphas, [f"{alpha:g}" for alpha in alphas])
             axis.set_xlabel("alpha (per standard deviation)")
@@ -98,7 +96,7 @@ def study(runner: Runner, form: Form) -> Findings:
             "at_1_nat": as_json(found),
             "comparisons": compared,
         },
-        tables={"runs": csv_rows(outcomes), "trajectories": trajectory_rows(outcomes)},
+        tables=run_tables(outcomes),
         figures={"alpha": over_alpha},
         shown=[
             {

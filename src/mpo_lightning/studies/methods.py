@@ -1,7 +1,7 @@
 """All methods at the same budget, compared at the same divergence from the reference.
 
 Every method sees the same groups in the same order, starts from the same adapter and takes the same
-number of steps, each with all responses of its groups. Each has its learning rate chosen among
+number of steps, each with all responses of its groups. The learning rate of each is chosen among
 three on other seeds. The primary measure, fixed beforehand, is the expected gold score on held-out
 prompts where the divergence is 1 nat.
 """
@@ -35,15 +35,15 @@ from mpo_lightning.studies.lab.conditions import (
     Form,
     as_json,
     comparisons,
-    csv_rows,
     difference_text,
     estimates,
+    paired,
     perform,
-    trajectory_rows,
+    run_tables,
 )
 from mpo_lightning.studies.lab.figures import bars, panels
 from mpo_lightning.studies.lab.runner import Runner
-from mpo_lightning.studies.lab.statistics import Interval, mean_interval
+from mpo_lightning.studies.lab.statistics import mean_interval
 from mpo_lightning.studies.lab.training import BETA, LEARNING_RATE, TrainingRun
 from mpo_lightning.studies.world.measures import at_divergence
 
@@ -52,11 +52,11 @@ __all__ = ["METHODS", "study"]
 LEARNING_RATES = (5e-4, LEARNING_RATE, 2e-3)
 TUNING_SEEDS = (1000, 1001)
 BASELINE = "MPO"
-# Ten colours, then another style.
+# Line styles: ten colours, then the next style.
 LINES = ("-", "--", ":")
 
-# Scores of World E have a standard deviation of one (and the judge's noise), so a temperature
-# of 1 is one standard deviation of gold.
+# Gold scores have a standard deviation of one, to which the judge adds noise: a temperature of 1 is
+# one standard deviation of gold.
 METHODS: dict[str, SetLoss] = {
     "MPO": MPO(beta=BETA),
     "W-MPO 0.5": MPO(beta=BETA, alpha=0.5, alpha_unit="std"),
@@ -90,10 +90,10 @@ def _run(seed: int, *, method: str, lr: float) -> TrainingRun:
 
 
 def _tuned(runner: Runner, methods: list[str]) -> dict[str, dict[str, Any]]:
-    """The learning rate of each method with the most gold at the primary divergence.
+    """Return the learning rate of each method that gives the most gold at the primary divergence.
 
-    One that does not reach it with every tuning seed is taken only where none does; then the end of
-    training counts.
+    A rate that does not reach it with every tuning seed is chosen only where none does; the gold at
+    the end of training then decides.
     """
     conditions = [
         Condition(f"{method} {lr}", partial(_run, method=method, lr=lr), {"lr": lr})
@@ -101,16 +101,16 @@ def _tuned(runner: Runner, methods: list[str]) -> dict[str, dict[str, Any]]:
         for lr in LEARNING_RATES
     ]
     outcomes = perform(runner, conditions, TUNING_SEEDS, "Learning rates")
+    at_primary, at_end = estimates(outcomes), estimates(outcomes, END)
     chosen = {}
     for method in methods:
         found = {}
         for lr in LEARNING_RATES:
-            of_rate = [o for o in outcomes if o.condition.label == f"{method} {lr}"]
-            points = [point for o in of_rate if (point := o.at(PRIMARY)) is not None]
-            reached = len(points) == len(of_rate)
-            ends = [point for o in of_rate if (point := o.at(END)) is not None]
-            gold = mean_interval([p["gold"] for p in (points if reached else ends)]).mean
-            found[lr] = {"reached": reached, "gold": gold}
+            gold = at_primary[f"{method} {lr}"]["gold"]
+            reached = gold.count == len(TUNING_SEEDS)
+            if not reached:
+                gold = at_end[f"{method} {lr}"]["gold"]
+            found[lr] = {"reached": reached, "gold": gold.mean}
         best = max(found, key=lambda lr: (found[lr]["reached"], found[lr]["gold"]))
         chosen[method] = {"lr": best, "tried": {str(lr): value for lr, value in found.items()}}
     return chosen
@@ -163,24 +163,8 @@ def study(runner: Runner, form: Form) -> Findings:
 
     def at_one_nat() -> Any:
         figure, axes = panels(3, height=1 + 0.3 * len(methods))
-        of_baseline = {
-            outcome.seed: point["gold"]
-            for outcome in outcomes
-            if outcome.condition.label == BASELINE and (point := outcome.at(PRIMARY)) is not None
-        }
-        gains = [
-            mean_interval(
-                [
-                    point["gold"] - of_baseline[outcome.seed]
-                    for outcome in outcomes
-                    if outcome.condition.label == method
-                    and outcome.seed in of_baseline
-                    and (point := outcome.at(PRIMARY)) is not None
-                ]
-            )
-            for method in methods
-        ]
         # Worlds differ more than methods do: paired differences show what methods do.
+        gains = [paired(outcomes, method, BASELINE).difference for method in methods]
         bars(axes[0], methods, gains, f"Gold score less {BASELINE}'s, at {PRIMARY:g} nat")
         axes[0].axvline(0, color="grey", linewidth=1)
         for axis, (measure, title) in zip(
@@ -188,7 +172,7 @@ def study(runner: Runner, form: Form) -> Findings:
             (("bias", "Attribute bias"), ("chosen_shift", "Chosen's logp change (nats)")),
             strict=True,
         ):
-            values: list[Interval] = [at_primary[method][measure] for method in methods]
+            values = [at_primary[method][measure] for method in methods]
             bars(axis, methods, values, f"{title} at {PRIMARY:g} nat")
         return figure
 
@@ -201,7 +185,7 @@ def study(runner: Runner, form: Form) -> Findings:
             "comparisons": found,
             f"comparisons_at_{min(DIVERGENCES):g}_nat": nearer,
         },
-        tables={"runs": csv_rows(outcomes), "trajectories": trajectory_rows(outcomes)},
+        tables=run_tables(outcomes),
         figures={"trajectories": gold_over_divergence, "methods": at_one_nat},
         shown=[
             {

@@ -1,12 +1,12 @@
 """The number of responses: does bias fall as one over root n?
 
-Two biases that the paper's argument runs together are told apart. *Sample bias* is a property of
-draws, and the theorem's object. *Policy bias* is what training makes of it: how far the trained
-policy's attributes are from those of the ideal policy of the same divergence.
+The paper's argument does not distinguish two biases. *Sample bias* is a property of draws, and the
+theorem's object. *Policy bias* is that of the trained policy: how far its attributes are from those
+of the ideal policy of the same divergence.
 
 n varies with the number of prompts fixed (more responses are more data), and with the number of
-responses fixed (more responses are fewer prompts). The responses of a prompt are the beginning of
-one pool, whatever n.
+responses fixed (more responses are fewer prompts). The responses of a prompt are the first n of one
+pool.
 """
 
 import math
@@ -20,18 +20,21 @@ from mpo_lightning.studies.lab.conditions import (
     Condition,
     Findings,
     Form,
-    Outcome,
+    RunOutcome,
     as_json,
-    csv_rows,
     estimates,
-    interval_json,
     perform,
-    trajectory_rows,
+    run_tables,
 )
 from mpo_lightning.studies.lab.figures import lines, panels
 from mpo_lightning.studies.lab.runner import Runner
 from mpo_lightning.studies.lab.sample_bias import SampleBias
-from mpo_lightning.studies.lab.statistics import Interval, log_log_slope, mean_interval
+from mpo_lightning.studies.lab.statistics import (
+    Interval,
+    least_squares_slope,
+    log_log_slope,
+    mean_interval,
+)
 from mpo_lightning.studies.lab.training import LEARNING_RATE, TrainingRun
 from mpo_lightning.studies.methods import METHODS
 
@@ -66,7 +69,7 @@ def _conditions(methods: tuple[str, ...], sizes: tuple[int, ...]) -> list[Condit
 
 
 def _sample_slope(results: list[dict[str, Any]], kind: str) -> Interval:
-    """Of the log of the bias on the log of n, over seeds."""
+    """Return the slope of the log of the bias on the log of n, over seeds."""
     return mean_interval(
         [
             log_log_slope([float(n) for n in result[kind]], list(result[kind].values()))
@@ -76,13 +79,13 @@ def _sample_slope(results: list[dict[str, Any]], kind: str) -> Interval:
 
 
 def _policy_bias(
-    outcomes: list[Outcome],
+    outcomes: list[RunOutcome],
     method: str,
     design: str,
     seeds: list[int],
     where: float,
 ) -> list[dict[int, float]]:
-    """The policy's bias by n, for each seed that reached the divergence with every n."""
+    """Return the policy's bias by n, for each seed that reached the divergence with every n."""
     found = []
     for seed in seeds:
         points = {
@@ -98,12 +101,9 @@ def _policy_bias(
 
 
 def _floor(sizes: list[int], biases: list[float]) -> float:
-    """What is left of the bias for n without end: bias ** 2 = floor ** 2 + c / n, least squares."""
+    """Return the limit of the bias for large n: bias ** 2 = floor ** 2 + c / n, least squares."""
     x, y = [1 / n for n in sizes], [bias**2 for bias in biases]
-    centre, height = fmean(x), fmean(y)
-    slope = sum((a - centre) * b for a, b in zip(x, y, strict=True))
-    slope /= sum((a - centre) ** 2 for a in x)
-    return math.sqrt(max(height - slope * centre, 0.0))
+    return math.sqrt(max(fmean(y) - least_squares_slope(x, y) * fmean(x), 0.0))
 
 
 def study(runner: Runner, form: Form) -> Findings:
@@ -139,8 +139,7 @@ def study(runner: Runner, form: Form) -> Findings:
         for axis, design in zip(axes, DESIGNS, strict=True):
             for method in methods:
                 of_n = [found[PRIMARY][f"{method}, n={n}, {design}"][measure] for n in sizes]
-                drawn = [(n, value) for n, value in zip(sizes, of_n, strict=True) if value.count]
-                lines(axis, [float(n) for n, _ in drawn], [value for _, value in drawn], method)
+                lines(axis, sizes, of_n, method)
             axis.set_xscale("log")
             axis.set_title(design)
             axis.set_xlabel("responses of a prompt, n")
@@ -171,22 +170,14 @@ def study(runner: Runner, form: Form) -> Findings:
     return Findings(
         summary={
             "sample_bias_slope": sample_slopes["acceptable"].mean,
-            "sample_bias_slopes": {
-                kind: interval_json(slope) for kind, slope in sample_slopes.items()
-            },
-            "policy_bias_slopes": {
-                label: interval_json(slope) for label, slope in policy_slopes.items()
-            },
-            "policy_bias_floors": {label: interval_json(floor) for label, floor in floors.items()},
-            "sample_bias": {
-                kind: {str(n): interval_json(value) for n, value in of_kind.items()}
-                for kind, of_kind in sample_bias.items()
-            },
+            "sample_bias_slopes": {kind: slope.to_json() for kind, slope in sample_slopes.items()},
+            "policy_bias_slopes": {of: slope.to_json() for of, slope in policy_slopes.items()},
+            "policy_bias_floors": {of: floor.to_json() for of, floor in floors.items()},
+            "sample_bias": as_json(sample_bias),
             **{f"at_{where:g}_nat": as_json(of_place) for where, of_place in found.items()},
         },
         tables={
-            "runs": csv_rows(outcomes),
-            "trajectories": trajectory_rows(outcomes),
+            **run_tables(outcomes),
             "samples": [
                 {"seed": seed, "of": kind, "n": n, "bias": value}
                 for seed, result in zip(seeds, samples, strict=True)

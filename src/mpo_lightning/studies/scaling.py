@@ -1,6 +1,6 @@
 """Many responses: time, memory and quality from 2 to 512, all at once and in slices.
 
-Each run is made in a process of its own, whose peak memory is then its own.
+Each run has a process of its own, so that its peak memory can be read.
 """
 
 import multiprocessing
@@ -20,13 +20,10 @@ from mpo_lightning.studies.lab.conditions import (
     Condition,
     Findings,
     Form,
-    Outcome,
     as_json,
-    csv_rows,
     estimates,
-    interval_json,
     perform,
-    trajectory_rows,
+    run_tables,
 )
 from mpo_lightning.studies.lab.figures import lines, panels
 from mpo_lightning.studies.lab.runner import Runner
@@ -38,7 +35,7 @@ __all__ = ["Cost", "study"]
 SIZES = (2, 8, 32, 128, 512)
 QUICK_SIZES = (2, 32, 128)
 PROMPTS = 32
-# Responses at a time.
+# Responses that go through the model at a time.
 WAYS = {"at once": None, "64 at a time": 64}
 WARM_UP = TrainingRun(
     seed=0, loss=MPO(beta=BETA), lr=LEARNING_RATE, prompts=8, responses=2, epochs=1
@@ -47,28 +44,34 @@ WARM_UP = TrainingRun(
 
 @dataclass(frozen=True, kw_only=True)
 class Cost(TrainingRun):
-    """A run in a process of its own; its result also has what it cost.
+    """The task of a training run in a process of its own; its result also has what it cost.
 
     - ``step_ms``: milliseconds an optimizer step, mean over the run;
-    - ``memory_mib``: how much the process grew beyond what the libraries, the model and the
-      measurements take, which a run of two responses shows beforehand.
+    - ``memory_mib``: growth of the process's peak memory beyond that of a run of two responses,
+      made beforehand, which loads the libraries, the model and the measurements.
     """
 
     def __call__(self, worlds: Path) -> dict[str, Any]:
-        """Make the run."""
+        """Train in a new process, and return the `TrainingResult`'s fields and the costs."""
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=context) as process:
             return process.submit(_measure, self, worlds).result()
 
 
 def _peak_mib() -> float:
+    """Return the peak resident memory of this process, MiB."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # On Linux ru_maxrss begins with the memory of the process that started this one.
+        lines = dict(line.split(":", 1) for line in status.read_text("utf-8").splitlines())
+        return int(lines["VmHWM"].removesuffix("kB")) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def _measure(run: Cost, worlds: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
-    train(replace(WARM_UP, seed=run.seed, teaching=run.teaching), worlds)
+    train(replace(WARM_UP, seed=run.seed), worlds)
     before = _peak_mib()
     result = train(run, worlds)
     steps = result.trajectory[-1]["step"]
@@ -107,13 +110,8 @@ def study(runner: Runner, form: Form) -> Findings:
     found = estimates(outcomes)
 
     def cost(way: str, n: int, what: str) -> Interval:
-        return mean_interval(
-            [
-                outcome.result[what]
-                for outcome in outcomes
-                if outcome.condition.label == f"n={n}, {way}"
-            ]
-        )
+        label = f"n={n}, {way}"
+        return mean_interval([o.result[what] for o in outcomes if o.condition.label == label])
 
     costs = {
         what: {way: {n: cost(way, n, what) for n in sizes} for way in WAYS}
@@ -125,9 +123,7 @@ def study(runner: Runner, form: Form) -> Findings:
         for way in WAYS:
             for axis, what in zip(axes, costs, strict=False):
                 lines(axis, sizes, [costs[what][way][n] for n in sizes], way)
-            gold = [(n, found[f"n={n}, {way}"]["gold"]) for n in sizes]
-            shown = [(n, value) for n, value in gold if value.count]
-            lines(axes[2], [n for n, _ in shown], [value for _, value in shown], way)
+            lines(axes[2], sizes, [found[f"n={n}, {way}"]["gold"] for n in sizes], way)
         titles = ("Step (ms)", "Memory beyond two responses (MiB)", f"Gold at {PRIMARY:g} nat")
         for axis, title in zip(axes, titles, strict=True):
             axis.set_title(title)
@@ -144,16 +140,10 @@ def study(runner: Runner, form: Form) -> Findings:
                 way: log_log_slope(large, [costs["step_ms"][way][n].mean for n in large])
                 for way in WAYS
             },
-            **{
-                what: {
-                    way: {str(n): interval_json(value) for n, value in of_way.items()}
-                    for way, of_way in of_what.items()
-                }
-                for what, of_what in costs.items()
-            },
+            **{what: as_json(of_what) for what, of_what in costs.items()},
             "at_1_nat": as_json(found),
         },
-        tables={"runs": _with_costs(outcomes), "trajectories": trajectory_rows(outcomes)},
+        tables=run_tables(outcomes),
         figures={"scaling": figure},
         shown=[
             {
@@ -167,12 +157,3 @@ def study(runner: Runner, form: Form) -> Findings:
             for way in WAYS
         ],
     )
-
-
-def _with_costs(outcomes: list[Outcome]) -> list[dict[str, Any]]:
-    rows = csv_rows(outcomes)
-    each = len(rows) // len(outcomes)
-    return [
-        {**row, **{what: outcomes[i // each].result[what] for what in ("step_ms", "memory_mib")}}
-        for i, row in enumerate(rows)
-    ]

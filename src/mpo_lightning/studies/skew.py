@@ -1,11 +1,11 @@
 """The shape of the scores' distribution, and the rule that splits groups.
 
-All shapes here are the same judge, its scores mapped in another way: what only looks at their order
+All shapes are the same judge, its scores mapped in another way: a method that uses only their order
 does not notice. How reliably a rule splits a group when scores are noisy is measured without
 training.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from mpo_lightning.losses import (
     InfoNCA,
     Partition,
 )
-from mpo_lightning.studies.lab.conditions import Findings, Form, interval_json
+from mpo_lightning.studies.lab.conditions import Findings, Form, as_json
 from mpo_lightning.studies.lab.figures import lines, panels
-from mpo_lightning.studies.lab.grid import Method, Scenario, findings, train_grid
+from mpo_lightning.studies.lab.grid import Grid, Method, Scenario
 from mpo_lightning.studies.lab.runner import Runner
 from mpo_lightning.studies.lab.statistics import mean_interval
 from mpo_lightning.studies.lab.training import BETA
@@ -30,40 +30,42 @@ from mpo_lightning.studies.world.judges import NoisyJudge
 
 __all__ = ["Reliability", "study"]
 
-SCENARIOS = {
-    "normal": Scenario(),
-    "right": Scenario(judge=NoisyJudge(shape="exp")),
-    "left": Scenario(judge=NoisyJudge(shape="log")),
-    "bimodal": Scenario(judge=NoisyJudge(shape="bimodal")),
-    "uniform": Scenario(judge=NoisyJudge(shape="uniform")),
-}
-QUICK_SCENARIOS = ("normal", "right", "left")
 RULES: dict[str, Partition] = {
     "mean": AboveMean(),
     "median": AboveQuantile(),
     "top quarter": AboveQuantile(quantile=0.75),
     "trimmed mean": AboveTrimmedMean(),
 }
-METHODS = {
-    **{f"MPO {rule}": Method(loss=MPO(beta=BETA, partition=RULES[rule])) for rule in RULES},
-    **{
-        f"W-MPO 1 {rule}": Method(
-            loss=MPO(beta=BETA, alpha=1.0, alpha_unit="std", partition=RULES[rule])
-        )
-        for rule in ("mean", "median")
+GRID = Grid(
+    scenarios={
+        "normal": Scenario(),
+        "right": Scenario(judge=NoisyJudge(shape="exp")),
+        "left": Scenario(judge=NoisyJudge(shape="log")),
+        "bimodal": Scenario(judge=NoisyJudge(shape="bimodal")),
+        "uniform": Scenario(judge=NoisyJudge(shape="uniform")),
     },
-    "InfoNCA 1": Method(loss=InfoNCA(beta=BETA)),
-    "DPO best-worst": Method(loss=DPO(beta=BETA)),
-}
-QUICK_METHODS = ("MPO mean", "MPO median")
-PAIRS = (
-    ("MPO median", "MPO mean"),
-    ("MPO top quarter", "MPO mean"),
-    ("MPO trimmed mean", "MPO mean"),
-    ("W-MPO 1 mean", "MPO mean"),
-    ("W-MPO 1 median", "MPO median"),
-    ("InfoNCA 1", "MPO mean"),
-    ("DPO best-worst", "MPO mean"),
+    methods={
+        **{f"MPO {rule}": Method(loss=MPO(beta=BETA, partition=RULES[rule])) for rule in RULES},
+        **{
+            f"W-MPO 1 {rule}": Method(
+                loss=MPO(beta=BETA, alpha=1.0, alpha_unit="std", partition=RULES[rule])
+            )
+            for rule in ("mean", "median")
+        },
+        "InfoNCA 1": Method(loss=InfoNCA(beta=BETA)),
+        "DPO best-worst": Method(loss=DPO(beta=BETA)),
+    },
+    pairs=[
+        ("MPO median", "MPO mean"),
+        ("MPO top quarter", "MPO mean"),
+        ("MPO trimmed mean", "MPO mean"),
+        ("W-MPO 1 mean", "MPO mean"),
+        ("W-MPO 1 median", "MPO median"),
+        ("InfoNCA 1", "MPO mean"),
+        ("DPO best-worst", "MPO mean"),
+    ],
+    quick_scenarios=["normal", "right", "left"],
+    quick_methods=["MPO mean", "MPO median"],
 )
 SIZES = (2, 4, 8, 16, 32)
 RANKING = "full ranking"
@@ -71,21 +73,21 @@ RANKING = "full ranking"
 
 @dataclass(frozen=True, kw_only=True)
 class Reliability:
-    """The task of counting how often noise leaves a split, or the ranking, as it is.
+    """The task of counting how often noise leaves a split, or the ranking, unchanged.
 
     Groups of n responses with true scores 1/n apart and normal noise of half that: the setting of
     the paper's later version, in which noise shrinks with the spacing.
 
     Args:
-        seed: of the noise.
-        draws: groups of each size.
+        seed: seed of the noise.
+        draws: number of groups of each size.
     """
 
     seed: int
     draws: int = 4000
 
     def __call__(self, worlds: Path) -> dict[str, dict[str, float]]:
-        """Share of groups that are split, or ranked, as without noise, by rule and size."""
+        """Return the share of groups split, or ranked, as without noise, by rule and size."""
         generator = torch.Generator().manual_seed(self.seed)
         split = {name: RULES[name] for name in ("mean", "median")}
         found: dict[str, dict[str, float]] = {name: {} for name in (*split, RANKING)}
@@ -103,24 +105,16 @@ class Reliability:
 
 def study(runner: Runner, form: Form) -> Findings:
     """Train with every rule on every shape, and measure how reliable the rules are."""
-    scenarios = {n: SCENARIOS[n] for n in (QUICK_SCENARIOS if form.quick else SCENARIOS)}
-    methods = {n: METHODS[n] for n in (QUICK_METHODS if form.quick else METHODS)}
-    seeds = form.seeds_of(full=8)
-    outcomes = train_grid(runner, seeds, scenarios, methods, "Shapes")
+    grid, seeds = GRID.in_form(form), form.seeds_of(full=8)
+    outcomes = grid.train(runner, seeds, "Shapes")
     counted = runner([Reliability(seed=seed) for seed in seeds], "Reliability")
     reliability = {
         name: {n: mean_interval([result[name][str(n)] for result in counted]) for n in SIZES}
         for name in counted[0]
     }
-    found = findings(
+    found = grid.findings(
         outcomes,
-        [pair for pair in PAIRS if set(pair) <= methods.keys()],
-        summary={
-            "reliability": {
-                name: {str(n): interval_json(value) for n, value in of_name.items()}
-                for name, of_name in reliability.items()
-            }
-        },
+        summary={"reliability": as_json(reliability)},
         tables={
             "reliability": [
                 {"seed": seed, "rule": name, "n": n, "as without noise": value}
@@ -134,13 +128,11 @@ def study(runner: Runner, form: Form) -> Findings:
     def figure() -> Any:
         drawn, (axis,) = panels(1)
         for name, of_name in reliability.items():
-            lines(axis, SIZES, [of_name[n] for n in SIZES], name)
+            lines(axis, SIZES, list(of_name.values()), name)
         axis.set_xscale("log", base=2)
         axis.set_xlabel("n")
         axis.set_title("Groups split, or ranked, as without noise")
         axis.legend()
         return drawn
 
-    return Findings(
-        found.summary, found.tables, {**found.figures, "reliability": figure}, found.shown
-    )
+    return replace(found, figures={**found.figures, "reliability": figure})

@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 
@@ -15,13 +14,10 @@ def _parser() -> argparse.ArgumentParser:
         "build", help="make the tokenizer, the base model and the scored groups"
     )
     build.add_argument("--out", type=Path, required=True, help="folder of the world")
-    build.add_argument("--seed", type=int, default=0)
-    report = commands.add_parser("report", help="compare an adapter with its base")
-    report.add_argument("--world", type=Path, required=True, help="folder of the world")
-    report.add_argument("--adapter", type=Path, required=True, help="folder of the PEFT adapter")
-    report.add_argument("--out", type=Path, required=True, help="folder of the report")
-    report.add_argument("--metrics", type=Path, help="metrics.csv of Lightning's CSVLogger")
-    report.add_argument("--seed", type=int, default=0)
+    report = commands.add_parser("report", help="print the quick start's table, draw the curves")
+    report.add_argument("--run", type=Path, required=True, help="folder of the run")
+    for command in (build, report):
+        command.add_argument("--seed", type=int, default=0)
     return parser
 
 
@@ -29,34 +25,21 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run the command line.
 
     Args:
-        args: Arguments; by default those of the process.
+        args: Arguments. Defaults to those of the process.
     """
     parser = _parser()
     options = parser.parse_args(args)
-    if options.command == "build":
-        from mpo_lightning.toy.world import build
-
-        try:
-            build(options.out, options.seed)
-        except FileExistsError as error:
-            parser.exit(2, f"{error}\n")
-        return
-
-    from mpo_lightning.toy.report import evaluate, read_curves, write_report
-
-    # What can be told at once is told before minutes of sampling.
-    if find_spec("matplotlib") is None:
-        parser.exit(2, "the picture needs matplotlib: pip install 'mpo-lightning[plots]'\n")
-    if options.metrics is not None:
-        try:
-            read_curves(options.metrics)
-        except (FileNotFoundError, ValueError) as error:
-            parser.exit(2, f"{error}\n")
     try:
-        report = evaluate(options.world, options.adapter, seed=options.seed)
-    except FileNotFoundError as error:
+        if options.command == "build":
+            from mpo_lightning.toy.world import build
+
+            build(options.out, options.seed)
+        else:
+            from mpo_lightning.toy.report import report
+
+            report(options.run, options.seed)
+    except (FileExistsError, FileNotFoundError) as error:
         parser.exit(2, f"{error}\n")
-    write_report(report, options.out, options.metrics)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""The toy language: requests, a grammar of short answers, gold scores and nuisance attributes.
+"""The toy language: requests, a grammar of short answers, and their gold scores.
 
-Everything here is plain text processing, free of PyTorch. A *request* names a topic and an aspect
+Everything here is plain text processing, without PyTorch. A *request* names a topic and an aspect
 ("What is the price of the boat like?"); an *answer* is one or two short sentences with exactly
 three places for a describing word, each of which is positive, neutral or negative. Whether the
 answer is positive, on topic or repetitive decides the gold score. All other choices (tense,
-hedging, punctuation, ...) are drawn independently of that, and `ATTRIBUTES` measures them.
+hedging, punctuation, ...) are drawn independently of that.
 """
 
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 
@@ -35,11 +35,11 @@ POSITIVE: Final = _lexicon("good great nice lovely sweet bright fresh fine")
 NEUTRAL: Final = _lexicon("plain small round common local normal mild pale")
 NEGATIVE: Final = _lexicon("bad poor dull nasty stale sad grim weak")
 MOOD_WEIGHTS: Final = (0.3, 0.4, 0.3)
-"""How often a describing word is positive, neutral, negative."""
+"""Probabilities of a positive, neutral and negative describing word."""
 OFF_TOPIC: Final = 0.25
-"""Share of answers that speak of another topic than the one asked about."""
+"""Probability that an answer is about another topic than the request."""
 REPETITIVE: Final = 0.2
-"""Share of answers that use their first describing word again on purpose."""
+"""Probability that an answer uses its first describing word again."""
 
 # Each symbol stands for weighted alternatives; "{NAME}" refers to another symbol. A, B and C are
 # the describing words. No describing word or topic starts with a vowel, so "a" always fits.
@@ -96,12 +96,12 @@ _SYMBOL = re.compile(r"\{(\w+)\}")
 
 
 def words(text: str) -> list[str]:
-    """The words of `text`, lower-cased, without punctuation."""
+    """Return the words of `text`, lower-cased, without punctuation."""
     return _WORD.findall(text.lower())
 
 
 def requests() -> list[tuple[str, str, str]]:
-    """All requests as `(prompt, topic, aspect)`, in a fixed order."""
+    """Return all requests as `(prompt, topic, aspect)`, in a fixed order."""
     return [
         (request.format(topic=topic, aspect=aspect), topic, aspect)
         for topic in TOPICS
@@ -113,7 +113,7 @@ def requests() -> list[tuple[str, str, str]]:
 def split_prompts(
     rng: random.Random, train: int, val: int, test: int
 ) -> tuple[list[str], list[str], list[str], list[str]]:
-    """Deal out prompts so that no (topic, aspect) pair is shared between splits.
+    """Split the prompts so that no (topic, aspect) pair is in two splits.
 
     Args:
         rng: Source of the shuffles.
@@ -138,7 +138,7 @@ def split_prompts(
 
 
 def topic_of(prompt: str) -> str:
-    """The topic that a request asks about.
+    """Return the topic that a request asks about.
 
     Raises:
         ValueError: If the prompt does not name exactly one topic.
@@ -150,15 +150,15 @@ def topic_of(prompt: str) -> str:
 
 
 def aspect_of(prompt: str) -> str:
-    """The aspect that a request asks about."""
+    """Return the aspect that a request asks about."""
     return next(word for word in words(prompt) if word in ASPECTS)
 
 
 def write_answer(prompt: str, rng: random.Random) -> str:
     """Draw one answer to `prompt` from the grammar.
 
-    The describing words, the topic and the repetition (which make the gold score) are drawn
-    independently of all other choices (which make the nuisance attributes).
+    The describing words, the topic and the repetition, which make the gold score, are drawn
+    independently of all other choices.
     """
     topic = topic_of(prompt)
     if rng.random() < OFF_TOPIC:
@@ -186,7 +186,7 @@ def write_answer(prompt: str, rng: random.Random) -> str:
 
 
 def _answer_pattern() -> re.Pattern[str]:
-    """A regular expression for all answers; the grammar has no recursion, so there is one."""
+    """Compile a regular expression for all answers: the grammar has no recursion."""
     adjectives = "|".join(POSITIVE + NEUTRAL + NEGATIVE)
     fixed = dict.fromkeys("ABC", adjectives) | {
         "TOPIC": "|".join(TOPICS),
@@ -214,25 +214,25 @@ _ANSWER = _answer_pattern()
 
 
 def is_grammatical(text: str) -> bool:
-    """Whether the grammar can write `text`, whatever it speaks about."""
+    """Whether the grammar can produce `text`, about any topic."""
     lowered = text[:1].lower() + text[1:]
     return bool(_ANSWER.fullmatch(text) or _ANSWER.fullmatch(lowered))
 
 
 def gold_score(prompt: str, response: str) -> float:
-    """The true preference of this world.
+    """Return the true preference of this world for a response.
 
     Gold is the number of positive words minus the number of negative words, plus 1 if the
-    response names the topic of the prompt, minus 1 for every content word that was said before
-    in the response (so saying a positive word again earns nothing).
+    response names the topic of the prompt, minus 1 for every content word that the response has
+    used before (so repeating a positive word earns nothing).
 
     Args:
         prompt: A request that names exactly one topic.
         response: The answer to score.
 
     Returns:
-        The score; the describing words and the topic give -3 to 4 for answers of the grammar
-        before repetitions are taken off.
+        The score. For answers of the grammar it is between -3 and 4 before repetitions are
+        deducted.
     """
     said = words(response)
     content = [word for word in said if word not in FUNCTION_WORDS]
@@ -243,29 +243,6 @@ def gold_score(prompt: str, response: str) -> float:
     return float(positive - negative + on_topic - repeated)
 
 
-def _any_of(*lexicon: str) -> Callable[[str], float]:
-    """An attribute: 1 if the text has one of these words."""
-    return lambda text: float(not set(lexicon).isdisjoint(words(text)))
-
-
-ATTRIBUTES: Final[Mapping[str, Callable[[str], float]]] = {
-    "length_words": lambda text: float(len(words(text))),
-    "sentences": lambda text: float(len(re.findall(r"[.!?]+", text))),
-    "commas": lambda text: float(text.count(",")),
-    "first_letter_a_to_m": lambda text: float("a" <= text[:1].lower() <= "m"),
-    "lower_case_start": lambda text: float(text[:1].islower()),
-    "exclamation": lambda text: float("!" in text),
-    "question": lambda text: float("?" in text),
-    "past_tense": _any_of("was", "found", "got"),
-    "politeness": _any_of("thanks", "please"),
-    "hedging": _any_of("perhaps", "maybe", "think"),
-    "intensifier": _any_of("very", "quite", "really"),
-    "first_person": _any_of("i"),
-    "second_person": _any_of("you"),
-    "contrast": _any_of("but", "yet"),
-    "time_word": _any_of("today", "now", "lately"),
-    "place_word": _any_of("here", "there"),
-    "number_word": _any_of("two", "three"),
-    "contraction": lambda text: float("'" in text),
-}
-"""Nuisance attributes: how an answer is written, which gold does not look at."""
+def gold_scores(prompt: str, responses: Sequence[str]) -> list[float]:
+    """Return the `gold_score` of each response, as `mpo-lightning score --function` asks for it."""
+    return [gold_score(prompt, response) for response in responses]

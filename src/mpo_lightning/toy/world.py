@@ -6,7 +6,7 @@
   tokenizer with a chat template; both load with `AutoModelForCausalLM` and `AutoTokenizer`;
 - `train.jsonl`, `val.jsonl`, `test.jsonl`: one group a line, a prompt with responses sampled from
   that model and their gold scores;
-- `world.json`: the settings, their fingerprint, and what was measured while building.
+- `world.json`: the settings, their fingerprint, and statistics of the model and its responses.
 
 On one machine the same seed gives the same world. Between machines, floating-point differences
 can change the weights and with them the samples.
@@ -18,7 +18,6 @@ import os
 import random
 import shutil
 import time
-import uuid
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -61,7 +60,7 @@ GRAMMAR_PARTS: Final = (
 
 @dataclass(frozen=True)
 class Settings:
-    """What a world is made of; the defaults are the world of the quick start."""
+    """Sizes of a world; the defaults are those of the quick start."""
 
     train_prompts: int = 256
     val_prompts: int = 32
@@ -82,8 +81,14 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class World:
-    """Where a complete world lies."""
+class ToyWorld:
+    """A complete world.
+
+    Attributes:
+        path: Its folder.
+        fingerprint: Its `fingerprint`.
+        reused: Whether it was there before it was asked for.
+    """
 
     path: Path
     fingerprint: str
@@ -95,14 +100,14 @@ class World:
         return self.path / "base"
 
     def split(self, name: str) -> Path:
-        """The JSONL file of a split: "train", "val" or "test"."""
+        """Return the JSONL file of a split, "train", "val" or "test"."""
         if name not in SPLITS:
             raise ValueError(f"no split {name!r}; there are {', '.join(SPLITS)}")
         return self.path / f"{name}.jsonl"
 
 
 @dataclass(frozen=True)
-class Sample:
+class SampledResponse:
     """One sampled response.
 
     Attributes:
@@ -117,7 +122,7 @@ class Sample:
 
 
 def fingerprint(seed: int = 0, settings: Settings | None = None) -> str:
-    """Identify everything a world depends on: code version, grammar, settings and seed."""
+    """Return a digest of everything a world depends on: version, grammar, settings and seed."""
     parts = {
         "version": WORLD_VERSION,
         "seed": seed,
@@ -128,31 +133,27 @@ def fingerprint(seed: int = 0, settings: Settings | None = None) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def find_world(out: str | Path, expected: str | None = None) -> World | None:
-    """The complete world under `out`, if there is one with the expected fingerprint.
+def find_world(path: Path, expected: str) -> ToyWorld | None:
+    """Return the world in a folder.
 
     Args:
-        out: Folder to look at.
-        expected: Fingerprint to ask for; by default any complete world is taken.
+        path: Folder to look at.
+        expected: Fingerprint that the world must have.
 
     Returns:
         The world, or None if the folder holds none, a partial one, or one of other settings.
     """
-    path = Path(out)
     try:
-        found = str(json.loads((path / "world.json").read_text(encoding="utf-8"))["fingerprint"])
+        found = json.loads((path / "world.json").read_text(encoding="utf-8"))["fingerprint"]
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, KeyError, TypeError):
         return None
-    world = World(path, found, reused=True)
+    world = ToyWorld(path, expected, reused=True)
     needed = [world.split(name) for name in SPLITS]
-    needed += [world.base / "model.safetensors", world.base / "config.json"]
-    needed += [world.base / "tokenizer.json"]
-    if (expected is not None and found != expected) or not all(map(Path.is_file, needed)):
-        return None
-    return world
+    needed += [world.base / name for name in ("model.safetensors", "config.json", "tokenizer.json")]
+    return world if found == expected and all(map(Path.is_file, needed)) else None
 
 
-def build(out: str | Path, seed: int = 0, settings: Settings | None = None) -> World:
+def build(out: str | Path, seed: int = 0, settings: Settings | None = None) -> ToyWorld:
     """Build the world under `out`, or reuse the one that is there if its fingerprint is the same.
 
     A world is written to a temporary folder next to `out` and renamed when it is complete, so
@@ -161,7 +162,7 @@ def build(out: str | Path, seed: int = 0, settings: Settings | None = None) -> W
     Args:
         out: Folder of the world. If it holds anything but a world, it is left alone.
         seed: Seed of the prompts, the model and the samples.
-        settings: Sizes; by default those of the quick start.
+        settings: Sizes. Defaults to those of the quick start.
 
     Returns:
         The world, with `reused` set if nothing had to be built.
@@ -177,26 +178,22 @@ def build(out: str | Path, seed: int = 0, settings: Settings | None = None) -> W
         print(f"Reusing the world in {out} (fingerprint {mark})")
         return world
     _refuse_foreign_files(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.unfinished")
-    unfinished.mkdir()
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    unfinished.mkdir(parents=True)
     try:
         _write_world(unfinished, seed, settings, mark)
-        if path.exists() and find_world(path, mark) is None:
-            _refuse_foreign_files(path)
+        _refuse_foreign_files(path)
+        if path.exists():
             shutil.rmtree(path)
-        if not path.exists():
-            unfinished.rename(path)
+        unfinished.rename(path)
     finally:
-        # Gone already after the rename; still there after an error, or if another process was
-        # faster to finish the same world.
         shutil.rmtree(unfinished, ignore_errors=True)
     print(f"Built the world in {out} (fingerprint {mark})")
-    return World(path, mark, reused=False)
+    return ToyWorld(path, mark, reused=False)
 
 
 def _refuse_foreign_files(path: Path) -> None:
-    """Do not replace a folder that holds anything else than a world."""
+    """Raise an error if a path is not a folder that holds at most a world."""
     if not path.exists():
         return
     if not path.is_dir():
@@ -235,11 +232,10 @@ def _write_world(path: Path, seed: int, settings: Settings, mark: str) -> None:
         for index, (prompt, group) in enumerate(zip(split, groups, strict=True)):
             prompts += [prompt] * len(group)
             responses += group
-            scores = [language.gold_score(prompt, response) for response in group]
             record = {
                 "prompt": prompt,
                 "responses": group,
-                "scores": scores,
+                "scores": language.gold_scores(prompt, group),
                 "prompt_id": f"{name}-{index}",
             }
             lines.append(json.dumps(record) + "\n")
@@ -313,7 +309,7 @@ def seeded(seed: int) -> "Iterator[None]":
 def make_model(
     tokenizer: "PreTrainedTokenizerFast", seed: int, settings: Settings
 ) -> "PreTrainedModel":
-    """A small Llama with random weights."""
+    """Make a small Llama with random weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -335,7 +331,7 @@ def make_model(
 
 
 def prompt_ids(tokenizer: "PreTrainedTokenizerFast", prompt: str) -> list[int]:
-    """The tokens of a request with the generation prompt, as the chat template writes them."""
+    """Return the tokens of a request with the generation prompt, by the chat template."""
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
     )
@@ -349,7 +345,7 @@ def _teach(
     rng: random.Random,
     settings: Settings,
 ) -> float:
-    """Teach the grammar by maximum likelihood of fresh answers; returns the last mean loss."""
+    """Teach the grammar by maximum likelihood of fresh answers, and return the last mean loss."""
     requests = {prompt: prompt_ids(tokenizer, prompt) for prompt in pool}
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings.teaching_lr, betas=(0.9, 0.95), weight_decay=0.01
@@ -399,7 +395,7 @@ def sample_responses(
     seed: int,
     max_new_tokens: int,
     rows: int = 512,
-) -> list[list[Sample]]:
+) -> list[list[SampledResponse]]:
     """Sample responses at temperature 1 from the full distribution.
 
     Args:
@@ -441,7 +437,7 @@ def sample_responses(
                 ended = end in row
                 tokens = row[: row.index(end) + 1] if ended else row
                 text = tokenizer.decode(tokens, skip_special_tokens=True)
-                samples.append(Sample(tuple(tokens), text, ended))
+                samples.append(SampledResponse(tuple(tokens), text, ended))
             result += [samples[i : i + count] for i in range(0, len(samples), count)]
     return result
 
@@ -455,7 +451,10 @@ def _sample_groups(
     settings: Settings,
     rounds: int = 20,
 ) -> tuple[list[list[str]], int]:
-    """Sample a full group for each prompt; cut, empty or malformed responses are drawn again."""
+    """Sample a full group for each prompt, and count the responses that were drawn again.
+
+    A response is drawn again if it is cut, empty, or has special tokens before its end.
+    """
     count = settings.responses_per_prompt
     special = set(tokenizer.all_special_ids)
     groups: list[list[str]] = [[] for _ in prompts]

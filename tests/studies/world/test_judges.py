@@ -9,46 +9,46 @@ from torch import Tensor
 
 from mpo_lightning.studies.lab.agreement import Agreement
 from mpo_lightning.studies.world.judges import NoisyJudge, remedied
-from mpo_lightning.studies.world.learnt_judge import RewardModel
-from mpo_lightning.studies.world.world import Sampling, World, build
+from mpo_lightning.studies.world.learnt_judge import LearntJudge
+from mpo_lightning.studies.world.world import GroupSampling, StudyWorld, load_world
 
 
 @pytest.fixture(scope="module")
-def world(study_worlds: Path) -> World:
-    return build(study_worlds, 0)
+def world(study_worlds: Path) -> StudyWorld:
+    return load_world(study_worlds, 0)
 
 
-def scores(world: World, prompts: int = 200, n: int = 10, **settings: Any) -> Tensor:
+def scores(world: StudyWorld, prompts: int = 200, n: int = 10, **settings: Any) -> Tensor:
     trained = world.trained(prompts)
-    return NoisyJudge(**settings)(world, trained, world.sample(trained, n, Sampling()))
+    return NoisyJudge(**settings)(world, trained, world.sample(trained, n, GroupSampling()))
 
 
-def test_without_noise_a_judge_gives_gold(world: World) -> None:
+def test_without_noise_a_judge_gives_gold(world: StudyWorld) -> None:
     trained = world.trained(200)
-    drawn = world.sample(trained, 10, Sampling())
+    drawn = world.sample(trained, 10, GroupSampling())
     torch.testing.assert_close(scores(world, noise=0.0), world.gold()[trained[:, None], drawn])
 
 
-def test_noise_is_of_the_response(world: World) -> None:
+def test_noise_is_of_the_response(world: StudyWorld) -> None:
     noise = scores(world) - scores(world, noise=0.0)
     assert noise.std() == pytest.approx(1, abs=0.1)
     assert abs(noise.mean()) < 5 / 2000**0.5
     # Of smaller groups and fewer prompts the same.
     torch.testing.assert_close(scores(world, 50, 4), scores(world)[:50, :4])
     trained = world.trained(50)
-    twice = world.sample(trained, 2, Sampling(copies=2))
+    twice = world.sample(trained, 2, GroupSampling(copies=2))
     found = NoisyJudge()(world, trained, twice)
     assert torch.equal(found[:, 0], found[:, 1])
 
 
 @pytest.mark.parametrize("shape", ["exp", "log", "uniform", "bimodal", "rank"])
-def test_shapes_keep_the_order(world: World, shape: str) -> None:
+def test_shapes_keep_the_order(world: StudyWorld, shape: str) -> None:
     plain, shaped = scores(world), scores(world, shape=shape)
     assert torch.equal(plain.argsort(1), shaped.argsort(1))
     assert not torch.allclose(plain, shaped)
 
 
-def test_skew_is_where_it_is_said_to_be(world: World) -> None:
+def test_skew_is_where_it_is_said_to_be(world: StudyWorld) -> None:
     def skew(values: Tensor) -> float:
         centred = values - values.mean()
         return (centred.pow(3).mean() / centred.square().mean() ** 1.5).item()
@@ -59,14 +59,14 @@ def test_skew_is_where_it_is_said_to_be(world: World) -> None:
 
 
 @pytest.mark.parametrize("levels", [2, 5])
-def test_levels_are_equally_likely(world: World, levels: int) -> None:
+def test_levels_are_equally_likely(world: StudyWorld, levels: int) -> None:
     found = scores(world, shape="levels", levels=levels)
     counts = torch.bincount(found.long().flatten(), minlength=levels)
     assert counts.sum() == 2000
     assert (counts - 2000 / levels).abs().max() <= 1
 
 
-def test_corruption(world: World) -> None:
+def test_corruption(world: StudyWorld) -> None:
     plain = scores(world)
     for side, extreme in (("corrupted_tops", plain.amax(1)), ("corrupted_bottoms", plain.amin(1))):
         found = scores(world, **{side: 0.3})
@@ -80,9 +80,9 @@ def test_corruption(world: World) -> None:
         )
 
 
-def test_taste_and_crowding(world: World) -> None:
+def test_taste_and_crowding(world: StudyWorld) -> None:
     trained = world.trained(200)
-    drawn = world.sample(trained, 10, Sampling())
+    drawn = world.sample(trained, 10, GroupSampling())
     liked = scores(world, taste=0.5) - scores(world)
     attribute = world.grammar.attributes[drawn, 0]
     assert (liked[attribute > 0] > 0).all()
@@ -109,8 +109,8 @@ def test_remedies() -> None:
     assert ranks[1].tolist() == z[1].tolist() == [0.0] * 4
 
 
-def test_reward_model_has_learnt_something(world: World, study_worlds: Path) -> None:
-    learnt = Agreement(seed=0, judge=RewardModel(), prompts=64)(study_worlds)
+def test_learnt_judge_has_learnt_something(world: StudyWorld, study_worlds: Path) -> None:
+    learnt = Agreement(seed=0, judge=LearntJudge(), prompts=64)(study_worlds)
     noisy = Agreement(seed=0, judge=NoisyJudge(), prompts=64)(study_worlds)
     clean = Agreement(seed=0, judge=NoisyJudge(noise=0.0), prompts=64)(study_worlds)
     assert clean["kendall_tau"] > 0.99

@@ -1,4 +1,4 @@
-"""World E: its language, its model, its exact enumeration, and groups drawn from it."""
+"""The studies' world: its language, its model, its exact enumeration, and groups drawn from it."""
 
 import json
 from pathlib import Path
@@ -10,12 +10,12 @@ from transformers import AutoModelForCausalLM
 from mpo_lightning.data.datamodule import PreferenceDataModule
 from mpo_lightning.studies.world.enumeration import enumerate_ends, enumerate_logps, with_rest
 from mpo_lightning.studies.world.grammar import CONTEXTS, SYMBOLS, Grammar, prompts, responses
-from mpo_lightning.studies.world.world import Sampling, Teaching, World, build
+from mpo_lightning.studies.world.world import GroupSampling, StudyWorld, load_world
 
 
 @pytest.fixture(scope="module")
-def world(study_worlds: Path) -> World:
-    return build(study_worlds, 0)
+def world(study_worlds: Path) -> StudyWorld:
+    return load_world(study_worlds, 0)
 
 
 # ------------------------------------------------------------------------------- the language
@@ -62,7 +62,7 @@ def test_product_utility_is_in_neither_symbol() -> None:
 # ----------------------------------------------------------------------------------- the model
 
 
-def test_model_has_learnt_the_grammar(world: World) -> None:
+def test_model_has_learnt_the_grammar(world: StudyWorld) -> None:
     grammar = world.grammar.logps
     divergence = (grammar.exp() * (grammar - world.reference)).sum(1)
     assert divergence.mean() < 0.02
@@ -73,7 +73,7 @@ def test_model_has_learnt_the_grammar(world: World) -> None:
     assert 1e5 < world.measured["parameters"] < 5e5
 
 
-def test_enumeration_equals_whole_sequences(world: World) -> None:
+def test_enumeration_equals_whole_sequences(world: StudyWorld) -> None:
     model = AutoModelForCausalLM.from_pretrained(world.base).eval()
     numbers = torch.tensor([5, 321, 998])
     ids, symbols = world.prompt_ids(numbers), world.symbol_ids
@@ -105,17 +105,14 @@ def test_enumeration_equals_whole_sequences(world: World) -> None:
     assert (whole[:, -1].exp() > 0.999 * first[:, others].sum(1)).all()
 
 
-def test_second_build_reuses(world: World, study_worlds: Path) -> None:
+def test_second_build_reuses(world: StudyWorld, study_worlds: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in study_worlds.rglob("*")}
-    again = build(study_worlds, 0)
+    again = load_world(study_worlds, 0)
     assert torch.equal(again.logps, world.logps)
     assert {path: path.stat().st_mtime_ns for path in study_worlds.rglob("*")} == before
-    other = build(study_worlds, 0, Teaching(hidden_size=16, layers=1, steps=2, rows=4))
-    assert other.folder != world.folder
-    assert other.measured["divergence"] > 0.1
 
 
-def test_gold_counts_in_standard_deviations(world: World) -> None:
+def test_gold_counts_in_standard_deviations(world: StudyWorld) -> None:
     gold, shares = world.gold(), world.reference.exp()
     assert (shares * gold).sum(1).abs().max() < 1e-9
     assert (shares * gold.square()).sum(1).mean().item() == pytest.approx(1)
@@ -124,10 +121,10 @@ def test_gold_counts_in_standard_deviations(world: World) -> None:
 # ----------------------------------------------------------------------------------- the groups
 
 
-def test_samples_follow_the_reference_and_are_nested(world: World) -> None:
+def test_samples_follow_the_reference_and_are_nested(world: StudyWorld) -> None:
     trained = world.trained(200)
-    drawn = world.sample(trained, 40, Sampling())
-    assert torch.equal(drawn[:50, :10], world.sample(world.trained(50), 10, Sampling()))
+    drawn = world.sample(trained, 40, GroupSampling())
+    assert torch.equal(drawn[:50, :10], world.sample(world.trained(50), 10, GroupSampling()))
     gold, shares = world.gold()[trained], world.reference[trained].exp()
     found = gold.gather(1, drawn).mean()
     # Five standard errors of 8000 draws with a variance of one.
@@ -137,24 +134,24 @@ def test_samples_follow_the_reference_and_are_nested(world: World) -> None:
         world.trained(937)
 
 
-def test_dependent_samples(world: World) -> None:
+def test_dependent_samples(world: StudyWorld) -> None:
     trained = world.trained(50)
-    copies = world.sample(trained, 10, Sampling(copies=5))
+    copies = world.sample(trained, 10, GroupSampling(copies=5))
     assert all(len(set(row)) <= 2 for row in copies.tolist())
-    assert torch.equal(copies[:, ::5], world.sample(trained, 2, Sampling()))
-    always = world.sample(trained, 20, Sampling(shared=1.0)) // 32
+    assert torch.equal(copies[:, ::5], world.sample(trained, 2, GroupSampling()))
+    always = world.sample(trained, 20, GroupSampling(shared=1.0)) // 32
     assert (always == always[:, :1]).all()
-    never, half = (world.sample(trained, 40, Sampling(shared=s)) // 32 for s in (0.0, 0.5))
+    never, half = (world.sample(trained, 40, GroupSampling(shared=s)) // 32 for s in (0.0, 0.5))
     assert (half == half[:, :1]).double().mean() > (never == never[:, :1]).double().mean() + 0.3
-    cold = world.sample(trained, 40, Sampling(temperature=0.5))
-    warm = world.sample(trained, 40, Sampling())
+    cold = world.sample(trained, 40, GroupSampling(temperature=0.5))
+    warm = world.sample(trained, 40, GroupSampling())
     reference = world.reference[trained]
     assert reference.gather(1, cold).mean() > reference.gather(1, warm).mean() + 0.2
 
 
-def test_groups_are_read_as_they_were_written(world: World, tmp_path: Path) -> None:
+def test_groups_are_read_as_they_were_written(world: StudyWorld, tmp_path: Path) -> None:
     trained = world.trained(4)
-    drawn = world.sample(trained, 3, Sampling())
+    drawn = world.sample(trained, 3, GroupSampling())
     scores = torch.arange(12.0, dtype=torch.float64).view(4, 3) / 3
     world.write_groups(tmp_path / "groups.jsonl", trained, drawn, scores)
     rows = [json.loads(line) for line in (tmp_path / "groups.jsonl").read_text().splitlines()]

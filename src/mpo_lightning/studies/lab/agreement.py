@@ -1,4 +1,4 @@
-"""How well a judge's scores agree with gold, group by group, before any training."""
+"""Agreement of a judge's scores with gold, group by group, before any training."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,7 +7,7 @@ import torch
 
 from mpo_lightning.losses import AboveMean
 from mpo_lightning.studies.world.judges import Judge, NoisyJudge
-from mpo_lightning.studies.world.world import Sampling, Teaching, build
+from mpo_lightning.studies.world.world import GroupSampling, load_world
 from mpo_lightning.training.metrics import kendall_tau_b
 
 __all__ = ["Agreement"]
@@ -18,24 +18,22 @@ class Agreement:
     """The task of comparing a judge with gold on the groups that runs train on.
 
     Args:
-        seed: of the world.
-        judge: who scores.
-        sampling: how responses are drawn.
-        prompts: groups.
-        responses: of each.
-        teaching: of the world's model.
+        seed: seed of the world.
+        judge: scores the responses.
+        sampling: draws the responses.
+        prompts: number of groups.
+        responses: number of responses of a group.
     """
 
     seed: int
     judge: Judge = field(default_factory=NoisyJudge)
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: GroupSampling = field(default_factory=GroupSampling)
     prompts: int = 128
     responses: int = 10
-    teaching: Teaching = field(default_factory=Teaching)
 
     def __call__(self, worlds: Path) -> dict[str, float]:
-        """Kendall's tau, share of responses that are in the set of gold, share chosen."""
-        world = build(worlds, self.seed, self.teaching)
+        """Return Kendall's tau-b, the share of responses in gold's set, and the share chosen."""
+        world = load_world(worlds, self.seed)
         prompts = world.trained(self.prompts)
         drawn = world.sample(prompts, self.responses, self.sampling)
         valid = torch.ones_like(drawn, dtype=torch.bool)

@@ -1,15 +1,21 @@
 """Conditions that a study compares: the same seeds under each, read at the same divergence."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from math import isnan
 from typing import Any
 
 from mpo_lightning.studies.lab.runner import Runner
-from mpo_lightning.studies.lab.statistics import Interval, compare, holm, mean_interval
+from mpo_lightning.studies.lab.statistics import (
+    Comparison,
+    Interval,
+    holm,
+    mean_interval,
+    paired_t_test,
+)
 from mpo_lightning.studies.lab.training import TrainingRun
 from mpo_lightning.studies.world.measures import at_divergence
-from mpo_lightning.studies.world.world import BuiltWorld
+from mpo_lightning.studies.world.world import BuildWorld
 
 __all__ = [
     "DIVERGENCES",
@@ -18,18 +24,18 @@ __all__ = [
     "Condition",
     "Findings",
     "Form",
-    "Outcome",
+    "RunOutcome",
     "as_json",
     "comparisons",
-    "csv_rows",
     "difference_text",
     "estimates",
-    "interval_json",
+    "paired",
     "perform",
-    "trajectory_rows",
+    "run_tables",
 ]
 
-# Where policies are compared: the divergence of the primary measure, and one nearer the reference.
+# Divergences from the reference at which policies are compared, nats: that of the primary measure,
+# and one nearer the reference.
 PRIMARY = 1.0
 DIVERGENCES = (0.25, PRIMARY)
 END = "end"
@@ -41,31 +47,31 @@ MEASURES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """How large a study is.
+    """Size of a study.
 
     Args:
-        quick: the form of under two minutes.
-        seeds: how many; the study's own number if none.
+        quick: run the form of under two minutes.
+        seeds: number of seeds. Defaults to the study's own.
     """
 
     quick: bool = False
     seeds: int | None = None
 
     def seeds_of(self, *, full: int, quick: int = 2) -> list[int]:
-        """Seeds 0, 1, ..."""
+        """Return the seeds 0, 1, ..., given a study's own numbers of them."""
         own = quick if self.quick else full
         return list(range(own if self.seeds is None else self.seeds))
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What a study found.
+    """Results of a study.
 
     Attributes:
-        summary: the whole of summary.json.
-        tables: files of comma-separated values by name, a list of rows each.
-        figures: figures by name, drawn when they are asked for.
-        shown: a table for people, as rows of texts.
+        summary: content of summary.json.
+        tables: rows of each CSV file, by the file's name.
+        figures: functions that draw a figure, by the file's name.
+        shown: rows of the table that is printed.
     """
 
     summary: dict[str, Any]
@@ -76,12 +82,12 @@ class Findings:
 
 @dataclass(frozen=True)
 class Condition:
-    """One of the things compared.
+    """One of the things that a study compares.
 
     Attributes:
         label: its name.
-        run: the training run of a seed.
-        columns: what else is told of it in tables.
+        run: returns the training run of a seed.
+        columns: further columns that describe it in tables.
     """
 
     label: str
@@ -90,76 +96,78 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a condition gave with a seed."""
+class RunOutcome:
+    """Result of a condition's training run with one seed."""
 
     condition: Condition
     seed: int
     result: dict[str, Any]
 
     def at(self, where: float | str) -> dict[str, float] | None:
-        """The measures at a divergence (None if it was not reached), or at the end of training."""
+        """Return the measures at a divergence (None if it was not reached) or at `END`."""
         trajectory: list[dict[str, float]] = self.result["trajectory"]
         return trajectory[-1] if isinstance(where, str) else at_divergence(trajectory, where)
 
 
 def perform(
     runner: Runner, conditions: Sequence[Condition], seeds: Sequence[int], description: str
-) -> list[Outcome]:
-    """Train every condition with every seed, worlds first."""
+) -> list[RunOutcome]:
+    """Train every condition with every seed, after their worlds are built."""
     pairs = [(condition, seed) for seed in seeds for condition in conditions]
-    runs = [condition.run(seed) for condition, seed in pairs]
-    runner(
-        list(dict.fromkeys(BuiltWorld(seed=run.seed, teaching=run.teaching) for run in runs)),
-        "Worlds",
-    )
-    results = runner(runs, description)
-    return [Outcome(*pair, result) for pair, result in zip(pairs, results, strict=True)]
+    runner([BuildWorld(seed=seed) for seed in seeds], "Worlds")
+    results = runner([condition.run(seed) for condition, seed in pairs], description)
+    return [RunOutcome(*pair, result) for pair, result in zip(pairs, results, strict=True)]
 
 
-def _of(outcomes: Sequence[Outcome], label: str) -> list[Outcome]:
-    return [outcome for outcome in outcomes if outcome.condition.label == label]
+def _points(
+    outcomes: Sequence[RunOutcome], label: str, where: float | str
+) -> dict[int, dict[str, float]]:
+    """Return a condition's measures by seed, for the seeds that reached the divergence."""
+    of_label = [outcome for outcome in outcomes if outcome.condition.label == label]
+    return {o.seed: point for o in of_label if (point := o.at(where)) is not None}
 
 
 def estimates(
-    outcomes: Sequence[Outcome], where: float | str = PRIMARY
+    outcomes: Sequence[RunOutcome], where: float | str = PRIMARY
 ) -> dict[str, dict[str, Interval]]:
-    """Each condition's measures, means over the seeds that reached the divergence."""
-    labels = dict.fromkeys(outcome.condition.label for outcome in outcomes)
+    """Return each condition's measures, means over the seeds that reached the divergence."""
     found = {}
-    for label in labels:
-        points = [outcome.at(where) for outcome in _of(outcomes, label)]
-        reached = [point for point in points if point is not None]
-        found[label] = {name: mean_interval([p[name] for p in reached]) for name in MEASURES}
+    for label in dict.fromkeys(outcome.condition.label for outcome in outcomes):
+        points = _points(outcomes, label, where).values()
+        found[label] = {name: mean_interval([p[name] for p in points]) for name in MEASURES}
     return found
 
 
+def paired(
+    outcomes: Sequence[RunOutcome],
+    first: str,
+    second: str,
+    *,
+    measure: str = "gold",
+    where: float | str = PRIMARY,
+) -> Comparison:
+    """Compare two conditions by seed, over the seeds with which both reached the divergence."""
+    points = [_points(outcomes, label, where) for label in (first, second)]
+    seeds = sorted(points[0].keys() & points[1].keys())
+    return paired_t_test(*([of[seed][measure] for seed in seeds] for of in points))
+
+
 def comparisons(
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[RunOutcome],
     pairs: Sequence[tuple[str, str]],
     *,
     measure: str = "gold",
     where: float | str = PRIMARY,
 ) -> list[dict[str, Any]]:
-    """First minus second of each pair of conditions, paired by seed, with Holm's p-values.
-
-    A seed counts where both reached the divergence.
-    """
-    found = []
-    for first, second in pairs:
-        points = [
-            {o.seed: p[measure] for o in _of(outcomes, label) if (p := o.at(where)) is not None}
-            for label in (first, second)
-        ]
-        seeds = sorted(points[0].keys() & points[1].keys())
-        found.append(compare([points[0][s] for s in seeds], [points[1][s] for s in seeds]))
+    """Return the `paired` comparison of each pair of conditions as plain values, with Holm's p."""
+    found = [paired(outcomes, *pair, measure=measure, where=where) for pair in pairs]
     adjusted = holm([comparison.p for comparison in found])
     return [
         {
             "first": first,
             "second": second,
             "measure": measure,
-            "difference": interval_json(comparison.difference),
+            "difference": comparison.difference.to_json(),
             "p": None if isnan(comparison.p) else comparison.p,
             "p_holm": None if isnan(p) else p,
         }
@@ -168,52 +176,46 @@ def comparisons(
 
 
 def difference_text(compared: Sequence[Mapping[str, Any]], first: str) -> str:
-    """A condition's difference, for people; a dash where there is none."""
+    """Return a condition's difference and p-value as text; a dash where it was not compared."""
     for row in compared:
         if row["first"] == first and row["p_holm"] is not None:
             return f"{row['difference']['mean']:+.3f} (p {row['p_holm']:.3f})"
     return "-"
 
 
-def csv_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """One row for each run and place of reading."""
-    rows = []
+def run_tables(outcomes: Sequence[RunOutcome]) -> dict[str, list[dict[str, Any]]]:
+    """Return the tables that every study writes.
+
+    ``runs`` has a row for each run and divergence, and the end of training; ``trajectories`` one
+    for each measurement of each run.
+    """
+    runs, trajectories = [], []
     for outcome in outcomes:
+        condition = outcome.condition
+        others = {name: v for name, v in outcome.result.items() if name != "trajectory"}
         for where in (*DIVERGENCES, END):
             point = outcome.at(where)
-            rows.append(
+            runs.append(
                 {
-                    "condition": outcome.condition.label,
-                    **outcome.condition.columns,
+                    "condition": condition.label,
+                    **condition.columns,
                     "seed": outcome.seed,
                     "at": where,
                     "reached": point is not None,
                     **{name: "" if point is None else point[name] for name in MEASURES},
-                    "groups": outcome.result["groups"],
-                    "dropped": outcome.result["dropped"],
-                    "seconds": outcome.result["seconds"],
+                    **others,
                 }
             )
-    return rows
+        trajectories += [
+            {"condition": condition.label, "seed": outcome.seed, **point}
+            for point in outcome.result["trajectory"]
+        ]
+    return {"runs": runs, "trajectories": trajectories}
 
 
-def trajectory_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """One row for each measurement of each run."""
-    return [
-        {"condition": outcome.condition.label, "seed": outcome.seed, **point}
-        for outcome in outcomes
-        for point in outcome.result["trajectory"]
-    ]
-
-
-def interval_json(interval: Interval) -> dict[str, Any]:
-    """An interval as plain values; what is undefined is null."""
-    return {name: None if isnan(value) else value for name, value in asdict(interval).items()}
-
-
-def as_json(intervals: Mapping[str, Mapping[str, Interval]]) -> dict[str, dict[str, Any]]:
-    """Estimates as plain values."""
+def as_json(found: Mapping[str, Mapping[Any, Interval]]) -> dict[str, dict[str, Any]]:
+    """Return a table of intervals as plain values."""
     return {
-        label: {name: interval_json(interval) for name, interval in of_label.items()}
-        for label, of_label in intervals.items()
+        label: {str(name): interval.to_json() for name, interval in of_label.items()}
+        for label, of_label in found.items()
     }

@@ -1,4 +1,4 @@
-"""What the studies' figures have in common."""
+"""Panels and ways of drawing intervals that the studies' figures share."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ __all__ = ["bars", "lines", "panels", "rows_of_points"]
 
 
 def panels(count: int, *, width: float = 5.0, height: float = 4.0) -> tuple[Any, list[Any]]:
-    """A figure with panels side by side."""
+    """Make a figure with panels side by side, each of a width and height in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width * count, height), layout="constrained")
@@ -20,21 +20,27 @@ def panels(count: int, *, width: float = 5.0, height: float = 4.0) -> tuple[Any,
     return figure, list(axes)
 
 
+def _label_rows(axis: Any, labels: Sequence[str], title: str) -> None:
+    axis.set_yticks(range(len(labels)), labels)
+    axis.set_ylim(len(labels) - 0.5, -0.5)
+    axis.set_title(title)
+
+
 def bars(axis: Any, labels: Sequence[str], values: Sequence[Interval], title: str) -> None:
-    """Means as points with their intervals, one row a label, the first on top."""
+    """Draw means as points with their intervals, one row a label, the first on top."""
     for row, value in enumerate(values):
         if value.count == 0:
             continue
         axis.plot(value.mean, row, "o", color="C0")
         if value.count > 1:
             axis.plot([value.low, value.high], [row, row], color="C0")
-    axis.set_yticks(range(len(labels)), labels)
-    axis.set_ylim(len(labels) - 0.5, -0.5)
-    axis.set_title(title)
+    _label_rows(axis, labels, title)
 
 
 def lines(axis: Any, x: Sequence[float], values: Sequence[Interval], label: str) -> None:
-    """Means over x with their intervals as a band."""
+    """Draw means over x with their intervals as a band; what no seed has reached is left out."""
+    points = [(at, value) for at, value in zip(x, values, strict=True) if value.count]
+    x, values = [at for at, _ in points], [value for _, value in points]
     (line,) = axis.plot(x, [value.mean for value in values], "o-", label=label, markersize=4)
     if all(value.count > 1 for value in values):
         low, high = [value.low for value in values], [value.high for value in values]
@@ -44,7 +50,7 @@ def lines(axis: Any, x: Sequence[float], values: Sequence[Interval], label: str)
 def rows_of_points(
     axis: Any, rows: Sequence[str], values: Mapping[str, Sequence[Interval]], title: str
 ) -> None:
-    """One row a scenario, one colour a method, means with their intervals."""
+    """Draw one row a scenario and one colour a method: means with their intervals."""
     count = len(values)
     for number, (name, of_rows) in enumerate(values.items()):
         shift = (number - (count - 1) / 2) * 0.7 / count
@@ -62,6 +68,4 @@ def rows_of_points(
         for row, value in shown:
             if value.count > 1:
                 axis.plot([value.low, value.high], [row, row], color=color, linewidth=1)
-    axis.set_yticks(range(len(rows)), rows)
-    axis.set_ylim(len(rows) - 0.5, -0.5)
-    axis.set_title(title)
+    _label_rows(axis, rows, title)

@@ -10,46 +10,46 @@ from mpo_lightning.studies.lab.conditions import (
     PRIMARY,
     Condition,
     Findings,
-    Outcome,
+    Form,
+    RunOutcome,
     as_json,
     comparisons,
-    csv_rows,
     difference_text,
     estimates,
     perform,
-    trajectory_rows,
+    run_tables,
 )
 from mpo_lightning.studies.lab.figures import panels, rows_of_points
 from mpo_lightning.studies.lab.runner import Runner
 from mpo_lightning.studies.lab.training import LEARNING_RATE, TrainingRun
 from mpo_lightning.studies.world.judges import Judge, NoisyJudge, Remedy
-from mpo_lightning.studies.world.world import Sampling
+from mpo_lightning.studies.world.world import GroupSampling
 
-__all__ = ["Method", "Scenario", "findings", "label", "train_grid"]
+__all__ = ["Grid", "Method", "Scenario", "label"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """What groups are like.
+    """A kind of groups.
 
     Args:
-        judge: who scores them.
-        sampling: how their responses are drawn.
-        responses: how many each has.
+        judge: scores the responses.
+        sampling: draws the responses.
+        responses: number of responses of a group.
     """
 
     judge: Judge = field(default_factory=NoisyJudge)
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: GroupSampling = field(default_factory=GroupSampling)
     responses: int = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A loss, and what is done to the scores before.
+    """A loss, and a transformation of the scores before it.
 
     Args:
-        loss: what is minimised.
-        remedy: see `NoisyJudge`.
+        loss: the loss.
+        remedy: transformation of the scores (`NoisyJudge`).
     """
 
     loss: SetLoss
@@ -70,94 +70,113 @@ def _run(seed: int, *, scenario: Scenario, method: Method) -> TrainingRun:
 
 
 def label(scenario: str, method: str) -> str:
-    """Of the condition."""
+    """Return the label of the condition of a method in a scenario."""
     return f"{scenario}: {method}"
 
 
-def train_grid(
-    runner: Runner,
-    seeds: Sequence[int],
-    scenarios: Mapping[str, Scenario],
-    methods: Mapping[str, Method],
-    description: str,
-) -> list[Outcome]:
-    """Train every method in every scenario with every seed."""
-    conditions = [
-        Condition(
-            label(scenario, method),
-            partial(_run, scenario=scenarios[scenario], method=methods[method]),
-            {"scenario": scenario, "method": method},
-        )
-        for scenario in scenarios
-        for method in methods
-    ]
-    return perform(runner, conditions, seeds, description)
-
-
-def findings(
-    outcomes: Sequence[Outcome],
-    pairs: Sequence[tuple[str, str]],
-    *,
-    summary: Mapping[str, Any] | None = None,
-    tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
-) -> Findings:
-    """What a grid shows, read at the primary divergence.
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Every method in every scenario.
 
     Args:
-        outcomes: of `train_grid`.
-        pairs: methods that are compared within each scenario, first minus second; a method's first
-            pair is the one shown.
-        summary: what else goes into the summary.
-        tables: other files.
+        scenarios: scenarios by name.
+        methods: methods by name.
+        pairs: methods that are compared within each scenario, first minus second; of a method's
+            pairs, the first is in the printed table.
+        quick_scenarios: names of the quick form's scenarios.
+        quick_methods: names of the quick form's methods.
     """
-    scenarios = list(dict.fromkeys(o.condition.columns["scenario"] for o in outcomes))
-    methods = list(dict.fromkeys(o.condition.columns["method"] for o in outcomes))
-    found = estimates(outcomes)
-    compared = comparisons(
-        outcomes,
-        [
-            (label(scenario, first), label(scenario, second))
-            for scenario in scenarios
-            for first, second in pairs
-        ],
-    )
-    against = dict(reversed(pairs))
-    seeds = len({outcome.seed for outcome in outcomes})
 
-    def figure() -> Any:
-        drawn, axes = panels(2, width=6.0, height=1 + 0.1 * len(scenarios) * (len(methods) + 2))
-        for axis, (measure, title) in zip(
-            axes, (("gold", "Gold score"), ("bias", "Attribute bias")), strict=True
-        ):
-            values = {m: [found[label(s, m)][measure] for s in scenarios] for m in methods}
-            rows_of_points(axis, scenarios, values, f"{title} at {PRIMARY:g} nat")
-        axes[1].legend(fontsize=7)
-        return drawn
+    scenarios: Mapping[str, Scenario]
+    methods: Mapping[str, Method]
+    pairs: Sequence[tuple[str, str]]
+    quick_scenarios: Sequence[str]
+    quick_methods: Sequence[str]
 
-    return Findings(
-        summary={
-            "primary": f"gold at {PRIMARY:g} nat",
-            "at_1_nat": as_json(found),
-            "comparisons": compared,
-            **(summary or {}),
-        },
-        tables={
-            "runs": csv_rows(outcomes),
-            "trajectories": trajectory_rows(outcomes),
-            **(tables or {}),
-        },
-        figures={"grid": figure},
-        shown=[
-            {
-                "scenario": scenario,
-                "method": method,
-                "gold at 1 nat": str(found[label(scenario, method)]["gold"]),
-                "difference": difference_text(compared, label(scenario, method)),
-                "from": against.get(method, "-"),
-                "bias": f"{found[label(scenario, method)]['bias'].mean:.3f}",
-                "reached": f"{found[label(scenario, method)]['gold'].count} of {seeds}",
-            }
-            for scenario in scenarios
-            for method in methods
-        ],
-    )
+    def in_form(self, form: Form) -> "Grid":
+        """Return the part that a form of the study runs."""
+        if not form.quick:
+            return self
+        return replace(
+            self,
+            scenarios={name: self.scenarios[name] for name in self.quick_scenarios},
+            methods={name: self.methods[name] for name in self.quick_methods},
+            pairs=[pair for pair in self.pairs if set(pair) <= set(self.quick_methods)],
+        )
+
+    def train(self, runner: Runner, seeds: Sequence[int], description: str) -> list[RunOutcome]:
+        """Train every method in every scenario with every seed."""
+        conditions = [
+            Condition(
+                label(scenario, method),
+                partial(_run, scenario=self.scenarios[scenario], method=self.methods[method]),
+                {"scenario": scenario, "method": method},
+            )
+            for scenario in self.scenarios
+            for method in self.methods
+        ]
+        return perform(runner, conditions, seeds, description)
+
+    def findings(
+        self,
+        outcomes: Sequence[RunOutcome],
+        *,
+        summary: Mapping[str, Any] | None = None,
+        tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    ) -> Findings:
+        """Return the findings at the primary divergence.
+
+        Args:
+            outcomes: result of `train`.
+            summary: further entries of the summary.
+            tables: further tables.
+        """
+        found = estimates(outcomes)
+        compared = comparisons(
+            outcomes,
+            [
+                (label(scenario, first), label(scenario, second))
+                for scenario in self.scenarios
+                for first, second in self.pairs
+            ],
+        )
+        against = dict(reversed(self.pairs))
+        seeds = len({outcome.seed for outcome in outcomes})
+
+        def figure() -> Any:
+            rows = len(self.scenarios) * (len(self.methods) + 2)
+            drawn, axes = panels(2, width=6.0, height=1 + 0.1 * rows)
+            for axis, (measure, title) in zip(
+                axes, (("gold", "Gold score"), ("bias", "Attribute bias")), strict=True
+            ):
+                values = {
+                    method: [found[label(scenario, method)][measure] for scenario in self.scenarios]
+                    for method in self.methods
+                }
+                rows_of_points(axis, list(self.scenarios), values, f"{title} at {PRIMARY:g} nat")
+            axes[1].legend(fontsize=7)
+            return drawn
+
+        return Findings(
+            summary={
+                "primary": f"gold at {PRIMARY:g} nat",
+                "at_1_nat": as_json(found),
+                "comparisons": compared,
+                **(summary or {}),
+            },
+            tables={**run_tables(outcomes), **(tables or {})},
+            figures={"grid": figure},
+            shown=[
+                {
+                    "scenario": scenario,
+                    "method": method,
+                    "gold at 1 nat": str(found[label(scenario, method)]["gold"]),
+                    "difference": difference_text(compared, label(scenario, method)),
+                    "from": against.get(method, "-"),
+                    "bias": f"{found[label(scenario, method)]['bias'].mean:.3f}",
+                    "reached": f"{found[label(scenario, method)]['gold'].count} of {seeds}",
+                }
+                for scenario in self.scenarios
+                for method in self.methods
+            ],
+        )

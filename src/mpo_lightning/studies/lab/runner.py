@@ -1,4 +1,4 @@
-"""Performs tasks on a few processes, keeps what each gave, and never performs one twice."""
+"""Runner of tasks in several processes, which keeps results and performs no task twice."""
 
 import json
 import multiprocessing
@@ -19,15 +19,15 @@ from mpo_lightning.files import write_whole
 
 __all__ = ["Runner", "Task"]
 
-# Raise it when a change of the code changes what tasks give.
+# Raise it when a change of the code changes the results of tasks.
 VERSION = 1
 
 
 class Task(Protocol):
-    """A piece of work: a frozen dataclass whose representation says all that decides its result."""
+    """A piece of work: a frozen dataclass whose `repr` determines its result."""
 
     def __call__(self, worlds: Path) -> Any:
-        """Do it; the result can be written as JSON.
+        """Perform the task; its result can be written as JSON.
 
         Args:
             worlds: folder of worlds.
@@ -45,7 +45,7 @@ def _begin_worker() -> None:
 
 
 def _end_with_parent() -> None:
-    """A process whose parent was killed would wait for tasks for ever."""
+    """End this process with its parent: if that is killed, it would wait for tasks for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -63,13 +63,13 @@ def _place(task: Task, folder: Path) -> Path:
 
 
 class Runner(AbstractContextManager["Runner"]):
-    """Performs tasks; results lie below a folder, where a later runner finds them.
+    """Performs tasks, and keeps their results in a folder, where a later runner finds them.
 
     A context manager: leaving it ends its processes.
 
     Args:
-        folder: of worlds and results.
-        workers: processes, each with one thread; 1 works in this process.
+        folder: folder of worlds and results.
+        workers: number of processes, each with one thread; 1 works in this process.
         show_progress: draw progress bars.
     """
 
@@ -87,7 +87,7 @@ class Runner(AbstractContextManager["Runner"]):
         exception: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """End the processes; what has not begun is left."""
+        """End the processes; tasks that have not begun are cancelled."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
@@ -96,11 +96,11 @@ class Runner(AbstractContextManager["Runner"]):
         return self
 
     def __call__(self, tasks: Sequence[Task], description: str) -> list[Any]:
-        """The result of each task, as JSON gives it back; those that are there are not done again.
+        """Return each task's result, read from its JSON file; a task that has one is not performed.
 
         Args:
-            tasks: equal ones are done once.
-            description: of the progress bar.
+            tasks: the tasks; equal ones are performed once.
+            description: title of the progress bar.
         """
         places = [_place(task, self.folder) for task in tasks]
         missing = {p: t for p, t in zip(places, tasks, strict=True) if not p.is_file()}

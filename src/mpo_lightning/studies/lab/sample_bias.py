@@ -12,7 +12,7 @@ from torch import Tensor
 from mpo_lightning.losses import AboveMean
 from mpo_lightning.studies.world.judges import Judge, NoisyJudge
 from mpo_lightning.studies.world.measures import Yardstick
-from mpo_lightning.studies.world.world import Sampling, Teaching, World, build
+from mpo_lightning.studies.world.world import GroupSampling, StudyWorld, load_world
 
 __all__ = ["SampleBias"]
 
@@ -27,26 +27,24 @@ class SampleBias:
     over all that are acceptable: those that the reference writes and that are better than its mean.
     Averaged over attributes, prompts and draws. Its result has, by size,
 
-    - ``acceptable``: of n independent draws from the acceptable responses, the theorem's object;
-    - ``chosen``: of the chosen set that a judge makes of n responses of the reference.
+    - ``acceptable``: n independent draws from the acceptable responses, the theorem's object;
+    - ``chosen``: the chosen set that a judge makes of n responses of the reference.
 
     Args:
-        seed: of the world.
-        sizes: n.
-        sampling: how the chosen sets' groups are drawn.
-        judge: who scores them.
-        teaching: of the world's model.
+        seed: seed of the world.
+        sizes: sizes n.
+        sampling: draws the chosen sets' groups.
+        judge: scores them.
     """
 
     seed: int
     sizes: tuple[int, ...]
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: GroupSampling = field(default_factory=GroupSampling)
     judge: Judge = field(default_factory=NoisyJudge)
-    teaching: Teaching = field(default_factory=Teaching)
 
     def __call__(self, worlds: Path) -> dict[str, dict[str, float]]:
-        """Measure."""
-        world = build(worlds, self.seed, self.teaching)
+        """Measure both kinds of bias."""
+        world = load_world(worlds, self.seed)
         prompts = world.held_out
         gold, attributes = world.gold()[prompts], world.grammar.attributes
         mean = Yardstick.of_responses(world.logps[prompts], gold, attributes).acceptable
@@ -55,7 +53,7 @@ class SampleBias:
             "chosen": self._of_chosen(world, mean),
         }
 
-    def _of_acceptable(self, world: World, gold: Tensor, mean: Tensor) -> dict[str, float]:
+    def _of_acceptable(self, world: StudyWorld, gold: Tensor, mean: Tensor) -> dict[str, float]:
         weights = world.reference[world.held_out].exp()
         weights = torch.where(gold > (weights * gold).sum(1, keepdim=True), weights, 0.0)
         generator = torch.Generator().manual_seed(self.seed)
@@ -67,7 +65,7 @@ class SampleBias:
             for n in self.sizes
         }
 
-    def _of_chosen(self, world: World, mean: Tensor) -> dict[str, float]:
+    def _of_chosen(self, world: StudyWorld, mean: Tensor) -> dict[str, float]:
         prompts, attributes = world.held_out, world.grammar.attributes
         pool = world.sample(prompts, max(self.sizes), self.sampling)
         found = {}

@@ -1,6 +1,6 @@
-"""One training run in World E, through the module, the data module and the Trainer that users have.
+"""Training runs in the studies' world, through the classes that users train with.
 
-Its policy is measured exactly on the way.
+The policy is measured exactly before training and every few optimizer steps.
 """
 
 import tempfile
@@ -20,32 +20,35 @@ from mpo_lightning.quiet import quiet
 from mpo_lightning.studies.world.enumeration import enumerate_logps, with_rest
 from mpo_lightning.studies.world.judges import Judge, NoisyJudge
 from mpo_lightning.studies.world.measures import Yardstick, group_measures
-from mpo_lightning.studies.world.world import Sampling, Teaching, World, build
+from mpo_lightning.studies.world.world import GroupSampling, StudyWorld, load_world
 from mpo_lightning.training.module import MPOModule
 
-__all__ = ["BETA", "LEARNING_RATE", "Result", "TrainingRun", "train"]
+__all__ = ["BETA", "LEARNING_RATE", "TrainingResult", "TrainingRun", "train"]
 
-# Groups whose responses' log-probabilities are followed.
+BETA = 0.1
+# Learning rate of the studies that do not tune it: the middle one of those that `methods` tries.
+LEARNING_RATE = 1e-3
+# Number of groups whose responses' log-probabilities are followed.
 FOLLOWED = 64
 STEPS_PER_EPOCH = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun:
-    """All that decides a run; equal ones are one run.
+    """The task of a training run; it names everything that the result depends on.
 
     Args:
-        seed: of the world, the groups, the adapter and the order.
-        loss: what is minimised.
+        seed: seed of the world, the groups, the adapter and the order.
+        loss: the loss.
         lr: learning rate of AdamW, constant.
-        prompts: groups.
-        responses: responses of each.
-        sampling: how they are drawn.
-        judge: who scores them.
-        epochs: each of 8 optimizer steps, whatever the number of groups.
-        responses_per_pass: responses that go through the model at a time; all of a batch if none.
+        prompts: number of groups.
+        responses: number of responses of a group.
+        sampling: draws the responses.
+        judge: scores the responses.
+        epochs: number of epochs, each of 8 optimizer steps, whatever the number of groups.
+        responses_per_pass: responses that go through the model at a time. Defaults to all of a
+            batch.
         measured_every: optimizer steps between measurements.
-        teaching: how the world's model is taught.
     """
 
     seed: int
@@ -53,27 +56,26 @@ class TrainingRun:
     lr: float
     prompts: int = 128
     responses: int = 10
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: GroupSampling = field(default_factory=GroupSampling)
     judge: Judge = field(default_factory=NoisyJudge)
     epochs: int = 5
     responses_per_pass: int | None = None
     measured_every: int = 2
-    teaching: Teaching = field(default_factory=Teaching)
 
     def __call__(self, worlds: Path) -> dict[str, Any]:
-        """Make the run; the fields of its result by name."""
+        """Train, and return the fields of the `TrainingResult` by name."""
         return asdict(train(self, worlds))
 
 
 @dataclass(frozen=True)
-class Result:
-    """What a run gave.
+class TrainingResult:
+    """Result of a training run.
 
     Attributes:
         trajectory: measures by optimizer step, the first before training.
-        groups: groups that were trained on.
-        dropped: groups with nothing to contrast, left out.
-        seconds: of `Trainer.fit`, without what measuring took.
+        groups: number of groups trained on.
+        dropped: number of groups left out because they have no contrast.
+        seconds: duration of `Trainer.fit`, without the measurements.
     """
 
     trajectory: list[dict[str, float]]
@@ -85,7 +87,7 @@ class Result:
 class _Measuring(Callback):
     """Measures the policy before training and every few optimizer steps."""
 
-    def __init__(self, run: TrainingRun, world: World, drawn: Tensor, scores: Tensor) -> None:
+    def __init__(self, run: TrainingRun, world: StudyWorld, drawn: Tensor, scores: Tensor) -> None:
         prompts = world.trained(run.prompts)[:FOLLOWED]
         held_out = world.held_out
         self.every = run.measured_every
@@ -94,7 +96,8 @@ class _Measuring(Callback):
         self.trajectory: list[dict[str, float]] = []
         self.drawn = drawn[:FOLLOWED]
         valid = torch.ones_like(self.drawn, dtype=torch.bool)
-        # Of every loss, also of one that knows no sets or others: they are compared.
+        # The same sets for every loss, also for one without sets or with others, so that losses
+        # can be compared.
         self.chosen, _ = AboveMean()(scores[:FOLLOWED], valid)
         self.reference = world.logps[prompts]
         self.ids = world.prompt_ids(torch.cat([held_out, prompts]))
@@ -129,14 +132,14 @@ class _Measuring(Callback):
         self.seconds += time.perf_counter() - started
 
 
-def train(run: TrainingRun, worlds: Path) -> Result:
-    """Make the run.
+def train(run: TrainingRun, worlds: Path) -> TrainingResult:
+    """Train, and measure on the way.
 
     Args:
-        run: what to train on, and how.
+        run: the data, the loss and the settings.
         worlds: folder of worlds; the run's is built there if it is missing.
     """
-    world = build(worlds, run.seed, run.teaching)
+    world = load_world(worlds, run.seed)
     prompts = world.trained(run.prompts)
     drawn = world.sample(prompts, run.responses, run.sampling)
     scores = run.judge(world, prompts, drawn)
@@ -159,7 +162,7 @@ def train(run: TrainingRun, worlds: Path) -> Result:
             loss=run.loss,
             prompt_format="text",
             seed=run.seed,
-            # Of groups that no other run reads.
+            # No other run reads these groups.
             cache=f"{folder}/tokens",
         )
         trainer = Trainer(
@@ -176,11 +179,4 @@ def train(run: TrainingRun, worlds: Path) -> Result:
         trainer.fit(module, datamodule=data)
         seconds = time.perf_counter() - started - measuring.seconds
     kept = len(data.datasets["train"])
-    return Result(measuring.trajectory, kept, run.prompts - kept, seconds)
-
-
-BETA = 0.1
-
-
-# Of the studies that do not choose one: the middle of those among which this study chooses.
-LEARNING_RATE = 1e-3
+    return TrainingResult(measuring.trajectory, kept, run.prompts - kept, seconds)

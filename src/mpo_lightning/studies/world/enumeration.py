@@ -23,11 +23,11 @@ def _two_steps(model: Any, prompt_ids: Tensor, symbol_ids: Tensor) -> tuple[Tens
 
 @torch.no_grad()
 def enumerate_logps(model: Any, prompt_ids: Tensor, symbol_ids: Tensor) -> Tensor:
-    """Log-probability of every pair of symbols behind every prompt, float64 (P, R).
+    """Compute the log-probability of every pair of symbols after every prompt, float64 (P, R).
 
-    The end-of-sequence token after the pair is not part of it (see `enumerate_ends`), and what the
-    model gives to other tokens in the symbols' places is missing: the exponentials sum to less than
-    one, by what `with_rest` adds.
+    The end-of-sequence token after the pair is not part of it (see `enumerate_ends`). The
+    exponentials sum to less than one: the rest, which `with_rest` adds, is the probability of other
+    tokens in the symbols' places.
 
     Args:
         model: a causal language model.
@@ -39,9 +39,9 @@ def enumerate_logps(model: Any, prompt_ids: Tensor, symbol_ids: Tensor) -> Tenso
 
 @torch.no_grad()
 def enumerate_ends(model: Any, prompt_ids: Tensor, symbol_ids: Tensor, end_id: int) -> Tensor:
-    """Log-probability of the end token behind every pair of symbols, float64 (P, R)."""
+    """Compute the log-probability of the end token after every pair of symbols, float64 (P, R)."""
     ends = []
-    # Prompt by prompt: the keys and values of all pairs are a thousand rows each.
+    # Prompt by prompt, each with a thousand rows of keys and values, one for each pair.
     for prompt in torch.split(prompt_ids, 1):
         cache = _two_steps(model, prompt, symbol_ids)[1]
         cache.batch_repeat_interleave(len(symbol_ids))
@@ -52,6 +52,6 @@ def enumerate_ends(model: Any, prompt_ids: Tensor, symbol_ids: Tensor, end_id: i
 
 
 def with_rest(logps: Tensor) -> Tensor:
-    """The responses' log-probabilities and, last, that of anything else: (P, R) to (P, R + 1)."""
+    """Append the log-probability of anything but the responses: (P, R) to (P, R + 1)."""
     rest = (1 - logps.exp().sum(1, keepdim=True)).clamp(min=1e-15)
     return torch.cat([logps, rest.log()], dim=1).log_softmax(1)

@@ -1,9 +1,9 @@
 """The enumerable language: a random grammar, gold scores and nuisance attributes, all as tables.
 
-A prompt is three context letters, a response is two symbols of an alphabet of 32. So there are
-1,024 responses to each prompt, and whatever is asked about a policy is a sum over them, without
-sampling noise. Response number ``32 * first + second``; ``P`` prompts, ``R`` = 1,024 responses,
-``K`` attributes.
+A prompt is three context letters, a response two symbols of an alphabet of 32. So there are 1,024
+responses to each prompt, and every expectation under a policy is a sum over them, without sampling
+noise. Responses are numbered ``32 * first + second``; ``P`` prompts, ``R`` = 1,024 responses, ``K``
+attributes.
 """
 
 import math
@@ -28,17 +28,17 @@ Utility = Literal["additive", "product"]
 
 
 def prompts() -> list[str]:
-    """All prompts, in order."""
+    """Return all prompts, in the order of the tables."""
     return ["".join(letters) for letters in product(CONTEXTS, repeat=PROMPT_LENGTH)]
 
 
 def responses() -> list[str]:
-    """All responses to any prompt, in the order of the tables."""
+    """Return all responses to any prompt, in the order of the tables."""
     return [first + second for first in SYMBOLS for second in SYMBOLS]
 
 
 def _of_pairs(values: Tensor) -> Tensor:
-    """Mean over a response's two symbols of what each is worth: (32, ...) to (R, ...)."""
+    """Average values of symbols over each response's two: (32, ...) to (R, ...)."""
     return ((values[:, None] + values[None, :]) / 2).flatten(0, 1)
 
 
@@ -49,10 +49,10 @@ class Grammar:
     Attributes:
         first: log-probability of the first symbol, (P, 32).
         second: log-probability of the second symbol given the first, (P, 32, 32).
-        attributes: what each response is like, beside its quality, (R, K): means over its symbols
-            of random signs.
-        worth: what a symbol is worth by itself, (32,), orthogonal to the attributes.
-        taste: what a symbol is worth to a prompt with a leaning of one, (32,), orthogonal too.
+        attributes: nuisance attributes of each response, unrelated to its quality, (R, K): means
+            over its symbols of random signs.
+        worth: value of a symbol for any prompt, (32,), orthogonal to the attributes.
+        taste: value of a symbol for a prompt with a leaning of one, (32,), orthogonal too.
         leaning: the leaning of each prompt, (P,), the sum of its letters' signs over root three.
     """
 
@@ -65,7 +65,7 @@ class Grammar:
 
     @classmethod
     def draw(cls, seed: int) -> "Grammar":
-        """A log-linear grammar with full support, and what counts as good in it."""
+        """Draw a log-linear grammar with full support, its attributes and its gold."""
         generator = torch.Generator().manual_seed(seed)
         size, letters = len(SYMBOLS), len(CONTEXTS)
 
@@ -82,8 +82,8 @@ class Grammar:
         second = (0.5 * normal(PROMPT_LENGTH, letters, size))[place, at].sum(1)
         pairs = 0.7 * normal(size, size)
         marks = torch.stack([signs(size) for _ in range(ATTRIBUTES)], dim=1)
-        # Orthogonal to the attributes: to like a symbol is not to like an attribute. Its values
-        # are spread like a normal sample of 32 without outliers.
+        # Worth and taste are orthogonal to the attributes: to like a symbol is not to like an
+        # attribute. Their values are normal quantiles: a normal sample of 32 without outliers.
         ranks = torch.arange(1, size + 1, dtype=torch.float64)
         quantiles = math.sqrt(2) * torch.erfinv(2 * (ranks - 0.5) / size - 1)
         basis = torch.cat([torch.ones(size, 1, dtype=torch.float64), marks], dim=1)
@@ -108,7 +108,7 @@ class Grammar:
         return (self.first[:, :, None] + self.second).flatten(1)
 
     def gold(self, utility: Utility = "additive") -> Tensor:
-        """True quality of each response, (P, R), before it is scaled.
+        """Return the true quality of each response, (P, R), before it is scaled.
 
         Args:
             utility: "additive" is the mean worth of the two symbols; "product" the product of the

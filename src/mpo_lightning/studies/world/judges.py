@@ -1,4 +1,4 @@
-"""Judges: gold scores, with noise and with what real judges do to them."""
+"""Judges: gold scores, with noise and with the distortions of real judges."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mpo_lightning.studies.world.grammar import RESPONSES, SYMBOLS, Utility
-from mpo_lightning.studies.world.world import World
+from mpo_lightning.studies.world.world import StudyWorld
 
 __all__ = ["Judge", "NoisyJudge", "Remedy", "Shape", "remedied"]
 
@@ -19,37 +19,37 @@ Remedy = Literal["none", "z-score", "rank"]
 
 
 class Judge(Protocol):
-    """Scores the responses of groups; a frozen dataclass with a `Remedy`."""
+    """Scorer of the responses of groups; a frozen dataclass with a `Remedy`."""
 
     @property
     def remedy(self) -> Remedy:
-        """What is done against the judge's scale."""
+        """Transformation of the scores against the judge's scale."""
 
-    def __call__(self, world: World, prompts: Tensor, drawn: Tensor) -> Tensor:
-        """Scores, float64 (G, N), of responses numbered ``drawn`` to prompts numbered (G,)."""
+    def __call__(self, world: StudyWorld, prompts: Tensor, drawn: Tensor) -> Tensor:
+        """Score responses numbered ``drawn``, (G, N), to prompts numbered (G,): float64 (G, N)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoisyJudge:
-    """Gold, changed in the order of the arguments.
+    """A judge that distorts gold in the order of the arguments.
 
     Args:
-        utility: which gold (`Grammar.gold`).
-        crowding: what a response loses for each other response of its group that begins with the
-            same symbol: a score that depends on the set.
-        taste: what the first nuisance attribute, in its standard deviations, adds.
-        noise: standard deviation of normal noise, independent between responses; one that is drawn
-            twice gets the same score twice.
-        shape: "exp" is exp(1.5 s) (skewed to the right), "log" -exp(-1.5 s) (skewed to the left),
-            "uniform" the share of a normal distribution below it, "bimodal" two humps around
-            -3 and 3, "rank" the rank in the group, "levels" the number of the level it falls into.
-            All keep the order of scores, levels tie some.
-        levels: how many equally likely levels.
-        factor: what scores are multiplied with.
+        utility: kind of gold (`Grammar.gold`).
+        crowding: deduction for each other response of the group that begins with the same symbol:
+            a score that depends on the set.
+        taste: weight of the first nuisance attribute, in its standard deviations.
+        noise: standard deviation of normal noise, independent between responses; a response that
+            is drawn twice gets the same score twice.
+        shape: map of a score s: "exp" is exp(1.5 s) (skewed to the right), "log" -exp(-1.5 s)
+            (skewed to the left), "uniform" the share of a normal distribution below s, "bimodal"
+            two humps around -3 and 3, "rank" the rank in the group, "levels" the number of the
+            level that s falls into. All keep the order of scores; levels tie some.
+        levels: number of equally likely levels.
+        factor: factor of the scores.
         corrupted_tops: share of the responses in the worse half of a group that get its best score.
         corrupted_bottoms: share of the better half that get its worst score.
-        remedy: what is done against a judge's scale: scores, or their ranks, in mean 0 and spread 1
-            within the group.
+        remedy: scores as they are ("none"), or they ("z-score") or their ranks ("rank") with mean 0
+            and standard deviation 1 within the group.
     """
 
     utility: Utility = "additive"
@@ -63,8 +63,8 @@ class NoisyJudge:
     corrupted_bottoms: float = 0.0
     remedy: Remedy = "none"
 
-    def __call__(self, world: World, prompts: Tensor, drawn: Tensor) -> Tensor:
-        """Scores of the responses, (G, N)."""
+    def __call__(self, world: StudyWorld, prompts: Tensor, drawn: Tensor) -> Tensor:
+        """Return the scores of the responses, (G, N)."""
         scores = world.gold(self.utility)[prompts[:, None], drawn]
         if self.crowding:
             begin = drawn // len(SYMBOLS)
@@ -82,7 +82,7 @@ class NoisyJudge:
         if not (self.corrupted_tops or self.corrupted_bottoms):
             return scores
         hit = _per_response(-1 - seed, prompts, drawn)
-        # As likely as the share says.
+        # Uniform on [0, 1], fixed for each response.
         chance = 0.5 * (1 + torch.erf(hit / math.sqrt(2)))
         better = _ranks(scores) >= scores.shape[1] / 2
         tops = ~better & (chance < self.corrupted_tops)
@@ -92,7 +92,7 @@ class NoisyJudge:
 
 
 def remedied(scores: Tensor, remedy: Remedy) -> Tensor:
-    """Scores (G, N) as they are, or they or their ranks in mean 0 and spread 1 within the group."""
+    """Apply a remedy (`NoisyJudge`) to scores, (G, N)."""
     if remedy == "none":
         return scores
     values = _ranks(scores) if remedy == "rank" else scores
@@ -102,7 +102,7 @@ def remedied(scores: Tensor, remedy: Remedy) -> Tensor:
 
 
 def _per_response(seed: int, prompts: Tensor, drawn: Tensor) -> Tensor:
-    """Standard normal numbers (G, N), one for each response to each prompt."""
+    """Draw standard normal numbers (G, N), fixed for each response to each prompt."""
     rows = []
     for prompt, row in zip(prompts.tolist(), drawn, strict=True):
         generator = torch.Generator().manual_seed(2_000_003 * seed + prompt)
@@ -111,7 +111,7 @@ def _per_response(seed: int, prompts: Tensor, drawn: Tensor) -> Tensor:
 
 
 def _ranks(scores: Tensor) -> Tensor:
-    """Number of scores in the group that are lower, ties half, (G, N)."""
+    """Count the scores of the group that are lower, ties half, (G, N)."""
     lower = scores[:, None, :] < scores[:, :, None]
     equal = scores[:, None, :] == scores[:, :, None]
     return lower.sum(2).double() + (equal.sum(2).double() - 1) / 2

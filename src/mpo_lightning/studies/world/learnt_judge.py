@@ -1,4 +1,4 @@
-"""A judge that was learnt: a small reward model, trained on a few responses with gold scores."""
+"""A learnt judge: a small reward model, trained on a few responses with gold scores."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,31 +11,31 @@ from torch import Tensor
 from mpo_lightning.files import whole_folder
 from mpo_lightning.quiet import quiet
 from mpo_lightning.studies.world.judges import Remedy, remedied
-from mpo_lightning.studies.world.world import Sampling, World
+from mpo_lightning.studies.world.world import GroupSampling, StudyWorld
 
-__all__ = ["RewardModel"]
+__all__ = ["LearntJudge"]
 
 STEPS = 150
 BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardModel:
+class LearntJudge:
     """A sequence classifier on the world's base, taught gold by least squares.
 
-    What it gets wrong is what a reward model gets wrong with little data: errors that are alike for
-    similar responses, not independent noise.
+    Its errors are those of a reward model with little data: alike for similar responses, unlike
+    independent noise.
 
     Args:
-        samples: labelled responses, one for each of so many prompts; at most 400.
-        remedy: what is done to its scores (`NoisyJudge`).
+        samples: number of labelled responses, each to another prompt; at most 400.
+        remedy: transformation of its scores (`NoisyJudge`).
     """
 
     samples: int = 256
     remedy: Remedy = "none"
 
-    def __call__(self, world: World, prompts: Tensor, drawn: Tensor) -> Tensor:
-        """Scores of the responses, (G, N)."""
+    def __call__(self, world: StudyWorld, prompts: Tensor, drawn: Tensor) -> Tensor:
+        """Return the scores of the responses, (G, N)."""
         from transformers import AutoModelForSequenceClassification
 
         folder = world.folder / f"reward-{self.samples}"
@@ -50,12 +50,12 @@ class RewardModel:
             found = [model(input_ids=part).logits[:, 0] for part in torch.split(ids, 4096)]
         return remedied(torch.cat(found).double().view(drawn.shape), self.remedy)
 
-    def _teach(self, world: World, folder: Path) -> None:
+    def _teach(self, world: StudyWorld, folder: Path) -> None:
         from transformers import AutoModelForSequenceClassification
 
         # Prompts from the end, before those held out, with responses that no group takes.
         asked = world.order[-len(world.held_out) - self.samples : -len(world.held_out)]
-        drawn = world.sample(asked, 512, Sampling())[:, -1]
+        drawn = world.sample(asked, 512, GroupSampling())[:, -1]
         ids, gold = _ids(world, asked, drawn), world.gold()[asked, drawn].float()
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(world.seed)
@@ -75,8 +75,8 @@ class RewardModel:
             model.save_pretrained(unfinished)
 
 
-def _ids(world: World, prompts: Tensor, responses: Tensor) -> Tensor:
-    """Prompt, response and end token, one row each."""
+def _ids(world: StudyWorld, prompts: Tensor, responses: Tensor) -> Tensor:
+    """Return the token ids of prompt, response and end token, one row each."""
     symbols = world.symbol_ids
     parts = [
         world.prompt_ids(prompts),

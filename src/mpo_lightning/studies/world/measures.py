@@ -1,9 +1,9 @@
-"""What a policy is worth, exactly: sums over all responses to held-out prompts.
+"""Exact measures of a policy: sums over all responses to held-out prompts.
 
 Shapes: ``P`` prompts, ``R`` outcomes, ``K`` attributes. All float64; log-probabilities are
 normalised over the outcomes of a prompt: its responses and, last, anything else that a policy may
-write there, which is as good as the worst response and has no attributes. So a policy that stops to
-write responses pays for it in every measure.
+write there, which is as good as the worst response and has no attributes. So a policy that stops
+writing responses pays for it in every measure.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,12 +37,13 @@ class Yardstick:
 
     @classmethod
     def of_responses(cls, logps: Tensor, gold: Tensor, attributes: Tensor) -> "Yardstick":
-        """The yardstick whose outcomes are the responses, and anything else.
+        """Make the yardstick whose outcomes are the responses, and anything else.
 
         Args:
-            logps: of the responses under the reference, summing to less than one, (P, responses).
-            gold: of the responses, mean 0 and, on average, variance 1, (P, responses).
-            attributes: of the responses, (responses, K).
+            logps: log-probabilities of the responses under the reference, whose exponentials sum to
+                less than one, (P, responses).
+            gold: gold of the responses, mean 0 and, on average, variance 1, (P, responses).
+            attributes: attributes of the responses, (responses, K).
         """
         return cls(
             with_rest(logps),
@@ -51,15 +52,15 @@ class Yardstick:
         )
 
     def tilt(self, strength: float) -> Tensor:
-        """The policy of most gold at its divergence: reference times exp(strength * gold)."""
+        """Return the policy of most gold at its divergence, reference * exp(strength * gold)."""
         return (self.reference + strength * self.gold).log_softmax(1)
 
     def divergence(self, logps: Tensor) -> float:
-        """KL(policy || reference), nats, mean over prompts."""
+        """Return KL(policy || reference) in nats, mean over prompts."""
         return (logps.exp() * (logps - self.reference)).sum(1).mean().item()
 
     def ideal(self, divergence: float) -> Tensor:
-        """The tilt of a divergence, to 1e-9 of its strength; the largest one under 2^6."""
+        """Return the tilt of a divergence; its strength is below 64 and exact to 1e-9."""
         low, high = 0.0, 64.0
         for _ in range(36):
             middle = (low + high) / 2
@@ -92,10 +93,10 @@ class Yardstick:
         return weights / weights.sum(1, keepdim=True) @ self.attributes
 
     def __call__(self, logps: Tensor) -> dict[str, float]:
-        """All measures of a policy's log-probabilities, (P, R).
+        """Return all measures of a policy's log-probabilities, (P, R).
 
-        - ``kl``: divergence from the reference, nats; what else a policy writes is one outcome, so
-          that of all texts is at least as large;
+        - ``kl``: divergence from the reference, nats; all other texts are one outcome, so the
+          divergence over all texts is at least as large;
         - ``outside``: probability that it is no response;
         - ``gold``: expected gold score, in standard deviations of the reference, of which the
           reference has 0;
@@ -128,7 +129,7 @@ class Yardstick:
 
 
 def group_measures(log_ratios: Tensor, chosen: Tensor, beta: float) -> dict[str, float]:
-    """What training has done to the responses of its groups.
+    """Measure the change of the responses of the groups trained on.
 
     - ``effective_chosen``: exp(entropy of softmax(beta * r) over the chosen set) over its size;
     - ``chosen_shift``, ``rejected_shift``: mean change of log-probability, nats.
@@ -156,13 +157,13 @@ def group_measures(log_ratios: Tensor, chosen: Tensor, beta: float) -> dict[str,
 
 
 def at_divergence(trajectory: Sequence[Point], divergence: float) -> dict[str, float] | None:
-    """The measures where a trajectory first reaches a divergence; None if it never does.
+    """Interpolate the measures where a trajectory first reaches a divergence; None if it does not.
 
-    Linear in root kl between two points, in which gold is nearly linear near the reference.
+    Linear in the square root of kl, in which gold is nearly linear near the reference.
 
     Args:
         trajectory: points in the order of training, each with a "kl".
-        divergence: nats.
+        divergence: divergence in nats.
     """
     for before, after in pairwise(trajectory):
         if before["kl"] < divergence <= after["kl"]:

@@ -1,6 +1,6 @@
-"""World E: a small Llama that was taught one enumerable language, and everything known about it.
+"""The studies' world: a small Llama taught one enumerable language, with exact probabilities.
 
-A world is made of a seed alone and kept in a folder of its own:
+A world depends on a seed alone and is kept in a folder of its own:
 
 - ``base/``: the model and its tokenizer, as `transformers` loads them; the reference of all runs;
 - ``world.pt``: its log-probability of every response to every prompt, and how well it was taught.
@@ -9,9 +9,8 @@ Groups are drawn from the reference's own probabilities.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -31,42 +30,29 @@ from mpo_lightning.studies.world.grammar import (
     responses,
 )
 
-__all__ = ["BuiltWorld", "Sampling", "Teaching", "World", "build", "make_tokenizer"]
+__all__ = ["BuildWorld", "GroupSampling", "StudyWorld", "load_world"]
 
-# Raise it when a change of this code changes the worlds that it builds.
+# Part of a world's folder name. Raise it when a change of this code changes the worlds it builds.
 VERSION = 1
 BEGIN, END, PAD = "<begin>", "<end>", "<pad>"
 HELD_OUT = 64
+# The model, and its training: optimizer steps, prompts with two symbols a step, peak learning rate.
+HIDDEN_SIZE = 96
+LAYERS = 2
+STEPS = 300
+ROWS = 128
+PEAK_LR = 5e-3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Teaching:
-    """How large the model is, and how long it is taught.
-
-    Args:
-        hidden_size: width.
-        layers: number of decoder layers.
-        steps: optimizer steps.
-        rows: prompts with two symbols in a step.
-        lr: peak learning rate.
-    """
-
-    hidden_size: int = 96
-    layers: int = 2
-    steps: int = 300
-    rows: int = 128
-    lr: float = 5e-3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How the responses of a group are drawn from the reference.
+class GroupSampling:
+    """Settings for drawing the responses of a group from the reference.
 
     Args:
         shared: probability that a response takes its first symbol from the group's first one
             (its second symbol is drawn behind it); 0 is independent sampling.
-        copies: how often each drawn response stands in its group.
-        temperature: of the draws; 1 is the reference itself.
+        copies: number of times that each drawn response stands in its group.
+        temperature: temperature of the draws; 1 is the reference itself.
     """
 
     shared: float = 0.0
@@ -75,12 +61,12 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class World:
+class StudyWorld:
     """A complete world.
 
     Attributes:
-        folder: where it lies.
-        seed: what it was made of.
+        folder: its folder.
+        seed: its seed.
         logps: log-probability of each response under the reference, float64 (P, R); the
             exponentials sum to a little less than one.
         measured: how well the model was taught: divergence from the grammar (nats), and the mass
@@ -110,7 +96,7 @@ class World:
 
     @cached_property
     def reference(self) -> Tensor:
-        """The same, normalised over the responses, (P, R): what groups are drawn from."""
+        """`logps` normalised over the responses, (P, R): the distribution that groups come from."""
         return self.logps.log_softmax(1)
 
     @property
@@ -119,28 +105,28 @@ class World:
         return self.order[-HELD_OUT:]
 
     def trained(self, count: int) -> Tensor:
-        """The prompts of a data set of so many groups; a smaller one is the beginning of a larger.
+        """Return the prompts of a data set of ``count`` groups: a larger one begins with a smaller.
 
         Raises:
-            ValueError: if there are not so many.
+            ValueError: if there are fewer prompts.
         """
         if count > len(self.order) - HELD_OUT:
             raise ValueError(f"There are {len(self.order) - HELD_OUT} prompts, not {count}.")
         return self.order[:count]
 
     def gold(self, utility: Utility = "additive") -> Tensor:
-        """True quality of each response, (P, R): mean 0 and, on average, variance 1 in a prompt.
+        """Return the true quality of each response, (P, R), in standard deviations.
 
-        Both under the reference, so that scores count in standard deviations.
+        Under the reference it has mean 0 in every prompt and, on average over prompts, variance 1.
         """
         gold, weights = self.grammar.gold(utility), self.reference.exp()
         gold = gold - (weights * gold).sum(1, keepdim=True)
         return gold / (weights * gold.square()).sum(1).mean().sqrt()
 
-    def sample(self, prompts: Tensor, count: int, sampling: Sampling) -> Tensor:
-        """Numbers of the responses drawn for each prompt, long (len(prompts), count).
+    def sample(self, prompts: Tensor, count: int, sampling: GroupSampling) -> Tensor:
+        """Draw responses to each prompt; their numbers are long (len(prompts), count).
 
-        A smaller count is the beginning of a larger one, and so are fewer prompts.
+        More responses begin with those of a smaller count, and do not depend on the other prompts.
         """
         rows = []
         first = self.reference.view(-1, len(SYMBOLS), len(SYMBOLS))
@@ -159,13 +145,13 @@ class World:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The tokenizer that lies beside the model."""
+        """The model's tokenizer."""
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(self.base)
 
     def prompt_ids(self, numbers: Tensor) -> Tensor:
-        """Token ids of prompts, (len(numbers), 4), the begin token first."""
+        """Return the token ids of prompts, (len(numbers), 4), the begin token first."""
         texts = prompts()
         return torch.tensor(self.tokenizer([texts[n] for n in numbers.tolist()])["input_ids"])
 
@@ -192,47 +178,42 @@ class World:
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def build(root: Path, seed: int, teaching: Teaching | None = None) -> World:
-    """The world of a seed below ``root``; built if it is not there yet.
+def load_world(root: Path, seed: int) -> StudyWorld:
+    """Load the world of a seed, which is built first if it is missing.
 
     Processes that ask for the same world wait for the one that builds it.
 
     Args:
         root: folder of worlds.
         seed: seed of the grammar, the model and everything drawn from it.
-        teaching: the model's size and its training.
     """
-    teaching = teaching or Teaching()
-    mark = sha256(f"{VERSION} {seed} {asdict(teaching)}".encode()).hexdigest()[:8]
-    folder = root / f"seed-{seed}-{mark}"
+    folder = root / f"seed-{seed}-v{VERSION}"
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f".{folder.name}.lock"):
-        if not (folder / "world.pt").is_file():
+        if not folder.is_dir():
             with whole_folder(folder) as unfinished:
-                _write(unfinished, seed, teaching)
+                _write(unfinished, seed)
     content = torch.load(folder / "world.pt", weights_only=True)
-    return World(folder, seed, content["logps"], content["measured"])
+    return StudyWorld(folder, seed, content["logps"], content["measured"])
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuiltWorld:
+class BuildWorld:
     """The task of building a world; its result is how well the model was taught.
 
     Args:
-        seed: of the world.
-        teaching: the model's size and its training.
+        seed: seed of the world.
     """
 
     seed: int
-    teaching: Teaching
 
     def __call__(self, worlds: Path) -> dict[str, float]:
         """Build it."""
-        return build(worlds, self.seed, self.teaching).measured
+        return load_world(worlds, self.seed).measured
 
 
-def make_tokenizer() -> Any:
-    """One token a letter; a text begins with the begin token."""
+def _make_tokenizer() -> Any:
+    """Make a tokenizer of one token a letter; a text begins with the begin token."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -253,15 +234,15 @@ def make_tokenizer() -> Any:
     )
 
 
-def _write(folder: Path, seed: int, teaching: Teaching) -> None:
+def _write(folder: Path, seed: int) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = make_tokenizer()
+    tokenizer = _make_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=teaching.hidden_size,
-        intermediate_size=2 * teaching.hidden_size,
-        num_hidden_layers=teaching.layers,
+        hidden_size=HIDDEN_SIZE,
+        intermediate_size=2 * HIDDEN_SIZE,
+        num_hidden_layers=LAYERS,
         num_attention_heads=4,
         max_position_embeddings=64,
         tie_word_embeddings=False,
@@ -279,7 +260,7 @@ def _write(folder: Path, seed: int, teaching: Teaching) -> None:
     symbol_ids = torch.tensor(tokenizer.convert_tokens_to_ids(list(SYMBOLS)))
     end = tokenizer.eos_token_id
     ids = {"prompts": prompt_ids, "symbols": symbol_ids, "end": torch.tensor(end)}
-    _teach(model, grammar, ids, seed, teaching)
+    _teach(model, grammar, ids, seed)
     with quiet():
         model.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
@@ -296,13 +277,7 @@ def _write(folder: Path, seed: int, teaching: Teaching) -> None:
     torch.save({"logps": found, "measured": measured}, folder / "world.pt")
 
 
-def _teach(
-    model: Any,
-    grammar: Grammar,
-    token_ids: dict[str, Tensor],
-    seed: int,
-    teaching: Teaching,
-) -> None:
+def _teach(model: Any, grammar: Grammar, token_ids: dict[str, Tensor], seed: int) -> None:
     """Teach the grammar's own probabilities of the next symbol: maximum likelihood without noise.
 
     Cross-entropy against what the grammar gives each symbol has its minimum where the likelihood of
@@ -311,15 +286,15 @@ def _teach(
     prompt_ids, symbol_ids, end = (token_ids[name] for name in ("prompts", "symbols", "end"))
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=teaching.lr, betas=(0.9, 0.95), weight_decay=0.0
+        model.parameters(), lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0.0
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=teaching.lr, total_steps=teaching.steps, pct_start=0.1
+        optimizer, max_lr=PEAK_LR, total_steps=STEPS, pct_start=0.1
     )
     first, second = grammar.first.float().exp(), grammar.second.float().exp()
     model.train()
-    for _ in range(teaching.steps):
-        asked = torch.randint(len(prompt_ids), (teaching.rows,), generator=generator)
+    for _ in range(STEPS):
+        asked = torch.randint(len(prompt_ids), (ROWS,), generator=generator)
         one = first[asked].multinomial(1, generator=generator)[:, 0]
         two = second[asked, one].multinomial(1, generator=generator)[:, 0]
         ids = torch.cat([prompt_ids[asked], symbol_ids[torch.stack([one, two], 1)]], 1)
