@@ -170,13 +170,13 @@ def test_responses_in_one_call_per_group_are_those_of_two_merged(
     model = with_trained_lora(variant_model(name))
     batch = GroupBatch.from_groups(random_groups(SHAPE))
     calls = []
-    original = attention._of_group
+    original = attention._group_attention
 
     def of_group(*args: Any, **kwargs: Any) -> torch.Tensor:
         calls.append(1)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(attention, "_of_group", of_group)
+    monkeypatch.setattr(attention, "_group_attention", of_group)
     results = []
     for together in (False, True):
         if together:

@@ -31,13 +31,15 @@ from torch.optim import AdamW, Optimizer
 
 from mpo_lightning.batch import GroupBatch, GroupList, PromptBatch, RunData
 from mpo_lightning.errors import ResumeError, fields_below, require_same
+from mpo_lightning.files import cache_folder
 from mpo_lightning.generation.generate import Generation, ModelSampler, PromptAnswer
 from mpo_lightning.losses import MPO, SetLoss
 from mpo_lightning.losses.base import Measured
 from mpo_lightning.model.loading import PolicyConfig, build_policy, refuse_unshardable
 from mpo_lightning.model.logps import Layout
 from mpo_lightning.model.policy import Policy, PolicyError
-from mpo_lightning.model.reference_cache import ReferenceCache, default_root, fill
+from mpo_lightning.model.reference_cache import ReferenceCache
+from mpo_lightning.model.reference_fill import fill
 from mpo_lightning.optim import RunSchedule, WarmupCosine, optimizer_steps
 from mpo_lightning.training.checkpoint import AdapterCheckpointIO
 from mpo_lightning.training.failures import FiniteSteps, MemoryAdvice
@@ -106,7 +108,7 @@ class MPOModule(LightningModule):
         self.layout: Layout = layout
         self.responses_per_pass = responses_per_pass
         self.reference: Literal["adapters-off", "cached"] = reference
-        self.reference_cache = default_root() if reference_cache is None else Path(reference_cache)
+        self.reference_cache = Path(reference_cache or cache_folder("reference"))
         self.on_nonfinite: Literal["stop", "skip"] = on_nonfinite
         self.generation = generation
         # Opened when it is first needed.
