@@ -93,7 +93,7 @@ def test_out_of_memory_gives_advice(
     options += ["--trainer.callbacks+=tests.interruptions.LittleMemory"]
     result = fit(recipe, tmp_path / "run", *options, check=False)
     assert result.returncode == 1
-    assert "Out of memory. What takes less of it" in result.stderr
+    assert "Out of memory. To need less" in result.stderr
     assert "model.responses_per_pass" in result.stderr
     assert "Traceback" not in result.stderr
 

@@ -170,7 +170,7 @@ def test_run_that_is_told_to_end_saves_and_goes_on(
     ended = fit(
         recipe, tmp_path / "ended", f"--trainer.callbacks+=tests.interruptions.{callback}", option
     )
-    assert "Told to end: saved" in ended.stderr + ended.stdout
+    assert "SIGTERM: saved" in ended.stderr + ended.stdout
     checkpoint = torch.load(tmp_path / "ended" / "checkpoints" / "last.ckpt")
     assert 0 < checkpoint["global_step"] < 4
     fit(recipe, tmp_path / "ended", *GO_ON)
@@ -191,7 +191,7 @@ def test_processes_that_are_told_to_end_save_and_go_on(
     term = ["--trainer.callbacks+=tests.interruptions.TermAtBatch"]
     term += ["--trainer.callbacks.batch=4", "--trainer.callbacks.wait=3"]
     ended = fit(recipe, tmp_path / "ended", *options, *term, launcher=AS_USERS)
-    assert "Told to end: saved" in ended.stderr + ended.stdout
+    assert "SIGTERM: saved" in ended.stderr + ended.stdout
     fit(recipe, tmp_path / "ended", *options, *GO_ON)
     assert_same_adapter(tmp_path / "ended", whole(strategy))
 
