@@ -409,7 +409,7 @@ def test_two_values_for_one_response_are_refused(tmp_path: Path, dtype: str) -> 
 
     # A value that contradicts what is known is never written.
     wrong = logps * (1 + 10 * rounding)
-    with pytest.raises(ReferenceCacheError, match=r"^random:1: .* response 0 .* holds -"):
+    with pytest.raises(ReferenceCacheError, match=r"^random:1: response 0 .* holds -"):
         seen.add(batch, wrong)
     seen.flush()
     assert len(shards(seen)) == 4
@@ -427,7 +427,7 @@ def test_a_value_that_is_no_number_is_not_taken(tmp_path: Path, value: float) ->
     logps[~batch.valid] = value
     cache.add(batch, logps)
     logps[1, 2] = value
-    with pytest.raises(ReferenceCacheError, match=rf"^random:2: .* response 2 .* of {value}"):
+    with pytest.raises(ReferenceCacheError, match=rf"^random:2: response 2 .* of {value}"):
         ReferenceCache(tmp_path, OTHER).add(batch, logps)
     assert len(cache) == 9
 

@@ -25,7 +25,7 @@ TERM = {
 
 
 @pytest.mark.parametrize("moment", TERM)
-def test_run_that_is_told_to_end_saves_and_goes_on(
+def test_run_saves_and_ends_after_sigterm(
     recipe: Path, whole: Callable[[str], Path], tmp_path: Path, moment: str
 ) -> None:
     """SIGTERM comes when nothing was to be saved before the run's end."""
@@ -43,7 +43,7 @@ def test_run_that_is_told_to_end_saves_and_goes_on(
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_processes_that_are_told_to_end_save_and_go_on(
+def test_processes_save_and_end_together_after_sigterm(
     recipe: Path, whole: Callable[[str], Path], tmp_path: Path, strategy: str
 ) -> None:
     """The other one waits inside an exchange of gradients when the signal comes to both.

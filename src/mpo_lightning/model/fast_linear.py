@@ -107,7 +107,7 @@ class FastLinear(nn.Linear):
     """A linear layer that multiplies with the faster library in float32 on CPU."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Compute what `torch.nn.Linear` computes, and exactly as it does elsewhere than there."""
+        """Compute what `torch.nn.Linear` computes."""
         if not _in_float32_on_cpu(input, self.weight):
             return super().forward(input)
         output: Tensor = _Linear.apply(input, self.weight, self.bias, None, None, 1.0)  # type: ignore[no-untyped-call]

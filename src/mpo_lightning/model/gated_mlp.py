@@ -57,7 +57,7 @@ class _Gated(torch.autograd.Function):
 
 
 def _forward(self: Any, x: Tensor) -> Tensor:
-    """``down(act(gate(x)) * up(x))`` that keeps gate and up alone (and, where needed, inner)."""
+    """Compute ``down(act(gate(x)) * up(x))`` with few tensors kept for the backward pass."""
     gate, up, down = self.gate_proj(x), self.up_proj(x), self.down_proj
     # Compiled layers choose for themselves what they compute again.
     if torch.compiler.is_compiling():

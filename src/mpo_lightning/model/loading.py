@@ -207,7 +207,12 @@ class _Loader:
         from mpo_lightning.model.gated_mlp import recompute_gated_mlps
 
         config = self.config
-        base = self._empty_base() if empty else self._base()
+        if empty:
+            settings, kwargs = _settings_of_base(config)
+            with torch.device("meta"):
+                base = _from_settings(config, settings, kwargs)
+        else:
+            base = load_base(config, self.device, flat_storage=self.flat_storage)
         chosen = _choose_layout(base.config, self.layout, config.attn_implementation)
         if config.gradient_checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False})
@@ -224,14 +229,6 @@ class _Loader:
         # transformers loads models in eval mode, and Lightning keeps the mode that it finds.
         model.train()
         return Policy(model, layout=chosen, responses_per_pass=self.responses_per_pass)
-
-    def _base(self) -> Any:
-        return load_base(self.config, self.device, flat_storage=self.flat_storage)
-
-    def _empty_base(self) -> Any:
-        settings, kwargs = _settings_of_base(self.config)
-        with torch.device("meta"):
-            return _from_settings(self.config, settings, kwargs)
 
 
 def _in_shards(load: _Loader, mesh: Any) -> Policy:

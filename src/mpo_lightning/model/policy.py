@@ -136,8 +136,22 @@ class Policy(nn.Module):
         It covers the base's weights as they are in memory, quantised or not, and its configuration;
         not where they came from, nor the adapter. Computed once, before the weights are sharded.
         """
-        if self._identity is None:
-            self._identity = self._find_identity()
+        if self._identity is not None:
+            return self._identity
+        settings = {
+            name: value
+            for name, value in self.causal_lm.config.to_dict().items()
+            if not name.startswith("_") and name not in {"transformers_version", "use_cache"}
+        }
+        config = json.dumps(settings, sort_keys=True, default=str).encode()
+        attention = self.causal_lm.config._attn_implementation
+        self._identity = {
+            "model": type(self.causal_lm).__name__,
+            "weights": digest_of_weights(self.causal_lm),
+            "config": hashlib.sha256(config).hexdigest(),
+            "dtype": str(self.causal_lm.dtype).removeprefix("torch."),
+            "attention": attention if self.layout == "separate" else SHARED_PROMPT_ATTENTION,
+        }
         return self._identity
 
     def record_fingerprint(self, known: tuple[dict[str, str], Tensor] | None = None) -> None:
@@ -156,23 +170,6 @@ class Policy(nn.Module):
 
     def _probe_logps(self) -> Tensor:
         return self.reference(probe_batch(self.causal_lm).to(self.causal_lm.device))[0].cpu()
-
-    def _find_identity(self) -> dict[str, str]:
-        settings = {
-            name: value
-            for name, value in self.causal_lm.config.to_dict().items()
-            if not name.startswith("_") and name not in {"transformers_version", "use_cache"}
-        }
-        attention = self.causal_lm.config._attn_implementation
-        return {
-            "model": type(self.causal_lm).__name__,
-            "weights": digest_of_weights(self.causal_lm),
-            "config": hashlib.sha256(
-                json.dumps(settings, sort_keys=True, default=str).encode()
-            ).hexdigest(),
-            "dtype": str(self.causal_lm.dtype).removeprefix("torch."),
-            "attention": attention if self.layout == "separate" else SHARED_PROMPT_ATTENTION,
-        }
 
     def describe(self) -> str:
         """Return the size of the weights by dtype, and of the trained ones, as text."""

@@ -321,9 +321,8 @@ class ReferenceCache:
         """
         values, known = self._find(_keys_of_batch(batch))
         if not known.all():
-            source, response = _name_of(batch, int(np.argmin(known)))
             raise ReferenceCacheError(
-                f"{source}: response {response} (from 0) is not in the reference cache "
+                f"{_name_of(batch, int(np.argmin(known)))} is not in the reference cache "
                 f"{self.folder}. The cache was filled from other data or other tokens, or cleared "
                 "since: start the run again."
             )
@@ -347,18 +346,16 @@ class ReferenceCache:
         values: Values = logps.detach().to("cpu", torch.float64)[batch.valid.cpu()].numpy()
         if not np.isfinite(values).all():
             place = int(np.argmin(np.isfinite(values)))
-            source, response = _name_of(batch, place)
             raise ReferenceCacheError(
-                f"{source}: the reference gives response {response} (from 0) a log-probability of "
-                f"{values[place]}. Check the model and its dtype."
+                f"{_name_of(batch, place)} has a reference log-probability of {values[place]}. "
+                "Check the model and its dtype."
             )
         before, known = self._find(keys)
         changed = known & self._differ(np.minimum(before, values), np.maximum(before, values))
         if changed.any():
             place = int(np.argmax(changed))
-            source, response = _name_of(batch, place)
             raise ReferenceCacheError(
-                f"{source}: the reference gives response {response} (from 0) {values[place]:.6g}; "
+                f"{_name_of(batch, place)} has a reference log-probability of {values[place]:.6g}; "
                 f"{self.folder} holds {before[place]:.6g}. Something changed that the cache does "
                 f"not know of, or is random. Remove the cache: {clear_command(self.folder)}"
             )
@@ -426,10 +423,10 @@ class ReferenceCache:
         self._keys, self._values = keys, values
 
 
-def _name_of(batch: GroupBatch, place: int) -> tuple[str, int]:
-    """Return row, and place in its row, of a response counted through the whole batch."""
+def _name_of(batch: GroupBatch, place: int) -> str:
+    """Return the row and number, for messages, of a response counted through the whole batch."""
     names = [
-        (source, response)
+        f"{source}: response {response} (from 0)"
         for source, indices in zip(batch.sources, batch.indices, strict=True)
         for response in indices
     ]

@@ -100,13 +100,7 @@ class FiniteSteps:
 
 
 def describe_nonfinite(batch: GroupBatch, loss: Tensor, log_ratios: Tensor) -> list[str]:
-    """Return a line for each group of a batch whose loss is not finite.
-
-    Args:
-        batch: the groups.
-        loss: loss of each group, (B,).
-        log_ratios: policy minus reference, (B, N).
-    """
+    """Return a line for each group whose loss is not finite; loss (B,), log-ratios (B, N)."""
     bad = ~loss.isfinite() & batch.counted
     lines = []
     for group in bad.nonzero().flatten().tolist():

@@ -459,7 +459,8 @@ class MPOModule(LightningModule):
         if self._policy.is_untrained():
             gaps = log_ratios.detach().abs()
             # Live values agree to the last digit; cached ones come from batches of other shapes.
-            tolerance = self._policy.tolerance(batch.lengths) if self._cache else 1e-3
+            cached = self._cache is not None
+            tolerance = self._policy.tolerance(batch.lengths) if cached else 1e-3
             if not bool((gaps <= tolerance)[batch.valid].all()):
                 raise PolicyError(
                     f"{type(self._policy.causal_lm).__name__}: the adapter is fresh, so policy and "
@@ -541,12 +542,7 @@ class MPOModule(LightningModule):
         return {name: identity[name] for name in ("model", "config", "weights")}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that a checkpoint is of this run, and restore the state of a resumed one.
-
-        Raises:
-            PolicyError: if the checkpoint's adapter has other layers or shapes.
-            ResumeError: if its base or the numbering of its optimizer's state differs.
-        """
+        """Check that a checkpoint is of this run, and restore the state of a resumed one."""
         self.check_checkpoint(checkpoint)
         trainer = self._trainer
         if trainer is None or trainer.state.fn != TrainerFn.FITTING:
@@ -556,12 +552,7 @@ class MPOModule(LightningModule):
         self._run.load(checkpoint, trainer)
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that a checkpoint is of this adapter and base, and can be resumed from.
-
-        Raises:
-            PolicyError: if the checkpoint's adapter has other layers or shapes.
-            ResumeError: if its base differs, or in training the numbering of optimizer states.
-        """
+        """Check with `require_same_run` that this run may load a checkpoint."""
         training = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         require_same_run(
             checkpoint,
