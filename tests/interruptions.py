@@ -29,7 +29,7 @@ class KillAtBatch(Callback):
 
 
 class TermAtBatch(Callback):
-    """The first process is told to end (SIGTERM) while it is at a batch.
+    """The first process gets SIGTERM while it is at a batch.
 
     Args:
         batch: counted from 0 over the whole run.
@@ -47,7 +47,7 @@ class TermAtBatch(Callback):
 
 
 class TermInValidation(Callback):
-    """The first process is told to end while it is at a batch of the n-th validation."""
+    """The first process gets SIGTERM while it is at a batch of the n-th validation."""
 
     def __init__(self, validation: int) -> None:
         self.left = validation

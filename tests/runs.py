@@ -28,6 +28,15 @@ OVERLAYS: dict[str, list[str]] = {
 }
 
 
+SAVE_EACH_STEP = ["--checkpoint.every_n_train_steps=1"]
+GO_ON = ["--ckpt_path=last"]
+
+
+def of_two(strategy: str) -> list[str]:
+    """Two processes, with 2 batches to an optimizer step."""
+    return [*OVERLAYS[strategy], "--trainer.accumulate_grad_batches=2"]
+
+
 def write_recipe(folder: Path, base: str, train: str, **changes: Any) -> Path:
     """A recipe as a user writes one; ``changes`` are sections to update."""
     recipe: dict[str, Any] = {

@@ -66,6 +66,33 @@ def test_layout() -> None:
     assert batch.extras == [{"subset": "a"}, {}]
 
 
+def test_spans_say_where_prompts_and_responses_lie(ragged_batch: GroupBatch) -> None:
+    groups = random_groups([(11, [3, 1, 9]), (4, [20, 2, 7, 5]), (17, [6, 6])])
+    end = 0
+    for span, one in zip(ragged_batch.spans(), groups, strict=True):
+        assert span.start == end
+        assert torch.equal(ragged_batch.tokens[span.start : span.first_response], one.prompt)
+        for tokens, response in zip(span.responses(), one.responses, strict=True):
+            assert torch.equal(ragged_batch.tokens[tokens], response)
+        end = span.end
+    assert end == len(ragged_batch.tokens)
+
+
+def test_what_is_made_once_belongs_to_one_batch() -> None:
+    """A copy, on another device say, and a part have other index tensors."""
+    batch, made = GroupBatch.from_groups(two_groups()), []
+
+    def make() -> int:
+        made.append(1)
+        return len(made)
+
+    assert batch.once("a", make) == batch.once("a", make) == 1
+    assert batch.once("b", make) == 2
+    assert batch.to("cpu").once("a", make) == 3
+    assert batch.select(0).once("a", make) == 4
+    assert batch.once("a", make) == 1
+
+
 def test_groups_may_be_laid_out_as_not_counted() -> None:
     batch = GroupBatch.from_groups(two_groups(), counted=False)
     assert batch.counted.tolist() == [False, False]

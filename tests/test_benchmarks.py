@@ -168,11 +168,10 @@ def test_flops_are_those_that_torch_counts(
     bench_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The counter knows PyTorch's own products and attention only.
-    monkeypatch.setattr("mpo_lightning.model.fast_linear.use_fast_products", lambda model: None)
     monkeypatch.setattr(PromptSharing, "fits", lambda *_: False)
     prompt, responses = 12, (6, 6, 6, 6)
     batch = group_of(prompt, responses)
-    config = PolicyConfig(base=str(bench_base), lora=LoRA(r=TINY.rank))
+    config = PolicyConfig(base=str(bench_base), lora=LoRA(r=TINY.rank), fast_linear=False)
 
     def count() -> int:
         policy = build_policy(config, "shared")

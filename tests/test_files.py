@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mpo_lightning.files import digest_of_files, whole_file, whole_folder, write_whole
+from mpo_lightning.files import cache_folder, digest_of_files, whole_file, whole_folder, write_whole
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -50,3 +50,16 @@ def test_digest_of_several_files_is_that_of_their_content(tmp_path: Path) -> Non
     for path, data in zip(paths, (b"one", b"two"), strict=True):
         path.write_bytes(data)
     assert digest_of_files(*paths) == blake2b(b"onetwo", digest_size=16).hexdigest()
+
+
+def test_caches_lie_in_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.delenv("MPO_LIGHTNING_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/scratch/me")
+    assert cache_folder("reference") == Path("/scratch/me/mpo-lightning/reference")
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert cache_folder("reference") == Path("/home/me/.cache/mpo-lightning/reference")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder("reference") == Path("/home/me/.cache/mpo-lightning/reference")
+    monkeypatch.setenv("MPO_LIGHTNING_CACHE", "/scratch/mine")
+    assert cache_folder("reference") == Path("/scratch/mine/reference")

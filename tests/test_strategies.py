@@ -10,12 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
-from lightning.pytorch import Trainer
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from mpo_lightning import LoRA, MPOModule, PolicyConfig
-from mpo_lightning.model.policy import PolicyError
-from mpo_lightning.strategy import FSDP1, wrap_policy
 from tests import processes
 from tests.conftest import example_rows, make_tokenizer, tiny_config, write_rows
 from tests.runs import (
@@ -167,50 +163,6 @@ def test_only_the_first_process_ever_holds_the_whole_base(
     peaks = [json.loads((tmp_path / f"memory{rank}.json").read_text()) for rank in (0, 1)]
     assert size > 90 * 2**20
     assert peaks[1] < peaks[0] - 0.4 * size
-
-
-def test_units_of_fsdp1_are_decoder_layers_and_adapters(base: str) -> None:
-    module = MPOModule(policy=PolicyConfig(base=base, lora=LoRA(r=4)))
-    module.configure_model()
-    assert module.policy is not None
-    chosen = wrap_policy(module)
-    units = {
-        name
-        for name, part in module.policy.causal_lm.named_modules()
-        if chosen(part, recurse=False, nonwrapped_numel=0)
-    }
-    layers = {name for name in units if name.count(".") == 2}
-    assert layers == {"model.layers.0", "model.layers.1"}
-    adapters = units - layers
-    assert len(adapters) == 2 * 7 * 2
-    assert all("lora_" in name for name in adapters)
-
-
-@pytest.mark.parametrize(
-    ("quantization", "dtype", "precision", "message"),
-    [
-        ("nf4", "bfloat16", "bf16-mixed", "FSDP1 stores 4-bit weights together"),
-        ("nf4", "auto", "bf16-true", "FSDP1 stores 4-bit weights together"),
-        ("int8", "bfloat16", "bf16-true", "int8 weights cannot be sharded"),
-    ],
-)
-def test_bits_that_fsdp1_cannot_flatten_are_refused(
-    base: str, quantization: Any, dtype: Any, precision: Any, message: str
-) -> None:
-    policy = PolicyConfig(base=base, quantization=quantization, dtype=dtype)
-    module = MPOModule(policy=policy)
-    module.trainer = Trainer(
-        accelerator="cpu", devices=1, strategy=FSDP1(), precision=precision, logger=False
-    )
-    with pytest.raises(PolicyError, match=message):
-        module.configure_model()
-
-
-def test_configuration_of_fsdp1_is_refused_on_cpu(recipe: Path, tmp_path: Path) -> None:
-    options = [f"--config={STRATEGIES / 'fsdp.yaml'}", "--trainer.accelerator=cpu"]
-    result = fit(recipe, tmp_path / "run", *options, "--trainer.devices=1", check=False)
-    assert result.returncode != 0
-    assert "FSDP1 needs GPUs" in result.stderr
 
 
 def test_overlays_say_what_they_change_only() -> None:

@@ -1,7 +1,7 @@
 """Lightning's sharded strategies with the settings that this package needs.
 
-Lightning's own work as well; what they need to be told is spelled out here, so that a configuration
-does not depend on the number of processes or on the architecture.
+Lightning's own classes work as well, with settings that depend on the number of processes and the
+architecture; these classes choose them.
 """
 
 from pathlib import Path
@@ -21,16 +21,18 @@ __all__ = ["FSDP1", "FSDP2"]
 
 
 class FSDP2(ModelParallelStrategy):
-    """FSDP2: the policy is sharded over all processes, each decoder layer by itself.
+    """FSDP2: shards the policy over all processes, each decoder layer by itself.
 
-    Every process sees other groups (Lightning's default would split layers between the processes of
-    a node). A checkpoint is one file, and only trained weights are gathered for it.
+    Every process sees different groups (Lightning's default would split layers between the
+    processes of a node). A checkpoint is one file, for which only trained weights are gathered.
 
     Args:
-        process_group_backend: of `torch.distributed`; nccl on GPUs and gloo on CPU if none.
+        process_group_backend: backend of `torch.distributed`. Defaults to nccl on GPUs and gloo on
+            CPU.
     """
 
-    # In the optimizer's state, as without sharding; Lightning's numbers count frozen ones as well.
+    # The optimizer's state numbers trained parameters, as without sharding; Lightning's own numbers
+    # frozen ones as well.
     indexes_trained_parameters = True
 
     def __init__(self, process_group_backend: str | None = None) -> None:
@@ -41,12 +43,12 @@ class FSDP2(ModelParallelStrategy):
         )
 
     def setup_environment(self) -> None:
-        """Share data between all processes."""
+        """Divide the data between all processes."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The optimizer's state, whole, on the first process; numbered as without sharding."""
+        """Return the optimizer's whole state on the first process, numbered as if not sharded."""
         from torch.distributed.checkpoint.state_dict import (
             StateDictOptions,
             get_optimizer_state_dict,
@@ -68,11 +70,11 @@ class FSDP2(ModelParallelStrategy):
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Read a checkpoint, and take weights and optimizer from it; always as plain values.
+        """Read a checkpoint, as plain values only, and restore weights and optimizer from it.
 
         Raises:
-            PolicyError: if it is of another adapter.
-            ResumeError: if it is of another base, or numbers the optimizer's state otherwise.
+            PolicyError: if its adapter has other layers or shapes.
+            ResumeError: if its base or the numbering of its optimizer's state differs.
         """
         from torch.distributed.checkpoint.state_dict import (
             StateDictOptions,
@@ -87,12 +89,12 @@ class FSDP2(ModelParallelStrategy):
         checkpoint: dict[str, Any] = torch.load(
             path, mmap=True, map_location="cpu", weights_only=True
         )
-        # Before anything of it is taken.
+        # Checked before anything is restored.
         module.check_checkpoint(checkpoint)
         whole = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
         set_model_state_dict(model, checkpoint.pop("state_dict"), options=whole)
         names = {id(parameter): name for name, parameter in model.named_parameters()}
-        # Nothing but weights is taken for an evaluation, and of a file that holds no more.
+        # Evaluation has no optimizers, and a file of weights only has no states.
         states = checkpoint.get("optimizer_states", [])
         for optimizer, state in zip(self.optimizers, states, strict=False):
             order = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
@@ -107,7 +109,7 @@ class FSDP2(ModelParallelStrategy):
         return checkpoint
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The trained weights, whole, on the first process; nothing on the others."""
+        """Return the whole trained weights on the first process, nothing on the others."""
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
         assert self.model is not None
@@ -118,19 +120,19 @@ class FSDP2(ModelParallelStrategy):
 
 
 class FSDP1(FSDPStrategy):
-    """FSDP1, on GPUs: decoder layers and adapters are units of their own.
+    """FSDP1, on GPUs: wraps decoder layers and adapters as separate units.
 
-    Frozen and trained weights in one unit would take gradient memory for both.
+    Frozen and trained weights in one unit would need gradient memory for both.
     """
 
     def __init__(self) -> None:
         super().__init__(state_dict_type="full", use_orig_params=True)
 
     def setup(self, trainer: Trainer) -> None:
-        """Choose the units from the model that there is now.
+        """Choose the units for the loaded model.
 
         Raises:
-            PolicyError: if the devices are no GPUs.
+            PolicyError: if the devices are not GPUs.
         """
         if self.root_device.type != "cuda":
             raise PolicyError("FSDP1 needs GPUs. On CPU use mpo_lightning.strategy.FSDP2.")
@@ -139,7 +141,7 @@ class FSDP1(FSDPStrategy):
 
 
 def wrap_policy(module: nn.Module | None) -> Any:
-    """Which modules are units: decoder layers, and what is trained."""
+    """Return the wrap policy whose units are decoder layers and adapters."""
     from peft.utils.other import fsdp_auto_wrap_policy
 
     (policy,) = [m for m in module.modules() if isinstance(m, Policy)] if module else [None]

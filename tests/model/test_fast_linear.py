@@ -14,7 +14,7 @@ from mpo_lightning.model.fast_linear import (
     FastLinear,
     FastLoraLinear,
     onednn_is_faster,
-    use_fast_products,
+    use_fast_linear,
 )
 from mpo_lightning.model.logps import response_logps
 from tests.conftest import random_groups, tiny_model
@@ -27,13 +27,13 @@ def products(
     """The shapes that were multiplied by either library, whatever the processor."""
     monkeypatch.setattr(linear, "onednn_is_faster", lambda: request.param)
     shapes: list[tuple[int, ...]] = []
-    original = linear.product
+    original = linear.matmul
 
-    def product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def matmul(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         shapes.append((*rows.shape, weight.shape[0]))
         return original(rows, weight, bias)
 
-    monkeypatch.setattr(linear, "product", product)
+    monkeypatch.setattr(linear, "matmul", matmul)
     return shapes
 
 
@@ -48,7 +48,7 @@ def test_products_and_gradients_are_those_of_float64(
     exact = nn.Linear(13, 29, bias=bias, dtype=torch.float64).requires_grad_(not frozen)
     exact.load_state_dict(plain.state_dict())
     model = nn.Sequential(plain)
-    use_fast_products(model)
+    use_fast_linear(model)
     assert type(model[0]) is FastLinear
     inputs = torch.randn(shape, requires_grad=True)
     wide = inputs.detach().double().requires_grad_()
@@ -68,7 +68,7 @@ def test_products_and_gradients_are_those_of_float64(
 
 def test_other_dtypes_and_autocast_go_the_usual_way(products: list[Any]) -> None:
     model = nn.Sequential(nn.Linear(4, 5))
-    use_fast_products(model)
+    use_fast_linear(model)
     inputs = torch.randn(3, 4)
     with torch.autocast("cpu", torch.bfloat16):
         assert model(inputs).dtype == torch.bfloat16
@@ -100,7 +100,7 @@ def test_lora_is_that_of_peft(products: list[Any], name: str) -> None:
         if "dropout" not in name:
             model.add_adapter("other", config)
         if fast:
-            use_fast_products(model)
+            use_fast_linear(model)
             assert any(type(m) is FastLoraLinear for m in model.modules())
         causal_lm = model.get_base_model()
         torch.manual_seed(1)
@@ -130,7 +130,7 @@ def test_plain_lora_is_computed_together_with_its_layer(products: list[Any]) -> 
     """PEFT's own way would make its product apart, and three more tensors of the output's size."""
     config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
     model = get_peft_model(tiny_model(), config)
-    use_fast_products(model)
+    use_fast_linear(model)
     layers = [m for m in model.modules() if isinstance(m, LoraLinear)]
     assert len(layers) == 2 * 7
     batch = GroupBatch.from_groups(random_groups([(7, [3, 5])]))
@@ -152,6 +152,6 @@ def test_library_is_chosen_by_the_processor(monkeypatch: pytest.MonkeyPatch) -> 
 def test_nothing_changes_in_what_is_saved() -> None:
     model = tiny_model()
     before = list(model.state_dict())
-    use_fast_products(model)
+    use_fast_linear(model)
     assert list(model.state_dict()) == before
     assert all(isinstance(m, nn.Linear) for m in model.modules() if "Linear" in type(m).__name__)

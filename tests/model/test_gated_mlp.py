@@ -11,8 +11,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 from transformers import CohereConfig, Gemma2Config, GPT2Config, Phi3Config, Qwen3Config
 
-from mpo_lightning.model.fast_linear import use_fast_products
-from mpo_lightning.model.gated_mlp import keep_less_of_gated_mlps
+from mpo_lightning.model.fast_linear import use_fast_linear
+from mpo_lightning.model.gated_mlp import recompute_gated_mlps
 from tests.conftest import tiny_config, tiny_model
 
 SMALL: dict[str, Any] = {
@@ -76,9 +76,9 @@ def test_values_and_gradients_are_the_same(name: str, within: str, dropout: floa
     results = []
     for lean in (False, True):
         model = lora(GATED[name], dropout=dropout)
-        use_fast_products(model)
+        use_fast_linear(model)
         if lean:
-            keep_less_of_gated_mlps(model)
+            recompute_gated_mlps(model)
             assert "forward" in vars(mlp_of(model))
         results.append(outcome(mlp_of(model), run))
     assert len(results[0]) == 2 + 6
@@ -103,9 +103,9 @@ def test_less_is_kept_of_the_inner_width(fast: bool, spared: int) -> None:
     for lean in (False, True):
         model = lora(GATED["llama"])
         if fast:
-            use_fast_products(model)
+            use_fast_linear(model)
         if lean:
-            keep_less_of_gated_mlps(model)
+            recompute_gated_mlps(model)
         sizes.append(kept(mlp_of(model), inputs))
     assert sizes[0] - sizes[1] == spared * tokens * inner * 4
 
@@ -114,8 +114,8 @@ def test_checkpoints_around_it_keep_nothing_of_it() -> None:
     """What a hook of its own would keep, a checkpoint around it could not let go."""
     inputs = torch.randn(1, 50, 32, requires_grad=True)
     model = lora(GATED["llama"])
-    use_fast_products(model)
-    keep_less_of_gated_mlps(model)
+    use_fast_linear(model)
+    recompute_gated_mlps(model)
     mlp = mlp_of(model)
 
     def checkpointed(x: Tensor) -> Tensor:
@@ -129,5 +129,5 @@ def test_other_mlps_are_left_alone() -> None:
     phi = {k: v for k, v in SMALL.items() if k != "head_dim"}
     for config in (Phi3Config(**phi), GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=64)):
         model = tiny_model(config)
-        keep_less_of_gated_mlps(model)
+        recompute_gated_mlps(model)
         assert not [m for m in model.modules() if "forward" in vars(m)]

@@ -5,13 +5,9 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig
 
-from mpo_lightning.batch import GroupBatch, GroupSpan
-from mpo_lightning.model import attention
-from mpo_lightning.model.attention import SHARED_PROMPT_ATTENTION, PromptSharing
+from mpo_lightning.batch import GroupBatch
 from mpo_lightning.model.logps import (
-    SHARED_PROMPT_MODELS,
     Layout,
     can_share_prompts,
     cheaper_layout,
@@ -21,77 +17,15 @@ from mpo_lightning.model.logps import (
     token_logps,
 )
 from tests.conftest import plain_logps, random_groups, tiny_model
-
-SHAPE = [(11, [3, 1, 9]), (4, [20, 2, 7, 5]), (17, [6, 6])]
-LAYOUTS: list[Layout] = ["shared", "separate"]
-# What an architecture calls its sizes, and what of it needs more than them to be exercised.
-EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "num_local_experts": 4, "num_experts": 4}
-WINDOW: dict[str, Any] = {
-    "sliding_window": 6,
-    "layer_types": ["full_attention", "sliding_attention"],
-}
-VARIANTS: dict[str, dict[str, Any]] = {
-    **{name: {} for name in SHARED_PROMPT_MODELS},
-    "arcee": {"head_dim": 8},
-    "cohere": {"logit_scale": 0.4},
-    "cohere2": {"logit_scale": 0.4, **WINDOW},
-    "ernie4_5": {"head_dim": 8},
-    "exaone4": WINDOW,
-    "falcon": {},
-    "falcon with grouped queries": {"new_decoder_architecture": True, "num_kv_heads": 2},
-    "gemma2": {"head_dim": 8, "final_logit_softcapping": 2.0, **WINDOW},
-    "gemma3_text": {"head_dim": 8, **WINDOW},
-    "glm": {"head_dim": 8},
-    "glm4": {"head_dim": 8},
-    "glm4_moe": {"head_dim": 8, "moe_intermediate_size": 32, "n_routed_experts": 4, **EXPERTS},
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
-    "gpt_bigcode": {"n_embd": 32, "n_layer": 2, "n_head": 4},
-    "gpt_oss": {"head_dim": 8, **EXPERTS, **WINDOW},
-    "granite": {"logits_scaling": 3.0, "attention_multiplier": 0.3},
-    "granitemoe": EXPERTS,
-    "helium": {"head_dim": 8},
-    "hunyuan_v1_dense": {"head_dim": 8},
-    "mistral with a window": {"sliding_window": 8},
-    "mixtral": EXPERTS,
-    "olmo3": WINDOW,
-    "olmoe": EXPERTS,
-    "opt": {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64},
-    "qwen2 with windows on some layers": {
-        "use_sliding_window": True,
-        "max_window_layers": 1,
-        **WINDOW,
-    },
-    "qwen2_moe": {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, **EXPERTS},
-    "qwen3": {"head_dim": 8},
-    "qwen3_moe": {"head_dim": 8, "moe_intermediate_size": 32, **EXPERTS},
-    "seed_oss": {"head_dim": 8},
-    "starcoder2 with a window": {"sliding_window": 8},
-}
-# Their kernels for experts have no float64.
-IN_FLOAT32 = {"glm4_moe", "gpt_oss", "granitemoe", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"}
-
-
-def variant_model(name: str, **changes: Any) -> Any:
-    sizes = {
-        **{"vocab_size": 384, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0},
-        **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
-        **{"num_attention_heads": 4, "num_key_value_heads": 2},
-    }
-    architecture = name.split(maxsplit=1)[0]
-    if architecture in {"gpt2", "gpt_bigcode"}:
-        sizes = {key: sizes[key] for key in list(sizes)[:4]}
-    settings = {**sizes, **VARIANTS.get(name, {}), **changes}
-    return tiny_model(AutoConfig.for_model(architecture, **settings))
-
-
-def lora_gradients(model: Any) -> dict[str, torch.Tensor]:
-    return {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
-
-
-def with_trained_lora(model: Any, **settings: Any) -> Any:
-    """LoRA whose B is not zero, so that every gradient is alive."""
-    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, **settings)
-    return get_peft_model(model, config)
+from tests.model.architectures import (
+    IN_FLOAT32,
+    LAYOUTS,
+    SHAPE,
+    VARIANTS,
+    lora_gradients,
+    variant_model,
+    with_trained_lora,
+)
 
 
 @pytest.mark.parametrize("name", sorted(VARIANTS))
@@ -160,58 +94,6 @@ def test_a_group_does_not_depend_on_its_neighbours(layout: Layout) -> None:
             alone = response_logps(model, batch.select(row), layout=layout)
             torch.testing.assert_close(together[row, : len(lengths)], alone[0], rtol=0, atol=1e-4)
             assert together[row, len(lengths) :].eq(0).all()
-
-
-@pytest.mark.parametrize("name", ["llama", "gpt2", "starcoder2"])
-def test_responses_in_one_call_per_group_are_those_of_two_merged(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On CPU responses attend to prompt and to themselves apart; elsewhere in one call."""
-    model = with_trained_lora(variant_model(name))
-    batch = GroupBatch.from_groups(random_groups(SHAPE))
-    calls = []
-    original = attention._of_group
-
-    def of_group(*args: Any, **kwargs: Any) -> torch.Tensor:
-        calls.append(1)
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(attention, "_of_group", of_group)
-    results = []
-    for together in (False, True):
-        if together:
-            monkeypatch.setattr(PromptSharing, "fits", lambda *_: False)
-        model.zero_grad()
-        logps = response_logps(model.get_base_model(), batch, layout="shared")
-        logps.square().sum().backward()
-        results.append((logps.detach(), lora_gradients(model)))
-    assert len(calls) == 2 * len(SHAPE)
-    (apart, gradients), (one, others) = results
-    torch.testing.assert_close(apart, one, rtol=1e-5, atol=1e-4)
-    for key, gradient in gradients.items():
-        assert (others[key] - gradient).abs().max() <= 1e-3 * gradient.abs().max(), key
-
-
-def test_the_whole_rows_mask_is_the_same_attention() -> None:
-    """For models whose attention cannot be split, and against the split one."""
-    model = tiny_model()
-    batch = GroupBatch.from_groups(random_groups(SHAPE))
-    row, sharing = shared_row(batch), PromptSharing(batch.spans())
-    dense = sharing.dense_mask(row.inputs["position_ids"][0], torch.float32)
-    assert dense.shape == (1, 1, len(batch.tokens), len(batch.tokens))
-
-    def compute(mask: torch.Tensor) -> torch.Tensor:
-        hidden: torch.Tensor = model.model(
-            **row.inputs, attention_mask=mask, use_cache=False
-        ).last_hidden_state
-        return hidden
-
-    with torch.no_grad():
-        by_mask = compute(dense)
-        model.config._attn_implementation = SHARED_PROMPT_ATTENTION
-        split = compute(sharing.as_attention_mask(torch.device("cpu")))
-    assert sharing.calls == model.config.num_hidden_layers
-    torch.testing.assert_close(split, by_mask, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -341,36 +223,6 @@ def test_responses_never_see_each_other_in_the_shared_row() -> None:
         second = response_logps(model, GroupBatch.from_groups([changed]), layout="shared")
     assert first[0, 0] == second[0, 0]
     assert first[0, 1] != second[0, 1]
-
-
-@pytest.mark.parametrize(
-    "name", ["llama", "gemma2", "gemma3_text", "gpt_oss", "mistral with a window"]
-)
-def test_the_model_still_generates_and_masks_padding_after_a_shared_pass(name: str) -> None:
-    """What the model computes by itself is as it was under its own attention."""
-    model = variant_model(name)
-    ids = torch.arange(5, 25)[None].repeat(2, 1)
-    mask = torch.ones_like(ids)
-    mask[1, 12:] = 0
-    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
-
-    def compute() -> tuple[torch.Tensor, torch.Tensor]:
-        logits = model(ids, attention_mask=mask).logits
-        return logits[mask.bool()], model.generate(ids[:1], **options)
-
-    with torch.no_grad():
-        logits, tokens = compute()
-        response_logps(model, GroupBatch.from_groups(random_groups(SHAPE)), layout="shared")
-        assert model.config._attn_implementation == SHARED_PROMPT_ATTENTION
-        logits_after, tokens_after = compute()
-    torch.testing.assert_close(logits_after, logits, rtol=1e-4, atol=1e-5)
-    assert torch.equal(tokens_after, tokens)
-
-
-def test_window_is_measured_in_positions() -> None:
-    sharing = PromptSharing([GroupSpan(0, 3, [2])])
-    mask = sharing.mask(3, 2, 2, torch.device("cpu"))[0, 0]
-    assert mask.tolist() == [[False, False, True, True, False], [False, False, False, True, True]]
 
 
 # ------------------------------------------------------------------- slices and the layout's cost

@@ -158,6 +158,46 @@ def test_compiled_layers_compute_the_same_whatever_the_lengths(
     assert counters["stats"]["unique_graphs"] == graphs, "another length was compiled anew"
 
 
+def own_layers(policy: Policy) -> set[str]:
+    """Classes of this package among the policy's layers, and classes whose forward it replaced."""
+    modules = list(policy.model.modules())
+    ours = {type(m).__name__ for m in modules if type(m).__module__.startswith("mpo_lightning")}
+    return ours | {type(m).__name__ for m in modules if "forward" in vars(m)}
+
+
+def test_layers_of_this_package_are_installed_where_they_act(base: str) -> None:
+    assert own_layers(make(base)) == {"FastLinear", "FastLoraLinear", "LlamaMLP"}
+    # Adapters are float32 all the same.
+    half = make(base, dtype="bfloat16")
+    assert own_layers(half) == {"FastLinear", "LlamaMLP"}
+    assert {type(m).__name__ for m in decoder_layers(half.causal_lm)[0].mlp.children()} == {
+        "Linear",
+        "SiLUActivation",
+    }
+    elsewhere = build_policy(PolicyConfig(base=base), "auto", device="cuda")
+    assert own_layers(elsewhere) == {"LlamaMLP"}
+    # Compiled layers choose what they compute again; the head is not compiled.
+    assert "LlamaMLP" not in own_layers(make(base, compile=True))
+
+
+def test_layers_of_this_package_can_be_left_out(base: str, ragged_batch: GroupBatch) -> None:
+    """What is left are the classes of torch, PEFT and transformers, and the same numbers."""
+    results = []
+    for fast, lean in ((True, True), (True, False), (False, True), (False, False)):
+        torch.manual_seed(0)
+        policy = make(base, fast_linear=fast, recompute_gated_mlps=lean)
+        expected = {"FastLinear", "FastLoraLinear"} if fast else set()
+        assert own_layers(policy) == expected | ({"LlamaMLP"} if lean else set())
+        shake(policy)
+        gradients = gradients_of(policy, ragged_batch)
+        results.append((policy(ragged_batch), policy.reference(ragged_batch), gradients))
+    plain, plain_reference, plain_gradients = results.pop()
+    for logps, reference, gradients in results:
+        torch.testing.assert_close(logps, plain, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(reference, plain_reference, rtol=1e-5, atol=1e-4)
+        assert_same_gradients(gradients, plain_gradients)
+
+
 def test_compile_and_gradient_checkpointing_exclude_each_other(base: str) -> None:
     with pytest.raises(ValueError, match=r"compile and gradient_checkpointing exclude"):
         make(base, compile=True, gradient_checkpointing=True)

@@ -1,16 +1,8 @@
-"""The reference cache on real files and with real processes.
-
-As a script, ``python test_reference.py ROOT OUT SECONDS RANK WORLD_SIZE``, it is such a process.
-"""
+"""The reference cache on real files: values by content, and what is refused."""
 
 import json
-import random
 import re
-import signal
-import threading
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,66 +13,19 @@ import pytest
 import torch
 
 from mpo_lightning.batch import GroupBatch, TokenGroup
-from mpo_lightning.model.logps import response_logps
-from mpo_lightning.model.reference_cache import (
-    ReferenceCache,
-    ReferenceCacheError,
-    clear,
-    default_root,
-    fill,
-    inspect,
+from mpo_lightning.model.reference_cache import ReferenceCache, ReferenceCacheError, response_keys
+from mpo_lightning.model.reference_maintenance import clear, inspect
+from tests.conftest import random_groups
+from tests.model.references import (
+    IDENTITY,
+    OTHER,
+    SHAPE,
+    assert_complete,
+    changed_token,
+    content_logps,
+    filled,
+    shards,
 )
-from tests.conftest import random_groups, tiny_model
-from tests.processes import Started
-
-IDENTITY = {"weights": "ab" * 32, "config": "cd" * 32, "dtype": "float32", "model": "tiny"}
-OTHER = {**IDENTITY, "attention": "eager"}
-SHAPE = [(11, [3, 1, 9]), (4, [20, 2, 7, 5]), (17, [6, 6])]
-
-
-def content_logps(batch: GroupBatch) -> torch.Tensor:
-    """A reference that is quick: each value a function of the prompt's and response's ids alone."""
-    result = torch.zeros(len(batch), batch.slots, dtype=torch.float64)
-    for number in range(len(batch)):
-        one = batch.select(number)
-        prompt, *responses = one.tokens.double().split(
-            [one.prompt_lengths[0], *one.response_lengths[0]]
-        )
-        for slot, ids in enumerate(responses):
-            sine = (torch.cat([prompt, ids]) * torch.arange(1, len(prompt) + len(ids) + 1)).sin()
-            result[number, slot] = -300 - sine.sum() - len(prompt) / 7
-    return result
-
-
-def responses_in(groups: list[TokenGroup]) -> int:
-    return sum(len(group.responses) for group in groups)
-
-
-def many_groups(count: int = 41) -> list[TokenGroup]:
-    draw = random.Random(0)
-    shape = [
-        (draw.randint(1, 30), [draw.randint(1, 40) for _ in range(draw.randint(2, 6))])
-        for _ in range(count)
-    ]
-    return random_groups(shape)
-
-
-def filled(root: Path, groups: list[TokenGroup], **settings: Any) -> ReferenceCache:
-    cache = ReferenceCache(root, IDENTITY, **settings)
-    fill(cache, groups, content_logps, tokens_per_batch=200, description="Reference")
-    return cache
-
-
-def assert_complete(root: Path, groups: list[TokenGroup]) -> None:
-    """What another process finds is what the reference gives."""
-    batch = GroupBatch.from_groups(groups)
-    found = ReferenceCache(root, IDENTITY).look_up(batch, torch.float64)
-    assert torch.equal(found, content_logps(batch))
-
-
-def shards(cache: ReferenceCache) -> list[Path]:
-    return sorted(cache.folder.glob("responses-*.parquet"))
-
 
 # ------------------------------------------------------------------------------------ look-up
 
@@ -105,20 +50,6 @@ def test_values_come_back_from_memory_and_from_disk(tmp_path: Path) -> None:
     assert torch.equal(rounded, logps.float())
     again.flush()
     assert len(shards(cache)) == 1, "nothing waits, nothing is written"
-
-
-def test_values_of_a_model_are_those_computed_live(tmp_path: Path) -> None:
-    model, groups = tiny_model(), many_groups(7)
-
-    @torch.no_grad()
-    def compute(batch: GroupBatch) -> torch.Tensor:
-        return response_logps(model, batch, layout="shared")
-
-    cache = ReferenceCache(tmp_path, IDENTITY)
-    done = fill(cache, groups, compute, tokens_per_batch=150, description="Reference")
-    assert done == responses_in(groups)
-    batch = GroupBatch.from_groups(groups[::-1])
-    torch.testing.assert_close(cache.look_up(batch), compute(batch), rtol=1e-5, atol=1e-4)
 
 
 def test_shards_are_plain_parquet_with_page_checksums(tmp_path: Path) -> None:
@@ -146,14 +77,8 @@ def test_a_response_is_found_by_content_wherever_it_stands(tmp_path: Path) -> No
         )
         for number, group in enumerate(groups[::-1])
     ]
-    assert ReferenceCache(tmp_path, IDENTITY).missing(moved) == []
+    assert ReferenceCache(tmp_path, IDENTITY).known(response_keys(moved)).all()
     assert_complete(tmp_path, moved)
-
-
-def changed_token(group: TokenGroup) -> TokenGroup:
-    last = group.responses[0].clone()
-    last[-1] += 1
-    return group._replace(responses=(last, *group.responses[1:]))
 
 
 def changed_prompt(group: TokenGroup) -> TokenGroup:
@@ -190,13 +115,9 @@ def test_other_content_is_not_found(
     (group,) = random_groups([(5, [4, 3, 2])])
     cache = filled(tmp_path, [group])
     other = change(group)._replace(source="changed:3", indices=(2, 5, 7))
-    (part,) = cache.missing([other])
-    assert part.indices == tuple(other.indices[slot] for slot in slots)
-    assert part.scores == tuple(other.scores[slot] for slot in slots)
-    assert all(
-        torch.equal(a, other.responses[b]) for a, b in zip(part.responses, slots, strict=True)
-    )
-    with pytest.raises(ReferenceCacheError, match=rf"^changed:3: response {part.indices[0]} "):
+    assert np.flatnonzero(~cache.known(response_keys([other]))).tolist() == slots
+    missing = other.indices[slots[0]]
+    with pytest.raises(ReferenceCacheError, match=rf"^changed:3: response {missing} "):
         cache.look_up(GroupBatch.from_groups([other]))
 
 
@@ -208,18 +129,6 @@ def test_missing_response_is_named_by_its_place_in_the_row(tmp_path: Path) -> No
     batch = GroupBatch.from_groups([first, second._replace(indices=(0, 4, 7))])
     with pytest.raises(ReferenceCacheError, match=r"^random:2: response 7 .*start the run again"):
         cache.look_up(batch)
-
-
-def test_missing_keeps_what_is_unknown_and_each_content_once(tmp_path: Path) -> None:
-    first, second, third = random_groups(SHAPE)
-    cache = filled(tmp_path, [first])
-    twice = third._replace(responses=(third.responses[0],) * 3, scores=(1.0, 2.0, 3.0))
-    parts = cache.missing([first, second, second, twice])
-    assert [(part.source, part.indices) for part in parts] == [
-        ("random:2", (0, 1, 2, 3)),
-        ("random:3", (0,)),
-    ]
-    assert ReferenceCache(tmp_path, OTHER).missing([first])[0].indices == (0, 1, 2)
 
 
 def test_each_identity_has_its_own_folder(tmp_path: Path) -> None:
@@ -253,7 +162,7 @@ def test_a_million_responses_take_little_memory(tmp_path: Path) -> None:
     again = ReferenceCache(tmp_path, IDENTITY)
     assert len(again) == 1_000_000
     assert again._keys.nbytes + again._values.nbytes == 24_000_000
-    assert again._find(keys)[1].all()
+    assert again.known(keys).all()
 
 
 def test_several_openers_find_each_other(tmp_path: Path) -> None:
@@ -262,12 +171,12 @@ def test_several_openers_find_each_other(tmp_path: Path) -> None:
     batch = GroupBatch.from_groups([first])
     one.add(batch, content_logps(batch))
     one.flush()
-    assert two.missing([first]) != []
+    assert not two.known(response_keys([first])).any()
     two.add(GroupBatch.from_groups([second]), content_logps(GroupBatch.from_groups([second])))
     two.reload()
     assert len(two) == 7
     one.reload()
-    assert one.missing([first, second]) == []
+    assert one.known(response_keys([first, second])).all()
     assert len(shards(one)) == 2
     # Each shard is read once.
     for path in shards(one):
@@ -287,265 +196,6 @@ def test_a_shard_is_on_the_disk_before_it_has_its_name(
     cache.flush()
     assert visible == [[]]
     assert len(shards(cache)) == 1
-
-
-# --------------------------------------------------------------------------------------- fill
-
-
-def test_fill_computes_only_what_is_missing(tmp_path: Path) -> None:
-    groups = many_groups()
-    calls: list[GroupBatch] = []
-
-    def compute(batch: GroupBatch) -> torch.Tensor:
-        calls.append(batch)
-        return content_logps(batch)
-
-    def run(some: list[TokenGroup]) -> int:
-        calls.clear()
-        cache = ReferenceCache(tmp_path, IDENTITY)
-        return fill(cache, some, compute, tokens_per_batch=150, description="Reference")
-
-    assert run(groups[:20]) == responses_in(groups[:20])
-    sizes = [len(batch.tokens) for batch in calls]
-    assert all(n <= 150 or len(batch) == 1 for n, batch in zip(sizes, calls, strict=True))
-    assert sum(sizes) == sum(len(g.prompt) + sum(map(len, g.responses)) for g in groups[:20])
-    largest = [
-        max(map(len, (batch.select(i).tokens for i in range(len(batch))))) for batch in calls
-    ]
-    assert largest == sorted(largest, reverse=True)
-    # The others twice, the first again, and one response of a known group changed.
-    more = [*groups, *groups[20:], changed_token(groups[0])]
-    assert run(more) == responses_in(groups[20:]) + 1
-    assert run(more) == 0
-    assert calls == []
-    assert_complete(tmp_path, more)
-
-
-def test_shards_are_written_as_it_goes(tmp_path: Path) -> None:
-    groups = many_groups()
-    cache = filled(tmp_path / "count", groups, responses_per_shard=20)
-    sizes = [pq.read_metadata(path).num_rows for path in shards(cache)]
-    assert sum(sizes) == responses_in(groups)
-    assert all(n < 20 + 30 for n in sizes)
-    assert sum(n < 20 for n in sizes) <= 1
-    cache = filled(tmp_path / "time", groups, seconds_per_shard=0)
-    assert len(shards(cache)) > 10
-    cache = filled(tmp_path / "end", groups)
-    assert len(shards(cache)) == 1
-    for name in ("count", "time", "end"):
-        assert_complete(tmp_path / name, groups)
-
-
-def test_progress_bar_counts_responses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    groups = many_groups(9)
-    filled(tmp_path, groups)
-    total = responses_in(groups)
-    assert re.search(rf"Reference: 100%.* {total}/{total} .* responses/s", capsys.readouterr().err)
-    filled(tmp_path, groups)
-    assert capsys.readouterr().err == ""
-
-
-def test_an_error_loses_nothing_that_was_computed(tmp_path: Path) -> None:
-    groups = many_groups()
-    calls = 0
-
-    def compute(batch: GroupBatch) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == 4:
-            raise RuntimeError("out of memory")
-        return content_logps(batch)
-
-    cache = ReferenceCache(tmp_path, IDENTITY)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        fill(cache, groups, compute, tokens_per_batch=200, description="Reference")
-    known = len(ReferenceCache(tmp_path, IDENTITY))
-    assert 0 < known == len(cache) < responses_in(groups)
-    done = fill(
-        ReferenceCache(tmp_path, IDENTITY), groups, compute, tokens_per_batch=200, description=""
-    )
-    assert done == responses_in(groups) - known
-    assert_complete(tmp_path, groups)
-
-
-def test_a_folder_that_is_not_shared_is_refused(tmp_path: Path) -> None:
-    """Two ranks on two nodes, one after the other, each with a folder of its own."""
-    groups = many_groups()
-    plans: list[list[Any]] = []
-
-    def first(plan: list[Any]) -> list[Any]:
-        plans.append(plan)
-        return plan
-
-    for rank, broadcast in enumerate((first, lambda _: plans[0])):
-        cache = ReferenceCache(tmp_path / f"node{rank}", IDENTITY)
-        with pytest.raises(ReferenceCacheError, match=rf"{cache.folder}: .* all nodes share"):
-            fill(
-                cache,
-                groups,
-                content_logps,
-                tokens_per_batch=200,
-                rank=rank,
-                world_size=2,
-                broadcast=broadcast,
-                description="Reference",
-            )
-    # All known to the first one: the second has nothing to do, and still lacks it.
-    cache = ReferenceCache(tmp_path / "node2", IDENTITY)
-    with pytest.raises(ReferenceCacheError, match="all nodes share"):
-        fill(
-            cache,
-            groups,
-            content_logps,
-            tokens_per_batch=200,
-            rank=1,
-            world_size=2,
-            broadcast=lambda _: [],
-            description="Reference",
-        )
-
-
-def computed(out: Path, rank: int) -> list[list[str]]:
-    """The keys of each batch that a process was asked for."""
-    lines = (out / f"rank{rank}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def content_names(batch: GroupBatch) -> list[str]:
-    return [repr(value) for value in content_logps(batch)[batch.valid].tolist()]
-
-
-def worker(root: Path, out: Path, seconds: float, rank: int, world_size: int) -> None:
-    """A process that fills the cache, each batch a collective and so many seconds long."""
-    distributed = torch.distributed
-    if world_size > 1:
-        distributed.init_process_group(
-            "gloo", init_method=f"file://{out}/meet", rank=rank, world_size=world_size
-        )
-
-    def compute(batch: GroupBatch) -> torch.Tensor:
-        with (out / f"rank{rank}.jsonl").open("a", encoding="utf-8") as log:
-            print(json.dumps(content_names(batch)), file=log)
-        if world_size > 1:
-            distributed.all_reduce(torch.zeros(1))
-        time.sleep(seconds)
-        return content_logps(batch)
-
-    def broadcast(plan: list[Any]) -> list[Any]:
-        box = [plan if rank == 0 else None]
-        distributed.broadcast_object_list(box)
-        assert box[0] is not None
-        return box[0]
-
-    cache = ReferenceCache(root, IDENTITY, responses_per_shard=8)
-    alone = {} if world_size == 1 else {"broadcast": broadcast, "barrier": distributed.barrier}
-    fill(
-        cache,
-        many_groups(),
-        compute,
-        tokens_per_batch=200,
-        rank=rank,
-        world_size=world_size,
-        description="Reference",
-        **alone,
-    )
-    if world_size > 1:
-        distributed.destroy_process_group()
-
-
-def test_a_killed_process_is_taken_up_where_its_last_shard_ends(tmp_path: Path) -> None:
-    groups, root = many_groups(), tmp_path / "cache"
-    started = Started(worker, [root, tmp_path, 0.1, 0, 1])
-    (killed,) = started.processes
-    deadline = time.monotonic() + 120
-    while len(list(root.glob("*/responses-*.parquet"))) < 3:
-        assert killed.exitcode is None, started.finish().stderr
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    killed.kill()
-    assert started.finish().returncode == -signal.SIGKILL
-    (tmp_path / "rank0.jsonl").rename(tmp_path / "first.jsonl")
-
-    cache = ReferenceCache(root, IDENTITY)
-    known = len(cache)
-    assert 24 <= known < responses_in(groups)
-    unknown = [
-        name for g in cache.missing(groups) for name in content_names(GroupBatch.from_groups([g]))
-    ]
-    assert len(unknown) == responses_in(groups) - known
-    worker(root, tmp_path, 0, 0, 1)
-    assert sorted(name for batch in computed(tmp_path, 0) for name in batch) == sorted(unknown)
-    assert_complete(root, groups)
-
-
-@pytest.mark.parametrize("size", [2, 3, 5, 40])
-def test_every_process_computes_equally_often(tmp_path: Path, size: int) -> None:
-    """Threads stand for processes; whoever computes alone breaks the barrier."""
-    groups = many_groups()
-    together = threading.Barrier(size)
-    plans: list[Any] = []
-    calls: list[list[list[str]]] = [[] for _ in range(size)]
-
-    def run(rank: int) -> int:
-        def broadcast(plan: list[Any]) -> list[Any]:
-            if rank == 0:
-                plans.append(plan)
-            together.wait(20)
-            return plans[0]
-
-        def compute(batch: GroupBatch) -> torch.Tensor:
-            together.wait(20)
-            calls[rank].append(content_names(batch))
-            return content_logps(batch)
-
-        return fill(
-            ReferenceCache(tmp_path, IDENTITY),
-            groups,
-            compute,
-            tokens_per_batch=200,
-            rank=rank,
-            world_size=size,
-            broadcast=broadcast,
-            barrier=lambda: together.wait(20),
-            description="Reference",
-        )
-
-    with ThreadPoolExecutor(size) as pool:
-        assert list(pool.map(run, range(size))) == [responses_in(groups)] * size
-    assert len({len(batches) for batches in calls}) == 1
-    batches = [tuple(batch) for own in calls for batch in own]
-    if size != 3:
-        assert 0 < len(batches) - len(set(batches)) < size, "the end is even"
-    assert sum(map(len, set(batches))) == responses_in(groups)
-    assert_complete(tmp_path, groups)
-    stored = [pq.read_metadata(path).num_rows for path in tmp_path.glob("*/responses-*")]
-    assert sum(stored) == responses_in(groups), "a repeated batch was stored"
-
-
-def test_two_processes_fill_one_cache(tmp_path: Path) -> None:
-    root, groups = tmp_path / "cache", many_groups()
-    processes = [Started(worker, [root, tmp_path, 0, rank, 2]) for rank in range(2)]
-    for started in processes:
-        result = started.finish()
-        assert result.returncode == 0, result.stderr
-    first, second = (computed(tmp_path, rank) for rank in range(2))
-    assert len(first) == len(second)
-    names = {name for batch in first + second for name in batch}
-    assert len(names) == responses_in(groups)
-    assert first[-1] == second[-1], "the end is even"
-    assert_complete(root, groups)
-    assert not list(root.glob("*/.*"))
-
-
-def test_independent_processes_may_fill_one_cache_at_once(tmp_path: Path) -> None:
-    root, groups = tmp_path / "cache", many_groups()
-    outs = [tmp_path / "a", tmp_path / "b"]
-    for out in outs:
-        out.mkdir()
-    for started in [Started(worker, [root, out, 0.01, 0, 1]) for out in outs]:
-        result = started.finish()
-        assert result.returncode == 0, result.stderr
-    assert_complete(root, groups)
 
 
 # ------------------------------------------------------------------------------------ refusal
@@ -759,7 +409,7 @@ def test_two_values_for_one_response_are_refused(tmp_path: Path, dtype: str) -> 
 
     # A value that contradicts what is known is never written.
     wrong = logps * (1 + 10 * rounding)
-    with pytest.raises(ReferenceCacheError, match=r"^random:1: .* response 0 .* holds -"):
+    with pytest.raises(ReferenceCacheError, match=r"^random:1: response 0 .* holds -"):
         seen.add(batch, wrong)
     seen.flush()
     assert len(shards(seen)) == 4
@@ -777,87 +427,9 @@ def test_a_value_that_is_no_number_is_not_taken(tmp_path: Path, value: float) ->
     logps[~batch.valid] = value
     cache.add(batch, logps)
     logps[1, 2] = value
-    with pytest.raises(ReferenceCacheError, match=rf"^random:2: .* response 2 .* of {value}"):
+    with pytest.raises(ReferenceCacheError, match=rf"^random:2: response 2 .* of {value}"):
         ReferenceCache(tmp_path, OTHER).add(batch, logps)
     assert len(cache) == 9
-
-
-# -------------------------------------------------------------------------- inspect and clear
-
-
-def test_inspect_lists_every_cache(tmp_path: Path) -> None:
-    assert inspect(tmp_path / "nothing") == []
-    groups = random_groups(SHAPE)
-    cache, other = filled(tmp_path, groups, seconds_per_shard=0), ReferenceCache(tmp_path, OTHER)
-    (tmp_path / "file").write_text("", encoding="utf-8")
-    found = {info.folder: info for info in inspect(tmp_path)}
-    assert set(found) == {cache.folder, other.folder}
-    info = found[cache.folder]
-    assert (info.responses, info.shards, info.identity, info.problem) == (9, 1, IDENTITY, None)
-    assert info.bytes == sum(path.stat().st_size for path in cache.folder.iterdir())
-    assert (found[other.folder].responses, found[other.folder].problem) == (0, None)
-
-    shards(cache)[0].write_bytes(b"PAR1")
-    renamed = other.folder.rename(tmp_path / "backup")
-    (tmp_path / "photos").mkdir()
-    found = {info.folder: info for info in inspect(tmp_path)}
-    assert found[cache.folder].responses is None
-    assert str(shards(cache)[0]) in str(found[cache.folder].problem)
-    assert "of another reference" in str(found[renamed].problem)
-    assert "no such file" in str(found[tmp_path / "photos"].problem)
-
-
-def test_clear_removes_one_or_all(tmp_path: Path) -> None:
-    assert clear(tmp_path / "nothing") == []
-    cache, other = filled(tmp_path, random_groups(SHAPE)), ReferenceCache(tmp_path, OTHER)
-    (cache.folder / f".{'0' * 32}.partial").write_bytes(b"")
-    with pytest.raises(
-        ReferenceCacheError, match=rf"no cache named x; found .*{other.folder.name}"
-    ):
-        clear(tmp_path, "x")
-    with pytest.raises(ReferenceCacheError, match="no cache named"):
-        clear(tmp_path / "sub", f"../{other.folder.name}")
-    assert clear(tmp_path, cache.folder.name) == [cache.folder]
-    assert sorted(tmp_path.iterdir()) == [other.folder]
-    again = filled(tmp_path, random_groups(SHAPE))
-    assert sorted(clear(tmp_path)) == sorted([again.folder, other.folder])
-    assert sorted(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("content", ["", '{"format": "mpo-light', None, "version"])
-def test_clear_removes_damaged_caches(tmp_path: Path, content: str | None) -> None:
-    cache = filled(tmp_path, random_groups(SHAPE))
-    path = cache.folder / "cache.json"
-    if content is None:
-        path.unlink()
-    elif content == "version":
-        path.write_text(path.read_text().replace('"version": 1', '"version": 7'))
-    else:
-        path.write_text(content)
-    shards(cache)[0].write_bytes(b"")
-    assert clear(tmp_path) == [cache.folder]
-    assert not cache.folder.exists()
-
-
-@pytest.mark.parametrize("content", ["photos", "own file", "folder", "other format"])
-def test_clear_refuses_what_is_no_cache(tmp_path: Path, content: str) -> None:
-    groups = random_groups(SHAPE)
-    cache = filled(tmp_path, groups)
-    folder = filled(tmp_path, groups).folder if content != "photos" else tmp_path / "photos"
-    folder.mkdir(exist_ok=True)
-    if content == "folder":
-        (folder / f"responses-{'0' * 32}.parquet").mkdir()
-    elif content == "other format":
-        (folder / "cache.json").write_text('{"format": "weather"}', encoding="utf-8")
-    elif content == "own file":
-        (folder / "responses-mine.parquet").write_bytes(b"")
-    before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ReferenceCacheError, match=rf"{folder}: not a reference cache"):
-        clear(tmp_path)
-    with pytest.raises(ReferenceCacheError, match="Nothing was removed"):
-        clear(tmp_path, folder.name)
-    assert sorted(tmp_path.rglob("*")) == before
-    assert cache.folder.exists()
 
 
 def test_a_cache_that_is_cleared_while_in_use_says_so(tmp_path: Path) -> None:
@@ -867,16 +439,3 @@ def test_a_cache_that_is_cleared_while_in_use_says_so(tmp_path: Path) -> None:
     cache.add(batch, content_logps(batch))
     with pytest.raises(ReferenceCacheError, match=rf"{cache.folder}.*cannot be written"):
         cache.flush()
-
-
-def test_the_default_root_is_the_users_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
-    monkeypatch.delenv("MPO_LIGHTNING_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/scratch/me")
-    assert default_root() == Path("/scratch/me/mpo-lightning/reference")
-    monkeypatch.setenv("XDG_CACHE_HOME", "")
-    assert default_root() == Path("/home/me/.cache/mpo-lightning/reference")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert default_root() == Path("/home/me/.cache/mpo-lightning/reference")
-    monkeypatch.setenv("MPO_LIGHTNING_CACHE", "/scratch/mine")
-    assert default_root() == Path("/scratch/mine/reference")

@@ -3,12 +3,20 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from mpo_lightning.batch import GroupBatch
-from mpo_lightning.training.failures import all_finite, describe_nonfinite, is_out_of_memory
+from mpo_lightning.training.failures import (
+    FiniteSteps,
+    NonFiniteError,
+    all_finite,
+    describe_nonfinite,
+    is_out_of_memory,
+)
 from tests.conftest import example_rows, random_groups
 from tests.runs import OVERLAYS, assert_same_adapter, fit, metrics, write_recipe
 
@@ -93,7 +101,7 @@ def test_out_of_memory_gives_advice(
     options += ["--trainer.callbacks+=tests.interruptions.LittleMemory"]
     result = fit(recipe, tmp_path / "run", *options, check=False)
     assert result.returncode == 1
-    assert "Out of memory. What takes less of it" in result.stderr
+    assert "Out of memory. To need less" in result.stderr
     assert "model.responses_per_pass" in result.stderr
     assert "Traceback" not in result.stderr
 
@@ -105,6 +113,61 @@ def test_out_of_memory_is_told_from_other_errors() -> None:
         torch.empty(2**60)
     assert is_out_of_memory(error.value)
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def step_of(
+    steps: FiniteSteps, losses: list[float], gradient: float, *, elsewhere: float = 0.0
+) -> tuple[bool, torch.Tensor | None]:
+    """Ask for the fourth step, of one batch; what it says, and the gradient afterwards.
+
+    Args:
+        steps: what is tested.
+        losses: of the groups.
+        gradient: of the only parameter.
+        elsewhere: whether another process has something that is not finite.
+    """
+    strategy = SimpleNamespace(reduce=lambda here, reduce_op: here + elsewhere)
+    trainer: Any = SimpleNamespace(precision_plugin=None, strategy=strategy, global_step=3)
+    groups = random_groups([(3, [2, 2])] * len(losses))
+    loss = torch.tensor(losses)
+    steps.add(GroupBatch.from_groups(groups), loss, torch.zeros(len(losses), 2))
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    parameter.grad = torch.tensor([gradient])
+    accepted = steps.accept(trainer, loss.mean(), [parameter])
+    steps.clear()
+    return accepted, parameter.grad
+
+
+def test_finite_steps_are_made() -> None:
+    steps = FiniteSteps("stop")
+    assert step_of(steps, [1.0, 2.0], 3.0) == (True, torch.tensor([3.0]))
+    assert steps.skipped == 0
+
+
+@pytest.mark.parametrize(
+    ("losses", "gradient", "elsewhere", "found"),
+    [
+        ([1.0, math.nan], math.nan, 0.0, r"of 1 group\(s\) is not finite:\n  random:2: loss nan"),
+        ([1.0, 2.0], math.inf, 0.0, "all losses are finite, but the gradient is not"),
+        ([1.0, 2.0], 3.0, 1.0, "all losses are finite, but the gradient is not"),
+    ],
+    ids=["loss", "gradient", "another process"],
+)
+def test_steps_that_are_not_finite_stop_the_run_or_are_left_out(
+    losses: list[float], gradient: float, elsewhere: float, found: str
+) -> None:
+    with pytest.raises(NonFiniteError, match=rf"^Optimizer step 4: (?s:.*){found}"):
+        step_of(FiniteSteps("stop"), losses, gradient, elsewhere=elsewhere)
+    steps = FiniteSteps("skip")
+    for skipped in (1, 2):
+        with pytest.warns(
+            UserWarning, match=rf"step 4 is left out \({skipped} so far\): .*{found}"
+        ):
+            # Optimizers pass over a parameter without gradient.
+            assert step_of(steps, losses, gradient, elsewhere=elsewhere) == (False, None)
+    # Nothing of a step is left for the next one.
+    assert step_of(steps, [1.0], 3.0) == (True, torch.tensor([3.0]))
+    assert steps.skipped == 2
 
 
 def test_descriptions_name_counted_groups_only() -> None:

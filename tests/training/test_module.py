@@ -1,27 +1,26 @@
-"""MPOModule through a real Trainer: gradients, metrics, schedules, checkpoints."""
+"""MPOModule through a real Trainer: gradients, metrics, schedules, the reference."""
 
-import json
+import functools
 import shutil
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from peft import PeftModel
-from torch.optim import SGD
+from lightning.pytorch import Callback, Trainer
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from mpo_lightning import LoRA, MPOModule, PolicyConfig, PreferenceDataModule
-from mpo_lightning.batch import GroupBatch, TokenGroup
+from mpo_lightning.batch import GroupBatch
 from mpo_lightning.losses import (
     DPO,
     MDPO,
     MPO,
+    AboveThreshold,
     EachMPO,
     LiPO,
     MultiLevelMPO,
@@ -30,70 +29,12 @@ from mpo_lightning.losses import (
     SimPO,
     TopBottom,
 )
+from mpo_lightning.model import logps
 from mpo_lightning.model.loading import build_policy
 from mpo_lightning.model.policy import Policy, PolicyError
 from mpo_lightning.optim import WarmupCosine
-from mpo_lightning.training.checkpoint import adapter_folder
 from tests.conftest import example_rows, random_groups
-
-RAGGED = [(5 + 3 * i % 7, [2 + (i * j) % 9 for j in range(1, 3 + i % 4)]) for i in range(1, 9)]
-
-
-def make_module(base: str, **settings: Any) -> MPOModule:
-    """A module with plain gradient descent, whose steps show the gradient."""
-    lora = settings.pop("lora", LoRA(r=4))
-    options: dict[str, Any] = {
-        "loss": MPO(beta=0.5, alpha=1.0),
-        "optimizer": lambda params: SGD(params, lr=0.05),
-        "lr_scheduler": None,
-    }
-    torch.manual_seed(0)
-    return MPOModule(policy=PolicyConfig(base=base, lora=lora), **{**options, **settings})
-
-
-def make_trainer(**settings: Any) -> Trainer:
-    quiet: dict[str, Any] = {
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "max_epochs": 1,
-    }
-    return Trainer(**{**quiet, **settings})
-
-
-def loader(groups: Sequence[TokenGroup], sizes: list[int]) -> DataLoader[GroupBatch]:
-    batches, start = [], 0
-    for size in sizes:
-        batches.append(GroupBatch.from_groups(groups[start : start + size]))
-        start += size
-    return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
-
-
-def adapter(module: MPOModule) -> dict[str, torch.Tensor]:
-    return {n: p.detach().clone() for n, p in module.named_parameters() if p.requires_grad}
-
-
-class Recorder(Callback):
-    """What a run logged after each optimizer step, and its gradients."""
-
-    def __init__(self) -> None:
-        self.steps: list[dict[str, float]] = []
-        self.gradients: list[dict[str, torch.Tensor]] = []
-
-    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, _: Any) -> None:
-        # Zeroing comes first in a step: the metrics there are those of the step before.
-        self._record(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._record(trainer)
-
-    def _record(self, trainer: Trainer) -> None:
-        logged = {n: v.item() for n, v in trainer.callback_metrics.items() if "train" in n}
-        if logged:
-            self.steps.append(logged)
-
+from tests.training.fits import RAGGED, Recorder, adapter, loader, make_module, make_trainer
 
 # --------------------------------------------------------------- the mean over a step's groups
 
@@ -217,6 +158,98 @@ def test_precisions_train_close_to_each_other(base: str, precision: Any, layout:
     at_zero = module.loss(torch.zeros_like(batch.scores), batch.scores, batch.valid)
     assert first["train/loss"] == pytest.approx(at_zero.mean().item(), rel=1e-5)
     assert last["train/loss"] < first["train/loss"] - 0.1
+
+
+# ------------------------------------------------------------------------- the life of a step
+
+
+def test_hooks_come_in_the_order_that_the_module_says(base: str) -> None:
+    """A window of two batches, as in the docstring of training/module.py."""
+    module = make_module(base, lr_scheduler=WarmupCosine())
+    calls: list[str] = []
+
+    def watch(name: str) -> None:
+        hook = getattr(module, name)
+
+        @functools.wraps(hook)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            calls.append(name)
+            result = hook(*args, **kwargs)
+            if name == "optimizer_step":
+                calls.append("weights changed")
+            return result
+
+        setattr(module, name, watched)
+
+    before = ["on_train_batch_start", "training_step", "optimizer_zero_grad", "backward"]
+    update = ["on_before_optimizer_step", "configure_gradient_clipping", "optimizer_step"]
+    after = ["lr_scheduler_step", "on_train_batch_end"]
+    for name in (*before, *update, *after):
+        watch(name)
+    trainer = make_trainer(accumulate_grad_batches=2, max_steps=1)
+    trainer.fit(module, loader(random_groups(RAGGED), [4, 4]))
+    assert calls == [
+        *before,
+        "on_train_batch_end",
+        "on_train_batch_start",
+        *("optimizer_step", "training_step", "backward"),
+        *("on_before_optimizer_step", "configure_gradient_clipping", "weights changed"),
+        *after,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("layout", "name"), [("shared", "shared_row"), ("separate", "separate_rows")]
+)
+def test_index_tensors_are_made_once_a_batch(
+    base: str, monkeypatch: pytest.MonkeyPatch, layout: str, name: str
+) -> None:
+    """For policy and reference together; the first batch is checked, and not looked at here."""
+    groups, made = random_groups(RAGGED), []
+    original = getattr(logps, name)
+
+    def rows(batch: GroupBatch) -> Any:
+        made.append(batch.sources)
+        return original(batch)
+
+    monkeypatch.setattr(logps, name, rows)
+    make_trainer().fit(make_module(base, layout=layout), loader(groups, [4, 4]))
+    assert made.count([group.source for group in groups[4:]]) == 1
+
+
+# ------------------------------------------------------------------------ the data module's loss
+
+
+def test_data_module_that_was_given_another_loss_is_refused(
+    base: str, write_jsonl: Callable[..., str]
+) -> None:
+    path = write_jsonl(example_rows(3))
+    data = PreferenceDataModule(tokenizer=base, train=path, loss=MPO(beta=0.1))
+    with pytest.raises(ValueError, match=r"was given MPO\(.*but MPO\(.*Give both the same loss"):
+        make_trainer().fit(make_module(base), data)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_groups_that_teach_nothing_are_left_out_or_counted_in_a_warning(
+    base: str, write_jsonl: Callable[..., str], given: bool
+) -> None:
+    """Two of five lie above the threshold as a whole, which only the loss knows."""
+    rows = example_rows(5)
+    for row in rows[:2]:
+        row["scores"] = [score + 20 for score in row["scores"]]
+    for row in rows[2:]:
+        row["scores"] = [15, *range(len(row["scores"]) - 1)]
+    loss = MPO(beta=0.5, partition=AboveThreshold(threshold=12))
+    data = PreferenceDataModule(
+        tokenizer=base, train=write_jsonl(rows), loss=loss if given else None, groups_per_batch=2
+    )
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        make_trainer(max_epochs=2).fit(make_module(base, loss=loss), data)
+    found = [str(each.message) for each in warned if "teach MPO nothing" in str(each.message)]
+    assert [text.split(" teach")[0] for text in found] == (
+        [] if given else ["2 groups of this epoch"] * 2
+    )
 
 
 # ----------------------------------------------------------------------------------- the checks
@@ -362,108 +395,7 @@ def test_a_step_is_the_gradient_of_what_the_loss_reads(
         assert record.steps[0]["train/rewards/chosen"] == reward == 0
 
 
-# ---------------------------------------------------------------------------------- checkpoints
-
-
-def fit_with_checkpoints(
-    base: str, folder: Path, data: str, ckpt_path: str | None = None
-) -> tuple[MPOModule, Recorder, PreferenceDataModule]:
-    """Two epochs, a checkpoint after each."""
-    module = make_module(
-        base,
-        optimizer=lambda params: torch.optim.AdamW(params, lr=1e-2),
-        lr_scheduler=WarmupCosine(),
-    )
-    record = Recorder()
-    keep = ModelCheckpoint(dirpath=folder, filename="{epoch}", save_top_k=-1, save_last=True)
-    trainer = make_trainer(
-        max_epochs=2, callbacks=[record, keep], enable_checkpointing=True, log_every_n_steps=1
-    )
-    datamodule = PreferenceDataModule(tokenizer=base, train=data, groups_per_batch=3)
-    trainer.fit(module, datamodule, ckpt_path=ckpt_path, weights_only=True)
-    return module, record, datamodule
-
-
-def test_checkpoints_hold_the_adapter_and_resume_the_same_losses(
-    base: str, write_jsonl: Callable[..., str], tmp_path: Path
-) -> None:
-    data = write_jsonl(example_rows(8))
-    whole, record, _ = fit_with_checkpoints(base, tmp_path / "a", data)
-    resumed, rest, _ = fit_with_checkpoints(
-        base, tmp_path / "b", data, ckpt_path=str(tmp_path / "a" / "epoch=0.ckpt")
-    )
-    assert len(record.steps) == 6
-    assert rest.steps[-3:] == record.steps[-3:]
-    for name, weight in adapter(whole).items():
-        assert torch.equal(adapter(resumed)[name], weight), name
-
-
-def test_checkpoint_files_are_small_plain_and_complete(
-    base: str, write_jsonl: Callable[..., str], tmp_path: Path
-) -> None:
-    module, _, _ = fit_with_checkpoints(base, tmp_path / "c", write_jsonl(example_rows(8)))
-    file = tmp_path / "c" / "last.ckpt"
-    checkpoint = torch.load(file, weights_only=True)
-    assert set(checkpoint["state_dict"]) == set(adapter(module))
-    weights = sum(w.numel() * 4 for w in adapter(module).values())
-    # Adapter and the two moments of AdamW, and bookkeeping.
-    assert file.stat().st_size < 3 * weights + 100_000
-    assert "hyper_parameters" not in checkpoint
-
-    folder = adapter_folder(file)
-    assert json.loads((folder / "adapter_config.json").read_text())["r"] == 4
-    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder)
-    ids = torch.arange(2, 40)[None]
-    assert module.policy is not None
-    module.eval()
-    with torch.no_grad():
-        torch.testing.assert_close(loaded(ids).logits, module.policy.causal_lm(ids).logits)
-    chat = [{"role": "user", "content": "hi"}]
-    assert AutoTokenizer.from_pretrained(folder).apply_chat_template(chat, tokenize=False)
-
-
-def test_a_trainer_writes_the_adapter_of_the_module_that_it_fits_now(
-    base: str, tmp_path: Path
-) -> None:
-    data = loader(random_groups(RAGGED), [8])
-    trainer = make_trainer()
-    trainer.fit(make_module(base), data)
-    second = make_module(base, lora=LoRA(r=2, target_modules=["q_proj"]))
-    trainer.fit_loop.max_epochs = 2
-    trainer.fit(second, data)
-    trainer.save_checkpoint(tmp_path / "second.ckpt")
-    settings = json.loads((tmp_path / "second-adapter" / "adapter_config.json").read_text())
-    assert (settings["r"], settings["target_modules"]) == (2, ["q_proj"])
-
-
-def test_removed_checkpoints_take_their_adapter_folder_along(base: str, tmp_path: Path) -> None:
-    keep = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=1)
-    trainer = make_trainer(callbacks=[keep], enable_checkpointing=True)
-    trainer.fit(make_module(base), loader(random_groups(RAGGED), [4, 4]))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step=2-adapter", "step=2.ckpt"]
-
-
-def test_checkpoint_of_another_adapter_is_refused(base: str, tmp_path: Path) -> None:
-    trainer = make_trainer()
-    trainer.fit(make_module(base), loader(random_groups(RAGGED), [8]))
-    trainer.save_checkpoint(tmp_path / "r4.ckpt")
-    data = loader(random_groups(RAGGED), [8])
-    for lora in (LoRA(r=8), LoRA(r=4, target_modules=["q_proj"])):
-        with pytest.raises(PolicyError, match="adapter is not this run's.*lora_"):
-            make_trainer().fit(
-                make_module(base, lora=lora), data, ckpt_path=str(tmp_path / "r4.ckpt")
-            )
-
-
-def test_module_loads_from_a_checkpoint_in_user_code(base: str, tmp_path: Path) -> None:
-    module = make_module(base)
-    trainer = make_trainer()
-    trainer.fit(module, loader(random_groups(RAGGED), [8]))
-    trainer.save_checkpoint(tmp_path / "x.ckpt")
-    policy = PolicyConfig(base=base, lora=LoRA(r=4))
-    loaded = MPOModule.load_from_checkpoint(tmp_path / "x.ckpt", policy=policy, loss=MPO())
-    for name, weight in adapter(module).items():
-        assert torch.equal(adapter(loaded)[name], weight)
+# ------------------------------------------------------------------ the reference, and slices
 
 
 def test_reference_is_the_same_before_training_after_it_and_after_resume(
@@ -484,9 +416,6 @@ def test_reference_is_the_same_before_training_after_it_and_after_resume(
     assert resumed.policy is not None
     assert torch.equal(resumed.policy.reference(batch), before)
     assert (resumed.policy(batch) - before).abs().max() > 0.1
-
-
-# ------------------------------------------------------------------ cached reference, and slices
 
 
 def fit_cached(
@@ -609,21 +538,6 @@ def test_cached_reference_wants_to_know_all_groups(base: str, tmp_path: Path) ->
         make_trainer().fit(module, loader(random_groups(RAGGED), [8]))
 
 
-def test_predictions_with_a_cached_reference(
-    base: str, write_jsonl: Callable[..., str], tmp_path: Path
-) -> None:
-    data = write_jsonl(example_rows(5))
-    rows = []
-    for reference in ("adapters-off", "cached"):
-        module = make_module(base, reference=reference, reference_cache=str(tmp_path))
-        files = PreferenceDataModule(tokenizer=base, predict=data, groups_per_batch=2)
-        batches = make_trainer().predict(module, files)
-        assert batches is not None
-        rows.append([row for batch in batches for row in batch])
-    for first, second in zip(*rows, strict=True):
-        assert second["reference_logp"] == pytest.approx(first["reference_logp"], abs=1e-4)
-
-
 @pytest.mark.parametrize("settings", [{}, {"layout": "separate"}])
 def test_slices_of_responses_train_as_one_pass(base: str, settings: dict[str, Any]) -> None:
     groups = random_groups(RAGGED)
@@ -651,7 +565,7 @@ def test_responses_per_pass_must_be_positive(base: str) -> None:
         make_module(base, responses_per_pass=0)
 
 
-# ----------------------------------------------------------------------- validate, test, predict
+# ------------------------------------------------------------------------------ validate, test
 
 
 @pytest.mark.parametrize("stage", ["val", "test"])
@@ -683,42 +597,3 @@ def test_validation_in_the_middle_changes_no_gradient(
         adapters.append(adapter(module))
     for name, weight in adapters[0].items():
         assert torch.equal(adapters[1][name], weight)
-
-
-def test_predict_gives_log_probabilities_rewards_and_ranks(
-    base: str, write_jsonl: Callable[..., str]
-) -> None:
-    rows = example_rows(3)
-    rows[1]["scores"] = [2.0] * len(rows[1]["scores"])
-    path = write_jsonl(rows)
-    module = make_module(base)
-    make_trainer(max_epochs=3).fit(module, loader(random_groups(RAGGED), [8]))
-    data = PreferenceDataModule(tokenizer=base, predict=path, groups_per_batch=2)
-    batches = make_trainer().predict(module, data)
-    assert batches is not None
-    found: list[dict[str, Any]] = [row for batch in batches for row in batch]  # type: ignore[misc]
-    assert [(row["row"], row["response"]) for row in found] == [
-        (line, index) for line, row in enumerate(rows, 1) for index in range(len(row["scores"]))
-    ]
-    for row in found:
-        assert row["file"] == path
-        assert row["score"] == rows[row["row"] - 1]["scores"][row["response"]]
-        assert row["log_ratio"] == pytest.approx(row["policy_logp"] - row["reference_logp"])
-        assert row["reward"] == pytest.approx(0.5 * row["log_ratio"], rel=1e-5)
-        assert json.loads(row["extra"]) == {"prompt_id": f"p{row['row'] - 1}"}
-    for line in (1, 2, 3):
-        group = sorted((r for r in found if r["row"] == line), key=lambda r: -r["reward"])
-        assert [r["rank"] for r in group] == list(range(1, len(group) + 1))
-
-
-def test_predictions_name_the_place_in_the_row_when_responses_were_dropped(
-    base: str, write_jsonl: Callable[..., str]
-) -> None:
-    row = {"prompt": "hi", "responses": ["a " * 90, "short", "brief"], "scores": [3, 2, 1]}
-    data = PreferenceDataModule(
-        tokenizer=base, predict=write_jsonl([row]), max_length=60, over_long="drop_response"
-    )
-    batches = make_trainer().predict(make_module(base), data)
-    assert batches is not None
-    found = [(r["response"], r["score"]) for r in batches[0]]  # type: ignore[index, union-attr]
-    assert found == [(1, 2.0), (2, 1.0)]

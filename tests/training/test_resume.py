@@ -15,17 +15,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from mpo_lightning.training.resume import of_all_processes, random_state, restore_random_state
 from tests.conftest import example_rows, make_tokenizer, write_rows
 from tests.runs import (
-    AS_USERS,
+    GO_ON,
     OVERLAYS,
+    SAVE_EACH_STEP,
     assert_same_adapter,
     assert_same_metrics,
     fit,
     metrics,
-    write_recipe,
+    of_two,
 )
 
-SAVE_EACH_STEP = ["--checkpoint.every_n_train_steps=1"]
-GO_ON = ["--ckpt_path=last"]
 PLAIN_FSDP2 = {
     "data_parallel_size": 2,
     "tensor_parallel_size": 1,
@@ -38,38 +37,6 @@ def kill_at(batch: int) -> list[str]:
         "--trainer.callbacks+=tests.interruptions.KillAtBatch",
         f"--trainer.callbacks.batch={batch}",
     ]
-
-
-@pytest.fixture(scope="module")
-def recipe(base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """11 groups in 6 batches of which 4 make an optimizer step, with dropout, and validation."""
-    folder = tmp_path_factory.mktemp("resume")
-    return write_recipe(
-        folder,
-        base,
-        write_rows(folder / "groups.jsonl", example_rows(11)),
-        trainer={"accumulate_grad_batches": 4, "gradient_clip_val": 0.5, "val_check_interval": 3},
-        model={"policy": {"base": base, "lora": {"r": 4, "lora_dropout": 0.2}}},
-        data={"val": write_rows(folder / "val.jsonl", example_rows(3, seed=1))},
-    )
-
-
-def of_two(strategy: str) -> list[str]:
-    """Two processes with 3 batches each, 2 to a step."""
-    return [*OVERLAYS[strategy], "--trainer.accumulate_grad_batches=2"]
-
-
-@pytest.fixture(scope="module")
-def whole(recipe: Path) -> Callable[[str], Path]:
-    """What a run leaves that nothing has interrupted: of the name's strategy, made once."""
-
-    def make(strategy: str) -> Path:
-        root = recipe.parent / strategy
-        if not root.is_dir():
-            fit(recipe, root, *([] if strategy == "single" else of_two(strategy)))
-        return root
-
-    return make
 
 
 # Before anything was saved, between two steps, between two epochs, and inside an epoch with the
@@ -150,96 +117,13 @@ def test_optimizer_states_that_are_numbered_otherwise_are_refused(
         assert "optimizer's state by all weights, this strategy by trained" in result.stderr
 
 
-# --------------------------------------------------------------------------- told to end, no room
-
-
-TERM = {
-    # Of batches 6 to 9, which make one optimizer step, it is the third.
-    "with gradients of three batches": ["TermAtBatch", "--trainer.callbacks.batch=8"],
-    "in a validation": ["TermInValidation", "--trainer.callbacks.validation=2"],
-    "in a validation with gradients": ["TermInValidation", "--trainer.callbacks.validation=3"],
-}
-
-
-@pytest.mark.parametrize("moment", TERM)
-def test_run_that_is_told_to_end_saves_and_goes_on(
-    recipe: Path, whole: Callable[[str], Path], tmp_path: Path, moment: str
-) -> None:
-    """SIGTERM comes when nothing was to be saved before the run's end."""
-    callback, option = TERM[moment]
-    ended = fit(
-        recipe, tmp_path / "ended", f"--trainer.callbacks+=tests.interruptions.{callback}", option
-    )
-    assert "Told to end: saved" in ended.stderr + ended.stdout
-    checkpoint = torch.load(tmp_path / "ended" / "checkpoints" / "last.ckpt")
-    assert 0 < checkpoint["global_step"] < 4
-    fit(recipe, tmp_path / "ended", *GO_ON)
-    expected, found = metrics(whole("single")), metrics(tmp_path / "ended")
-    assert_same_metrics(found, expected[-len(found) :])
-    assert_same_adapter(tmp_path / "ended", whole("single"))
-
-
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_processes_that_are_told_to_end_save_and_go_on(
-    recipe: Path, whole: Callable[[str], Path], tmp_path: Path, strategy: str
-) -> None:
-    """The other one waits inside an exchange of gradients when the signal comes to both.
-
-    Lightning hands the signal on to the processes that it has started itself.
-    """
-    options = of_two(strategy)
-    term = ["--trainer.callbacks+=tests.interruptions.TermAtBatch"]
-    term += ["--trainer.callbacks.batch=4", "--trainer.callbacks.wait=3"]
-    ended = fit(recipe, tmp_path / "ended", *options, *term, launcher=AS_USERS)
-    assert "Told to end: saved" in ended.stderr + ended.stdout
-    fit(recipe, tmp_path / "ended", *options, *GO_ON)
-    assert_same_adapter(tmp_path / "ended", whole(strategy))
-
-
-def test_run_killed_while_it_saves_leaves_the_checkpoint_before(
-    recipe: Path, whole: Callable[[str], Path], tmp_path: Path
-) -> None:
-    """The second save of last.ckpt dies with its file half written."""
-    dying = [
-        "--trainer.callbacks+=tests.interruptions.KillWhileSaving",
-        "--trainer.callbacks.save=4",
-    ]
-    root = tmp_path / "killed"
-    killed = fit(recipe, root, *SAVE_EACH_STEP, *dying, check=False)
-    assert killed.returncode == -9
-    assert (root / "checkpoints" / ".last.ckpt.partial").is_file()
-    assert torch.load(root / "checkpoints" / "last.ckpt")["global_step"] == 1
-    fit(recipe, root, *SAVE_EACH_STEP, *GO_ON)
-    assert_same_adapter(root, whole("single"))
-    assert not [path for path in (root / "checkpoints").iterdir() if "partial" in path.name]
-
-
-@pytest.mark.parametrize("name", ["last.ckpt", "last-adapter/tokenizer.json"])
-def test_full_disk_ends_the_run_and_leaves_the_checkpoint_before(
-    recipe: Path, tmp_path: Path, name: str
-) -> None:
-    """Half of a file can be written."""
-    root = tmp_path / "full"
-    fit(recipe, root, "--trainer.max_epochs=1")
-    file = root / "checkpoints" / "last.ckpt"
-    before = file.read_bytes()
-    half = (root / "checkpoints" / name).stat().st_size // 2
-    ended = fit(recipe, root, *GO_ON, check=False, file_size=half)
-    assert ended.returncode == 1
-    assert "the checkpoint cannot be written" in ended.stderr
-    assert "Make room or give access" in ended.stderr
-    assert "Traceback" not in ended.stderr
-    assert file.read_bytes() == before
-    fit(recipe, root, *GO_ON)
-
-
 # ------------------------------------------------------------------------------------- refusals
 
 
 @pytest.fixture(scope="module")
-def checkpoint(recipe: Path) -> Path:
+def checkpoint(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a run that was killed inside an epoch."""
-    root = recipe.parent / "killed"
+    root = tmp_path_factory.mktemp("killed")
     fit(recipe, root, *SAVE_EACH_STEP, *kill_at(11), check=False)
     return root / "checkpoints" / "last.ckpt"
 

@@ -1,4 +1,4 @@
-"""Samples: what the policy answers to a few prompts, beside what the reference answers."""
+"""Samples: responses of policy and reference to a few prompts, side by side."""
 
 import json
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ FILE = "samples.jsonl"
 
 
 class SamplesError(UserError, ValueError):
-    """Samples that cannot be drawn as asked; the message says what to do."""
+    """Samples that cannot be generated as asked; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -38,29 +38,29 @@ class _Prompt:
 
     @property
     def key(self) -> bytes:
-        """Of its random numbers, by its content."""
+        """Key of its random numbers, from its content."""
         return blake2b(json.dumps(self.ids).encode(), digest_size=16).digest()
 
 
 class Samples(Callback):
-    """Answers a few prompts before training and at each validation; the first ones of the data.
+    """Generates responses to a few prompts before training and at each validation.
 
-    The answers of the policy stand beside those of the reference, which is the policy before
-    training, in ``samples.jsonl`` in the run's folder, in loggers that take texts, and as a table
-    at the end of training. The prompts are the same throughout and, by default, each answer is the
-    greedy one; random numbers of training are not touched. Their mean lengths are logged as
-    ``samples/length`` and ``samples/reference_length``.
+    The counterpart of TRL's LogCompletionsCallback. Responses of the policy stand beside those of
+    the reference, which is the policy before training: in ``samples.jsonl`` in the run's folder, in
+    loggers that take texts, and in a table at the end of training. The prompts stay the same,
+    decoding is greedy by default, and the random state of training is not touched. Mean lengths are
+    logged as ``samples/length`` and ``samples/reference_length``.
 
-    All processes compute all answers, and the first one writes them.
+    All processes compute all responses, and the first one writes them.
 
     Args:
-        count: prompts; 0 draws no samples.
-        prompts: texts to answer, all of them; the first ``count`` prompts of the validation data if
-            none are given, or of the training data if there is no validation.
-        max_new_tokens: limit on an answer.
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_p: least set of tokens with this mass, 1 for all.
-        seed: of the random numbers, where the temperature is not 0.
+        count: number of prompts; 0 generates no samples.
+        prompts: texts to respond to, all of them. Defaults to the first ``count`` prompts of the
+            validation data, or of the training data without validation.
+        max_new_tokens: largest number of tokens of a response.
+        temperature: divides the logits; 0 is greedy.
+        top_p: sample from the smallest set of tokens with this probability mass; 1 for all.
+        seed: seed of the random numbers, where the temperature is not 0.
     """
 
     def __init__(
@@ -80,8 +80,7 @@ class Samples(Callback):
         self.sampling = Sampling(
             n=1, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed
         )
-        # What the last pass over the prompts gave: their texts, the reference's and the policy's
-        # answers.
+        # From the last pass: each prompt's text, the reference's response and the policy's.
         self.shown: list[tuple[str, Sample | str, Sample | str]] = []
         self._prompts: list[_Prompt] = []
         self._sampler: ModelSampler | None = None
@@ -94,7 +93,7 @@ class Samples(Callback):
         return bool(self.prompts) if self.prompts is not None else self.count > 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what cannot work before anything is loaded.
+        """Check strategy and data module before anything is loaded.
 
         Raises:
             SamplesError: under a strategy that shards the model, or without the data module.
@@ -116,7 +115,7 @@ class Samples(Callback):
         return getattr(trainer, "datamodule", None)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Answer before training: by the reference, so that a resumed run answers alike."""
+        """Generate the reference's responses; a resumed run gets the same ones."""
         if not self._on:
             return
         assert isinstance(pl_module, MPOModule)
@@ -127,7 +126,7 @@ class Samples(Callback):
         model = pl_module.policy.causal_lm
         self._sampler = ModelSampler(model, tokenizer, self._within(model, self._prompts))
         self._before = self._answers(trainer, pl_module, reference=True)
-        # Broadcast to all processes, so all of them ask.
+        # `log_dir` is broadcast by the first process, so all processes ask for it.
         folder = trainer.log_dir or trainer.default_root_dir
         self._file = Path(folder) / FILE
         self._step = None
@@ -145,18 +144,18 @@ class Samples(Callback):
         return [_Prompt(group.prompt.tolist(), group.source) for group in groups[: self.count]]
 
     def _within(self, model: Any, prompts: list[_Prompt]) -> Sampling:
-        """The sampling with a limit for which the longest prompt leaves room."""
+        """Return the sampling, with a limit that fits the context after the longest prompt."""
         limit, longest = self.sampling.max_new_tokens, max(len(prompt.ids) for prompt in prompts)
         context = getattr(model.config, "max_position_embeddings", None)
         if context is None or context - longest >= limit:
             return self.sampling
-        # One that leaves none is told among the answers.
+        # A prompt that fills the context is refused, and the refusal is its response.
         limit = max(1, context - longest)
         rank_zero_info(f"Samples: at most {limit} tokens, so that they fit the model's context.")
         return replace(self.sampling, max_new_tokens=limit)
 
     def _answers(self, trainer: Trainer, module: MPOModule, *, reference: bool) -> list[Answers]:
-        """One answer to each prompt."""
+        """Generate one response to each prompt."""
         assert module.policy is not None
         assert self._sampler is not None
         model = module.policy.model
@@ -170,7 +169,7 @@ class Samples(Callback):
             )
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Answer again, write it down, and log the lengths."""
+        """Generate the policy's responses, write them, and log their lengths."""
         if not self._on or trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         self._sample(trainer, pl_module)
@@ -215,11 +214,11 @@ class Samples(Callback):
         return table(("prompt", "before", "after"), rows)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show before and after side by side."""
+        """Print responses before and after training side by side."""
         if not self._on:
             return
         if self._step != trainer.global_step:
-            # The last validation was before the last step, or there was none.
+            # No validation came after the last step.
             self._sample(trainer, pl_module)
         if trainer.is_global_zero:
             self._show()
@@ -238,7 +237,7 @@ class Samples(Callback):
 
 
 def _one(answers: Answers) -> Sample | str:
-    """The only response, or why there is none."""
+    """Return the only response, or the reason for which there is none."""
     return answers.samples[0] if answers.refused is None else answers.refused
 
 

@@ -8,7 +8,7 @@ from jsonargparse import Namespace
 from mpo_lightning.commands.parser import SettingsParser
 from mpo_lightning.data.prepare import cached_tokens, remove
 from mpo_lightning.files import cache_folder
-from mpo_lightning.model.reference_cache import clear, default_root, inspect
+from mpo_lightning.model.reference_maintenance import clear, inspect
 
 __all__ = ["main"]
 
@@ -94,7 +94,7 @@ def main(args: list[str]) -> None:
     if of_action.tokens:
         _tokens(chosen.action, Path(of_action.root or cache_folder("tokens")))
         return
-    root = of_action.root or str(default_root())
+    root = of_action.root or str(cache_folder("reference"))
     if chosen.action == "show":
         _show_caches(root)
         return

@@ -1,19 +1,19 @@
-"""Attention over a flat row of groups in which the responses of a group share its prompt.
+"""Attention with prefix sharing: the responses of a group share the computation of its prompt.
 
-The row is ``prompt, y1, ..., yn`` of one group after another. A response attends to its group's
-prompt and to itself, causally, as it would alone behind the prompt; so the prompt is computed once,
-exactly. The attention is *split*: causal attention over each prompt, and for the n responses one
-batched call with keys ``[prompt | own]``. No mask of the whole row is ever built. On CPU the
-prompt's keys are not even repeated for each response: attention over the prompt and over the
-response itself are computed apart and merged by their normalisers, as FlashAttention merges its
-blocks (arXiv 2205.14135, section 3.1).
+A batch is one flat row, ``prompt, y1, ..., yn`` of one group after another. A response attends to
+its group's prompt and to itself, causally, exactly as it would alone after the prompt. The
+attention is *split*: causal attention over each prompt, and for the n responses one batched call
+with keys ``[prompt | own]``. No mask of the whole row is built. On CPU the prompt's keys are not
+even repeated for each response: attention over the prompt and over the response itself are computed
+separately and merged by their normalisers, as FlashAttention merges blocks (arXiv 2205.14135,
+section 3.1).
 
-The function is registered with transformers under `SHARED_PROMPT_ATTENTION`, and a `PromptSharing`
-reaches it on the attention mask, which every architecture hands through to its layers. A model that
-is set to it computes plain attention whenever it is called with any other mask: it generates and
-evaluates as before. Sliding windows, logit soft-caps and attention sinks are the model's own.
+The function is registered with transformers under `SHARED_PROMPT_ATTENTION`. A `PromptSharing`
+reaches it as an attribute of the attention mask, which every architecture passes on to its layers.
+Called with any other mask, the function computes plain attention, so that the model generates and
+evaluates as before. Sliding windows, logit soft-caps and attention sinks follow the model.
 
-For a model that computes its attention by itself there is the mask of the whole row.
+Models with an attention of their own get a mask of the whole row (`PromptSharing.dense_mask`).
 """
 
 from collections.abc import Sequence
@@ -39,8 +39,8 @@ class PromptSharing:
 
     Attributes:
         spans: position of each group in the row.
-        calls: how often an attention layer used this object; a model whose attention never asks
-            would compute something else in silence.
+        calls: number of attention layers that used this object. A model that does not call the
+            registered function would silently compute something else.
     """
 
     spans: Sequence[GroupSpan]
@@ -48,7 +48,7 @@ class PromptSharing:
     _masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict)
 
     def positions(self, device: torch.device) -> Tensor:
-        """Position of each token, long (T,): every response continues where its prompt ends."""
+        """Return each token's position, long (T,): every response continues its prompt."""
         parts = []
         for _, prompt, lengths in self.spans:
             parts.append(torch.arange(prompt))
@@ -56,23 +56,23 @@ class PromptSharing:
         return torch.cat(parts).to(device)
 
     def fits(self, prompt: int, lengths: Sequence[int], window: int | None) -> bool:
-        """Whether responses see all of their prompt and of themselves."""
+        """Whether every response's last token sees its whole prompt, given a sliding window."""
         return window is None or prompt + max(lengths) <= window
 
     def as_attention_mask(self, device: torch.device) -> Tensor:
-        """A mask of one element, bool (1, 1, 1, 1), that carries this object to the attention.
+        """Return a mask of one element, bool (1, 1, 1, 1), that carries this object.
 
-        A mask of four dimensions is taken as it is: without one, positions that restart would read
-        as packed documents, and a mask of the whole row would be built.
+        transformers passes a four-dimensional mask on unchanged. Without one it would take
+        positions that restart for packed documents, and build a mask of the whole row.
         """
         mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
         mask.shared_prompt = self  # type: ignore[attr-defined]
         return mask
 
     def dense_mask(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
-        """Additive mask of the whole row, (1, 1, T, T): zero or the dtype's least number.
+        """Return the additive mask of the whole row, (1, 1, T, T): zero or the dtype's minimum.
 
-        Its size is the square of the row's: for models whose attention cannot be split.
+        It is quadratic in the row's length: for models whose attention cannot be split.
 
         Args:
             positions: position of each token, long (T,).
@@ -90,10 +90,10 @@ class PromptSharing:
         return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[None, None]
 
     def mask(self, prompt: int, length: int, window: int | None, device: torch.device) -> Tensor:
-        """Bool (1, 1, length, prompt + length): what a response's tokens may attend to.
+        """Return which keys a response's tokens attend to, bool (1, 1, length, prompt + length).
 
-        Keys are the prompt and then the response's own tokens, so a key's index is its position and
-        a sliding window is measured as the model measures it.
+        Keys are the prompt's and then the response's own tokens, so a key's index is its position,
+        and a sliding window means what it means to the model.
         """
         key = (prompt, length, window)
         if key not in self._masks:
@@ -107,7 +107,7 @@ class PromptSharing:
 
 
 def _to_rows(flat: Tensor, lengths: Sequence[int]) -> Tensor:
-    """(1, H, sum of lengths, D) to (n, H, longest, D), padded at the end of each row."""
+    """Split (1, H, sum of lengths, D) into (n, H, longest, D), padded at each row's end."""
     heads, size = flat.shape[1], flat.shape[3]
     if len(set(lengths)) == 1:
         return flat[0].view(heads, len(lengths), lengths[0], size).transpose(0, 1)
@@ -116,7 +116,7 @@ def _to_rows(flat: Tensor, lengths: Sequence[int]) -> Tensor:
 
 
 def _from_rows(rows: Tensor, lengths: Sequence[int]) -> Tensor:
-    """(n, longest, H, D) to (1, sum of lengths, H, D)."""
+    """Join (n, longest, H, D) into (1, sum of lengths, H, D)."""
     if len(set(lengths)) == 1:
         return rows.flatten(0, 1)[None]
     return torch.cat([row[:length] for row, length in zip(rows, lengths, strict=True)])[None]
@@ -135,10 +135,10 @@ def _attend(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """Attention of one block, (n, heads, queries, D) to (n, queries, heads, D).
+    """Compute attention of one block, (n, heads, queries, D) to (n, queries, heads, D).
 
-    Stock kernels where they know all that the layer asks for; plain arithmetic for soft-caps
-    (Gemma-2) and sinks (GPT-OSS), which add a logit per head that takes mass and gives no value.
+    PyTorch's kernels, or plain arithmetic where they lack a feature: soft-caps (Gemma-2) and sinks
+    (GPT-OSS), a logit per head that takes probability mass and contributes no value.
     """
     if softcap is None and sinks is None:
         sdpa = AttentionInterface()["sdpa"]
@@ -165,13 +165,13 @@ def _attend(
 
 
 class _GroupAttention(torch.autograd.Function):
-    """A group's attention on CPU: its prompt over itself, its responses over it and themselves.
+    """Attention of one group on CPU: the prompt over itself, responses over prompt and themselves.
 
-    The two parts of a response are merged by their normalisers. The backward pass of each part is
-    the kernel's own, given the normaliser and the output of the whole: attention weights of the
-    whole are what it computes from them. A group is one function, so that one output is kept, which
-    the next layer keeps as well, and gradients of queries and keys are written in one place, where
-    those of slices would each be a tensor of the full size.
+    A response's two parts are merged by their normalisers. The backward pass of each part is that
+    of the kernel, which recomputes attention weights from the normaliser: given the merged
+    normaliser and output, it computes the weights of the whole attention. A group is one autograd
+    function, so that a single output is kept, which the next layer keeps too, and gradients are
+    written in one place (those of slices would each be a tensor of the full size).
     """
 
     @staticmethod
@@ -236,7 +236,7 @@ class _GroupAttention(torch.autograd.Function):
         alone = back(gradient, query, prompt_keys, output, normaliser, causal=True)
         query, _, _, gradient, output, normaliser = of_responses
         over = back(gradient, query, prompt_keys, output, normaliser, causal=False)
-        # Padding has no gradient, so that whatever weights it has come to nothing.
+        # Gradients of padding are zero, so its attention weights do not matter.
         query, key, value, gradient, output, normaliser = (
             _to_rows(x, ctx.lengths) for x in of_responses
         )
@@ -247,7 +247,7 @@ class _GroupAttention(torch.autograd.Function):
         return *(x.transpose(1, 2) for x in (of_query, of_key, of_value)), None, None, None
 
 
-def _of_group(
+def _group_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -256,7 +256,7 @@ def _of_group(
     lengths: Sequence[int],
     scaling: float | None,
 ) -> Tensor:
-    """A group's tokens over each other, (1, heads, tokens, D) to (1, tokens, heads, D), on CPU."""
+    """Compute a group's attention on CPU, (1, heads, tokens, D) to (1, tokens, heads, D)."""
     copies = query.shape[1] // key.shape[1]
     if copies > 1:
         key, value = (x.repeat_interleave(copies, dim=1) for x in (key, value))
@@ -264,7 +264,7 @@ def _of_group(
     return output
 
 
-# Its loops are over the groups of a batch: compiled, every batch would be compiled anew.
+# Its loops run over the groups of a batch, so every batch would be compiled anew.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def split_attention(
     module: nn.Module,
@@ -281,23 +281,24 @@ def split_attention(
     is_causal: bool | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention function for transformers: split where there is a `PromptSharing`, plain elsewhere.
+    """Compute attention for transformers: split where the mask has a `PromptSharing`, else plain.
 
     Args:
         module: the attention layer.
         query: (1, heads, T, D).
         key: (1, key-value heads, T, D).
-        value: as key.
+        value: same shape as key.
         attention_mask: `PromptSharing.as_attention_mask`, or a mask of plain attention.
         dropout: probability that an attention weight is dropped.
         scaling: factor of the attention logits.
-        sliding_window: how many positions back a token attends, itself included.
+        sliding_window: number of positions a token attends to, itself included.
         softcap: bound of the attention logits, approached by tanh.
         s_aux: attention sinks, a logit for each head, (heads,).
-        is_causal: of plain attention without a mask; what the layer says if none.
+        is_causal: whether plain attention without a mask is causal. Defaults to the layer's own
+            attribute.
 
     Returns:
-        (1, T, heads, D) and None, as transformers wants it.
+        The output, (1, T, heads, D), and None in the place of attention weights.
     """
     how: dict[str, Any] = {
         "dropout": dropout,
@@ -308,11 +309,11 @@ def split_attention(
     shared_prompt: PromptSharing | None = getattr(attention_mask, "shared_prompt", None)
     if shared_prompt is None:
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-        # A single query, as in generation, sees all keys that there are.
+        # A single query, as in generation, sees all keys.
         causal = causal and attention_mask is None and query.shape[2] > 1
         return _attend(module, query, key, value, attention_mask, causal=causal, **how), None
     shared_prompt.calls += 1
-    # What the merging of two parts does not know goes through one call per block.
+    # Features that the merging of two parts lacks take one call per block.
     on_cpu = query.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
     on_cpu = on_cpu and softcap is None and s_aux is None and not dropout
     outputs = []
@@ -320,7 +321,9 @@ def split_attention(
         start, prompt, lengths = span
         if on_cpu and shared_prompt.fits(prompt, lengths, sliding_window):
             group = [x[:, :, start : span.end] for x in (query, key, value)]
-            outputs.append(_of_group(*group, prompt=prompt, lengths=lengths, scaling=scaling))
+            outputs.append(
+                _group_attention(*group, prompt=prompt, lengths=lengths, scaling=scaling)
+            )
             continue
         own = slice(span.first_response, span.end)
         prompt_key, prompt_value = (x[:, :, start : span.first_response] for x in (key, value))

@@ -1,10 +1,9 @@
-"""Linear layers, and LoRA on them, multiplied by the faster of PyTorch's two libraries on CPU.
+"""Faster float32 linear layers, and LoRA on them, for CPU.
 
-PyTorch multiplies float32 matrices with MKL, which left half of the speed of an AMD processor
-unused that oneDNN, which comes with PyTorch as well, reached; on an Intel processor MKL was the
-faster (docs/compute.md). Both are full float32: they differ in the order of summation only. LoRA's
-product is added to the layer's in place, which saves the memory and the time of three tensors of
-the output's size.
+PyTorch multiplies float32 matrices with MKL. oneDNN, which comes with PyTorch too, was twice as
+fast on an AMD processor and slower on an Intel one (docs/compute.md). Both are full float32 and
+differ only in the order of summation. LoRA's product is added to the layer's output in place, which
+saves the memory and time of three tensors of the output's size.
 """
 
 from functools import cache
@@ -18,39 +17,39 @@ from torch.autograd.function import once_differentiable
 __all__ = [
     "FastLinear",
     "FastLoraLinear",
+    "matmul",
     "onednn_is_faster",
-    "product",
-    "use_fast_products",
+    "use_fast_linear",
 ]
 
 
 @cache
 def onednn_is_faster() -> bool:
-    """Whether oneDNN multiplies float32 matrices faster here than MKL: on all but Intel processors.
+    """Whether oneDNN multiplies float32 matrices faster than MKL: on all but Intel processors.
 
-    By the processor's name and not by a measurement: a run and its resumption must agree.
+    The processor's name decides, not a measurement: a resumed run must multiply as before.
     """
-    # Older releases of torch do not tell.
+    # Older releases of torch do not have it.
     capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)()
     name = capabilities.get("cpu_name", "")
     return torch.backends.mkldnn.is_available() and "Intel" not in name  # type: ignore[no-untyped-call]
 
 
-def product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``rows @ weight.T + bias``; the weight may be a transposed view."""
+def matmul(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``rows @ weight.T + bias`` in float32 on CPU; the weight may be a transposed view."""
     if not onednn_is_faster():
         return nn.functional.linear(rows, weight, bias)
     result: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return result
 
 
-def _sum_over_rows(left: Tensor, right: Tensor) -> Tensor:
-    """``left.T @ right``, the gradient of a weight."""
-    return product(left.t(), right.t()) if len(left) else left.t() @ right
+def _weight_gradient(left: Tensor, right: Tensor) -> Tensor:
+    """``left.T @ right``."""
+    return matmul(left.t(), right.t()) if len(left) else left.t() @ right
 
 
-def _flat(values: Tensor) -> Tensor:
-    """(..., D) as (rows, D), the same memory."""
+def _as_rows(values: Tensor) -> Tensor:
+    """View (..., D) as (rows, D)."""
     return values.view(-1, values.shape[-1])
 
 
@@ -77,14 +76,14 @@ class _Linear(torch.autograd.Function):
         up: Tensor | None,
         scaling: float,
     ) -> Tensor:
-        # Inputs of a frozen weight are not kept.
+        # A frozen weight does not need its inputs in the backward pass.
         kept = inputs.contiguous() if ctx.needs_input_grad[1] else None
         low = None if low is None else low.contiguous()
         ctx.save_for_backward(kept, weight, low, up)
         ctx.scaling = scaling
-        output = product(inputs, weight, bias)
+        output = matmul(inputs, weight, bias)
         if low is not None and up is not None:
-            _flat(output).addmm_(_flat(low), up.t(), alpha=scaling)
+            _as_rows(output).addmm_(_as_rows(low), up.t(), alpha=scaling)
         return output
 
     @staticmethod
@@ -92,23 +91,23 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight, low, up = ctx.saved_tensors
         gradient = gradients[0].contiguous()
-        rows = _flat(gradient)
+        rows = _as_rows(gradient)
         needed = ctx.needs_input_grad
         return (
-            product(gradient, weight.t()) if needed[0] else None,
-            _sum_over_rows(rows, _flat(inputs)) if needed[1] else None,
+            matmul(gradient, weight.t()) if needed[0] else None,
+            _weight_gradient(rows, _as_rows(inputs)) if needed[1] else None,
             rows.sum(0) if needed[2] else None,
-            product(gradient, up.t()).mul_(ctx.scaling) if needed[3] else None,
-            _sum_over_rows(rows, _flat(low)).mul_(ctx.scaling) if needed[4] else None,
+            matmul(gradient, up.t()).mul_(ctx.scaling) if needed[3] else None,
+            _weight_gradient(rows, _as_rows(low)).mul_(ctx.scaling) if needed[4] else None,
             None,
         )
 
 
 class FastLinear(nn.Linear):
-    """A linear layer that multiplies with the faster library where all is float32 on a CPU."""
+    """A linear layer that multiplies with the faster library in float32 on CPU."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """As `torch.nn.Linear`."""
+        """Compute what `torch.nn.Linear` computes."""
         if not _in_float32_on_cpu(input, self.weight):
             return super().forward(input)
         output: Tensor = _Linear.apply(input, self.weight, self.bias, None, None, 1.0)  # type: ignore[no-untyped-call]
@@ -116,10 +115,10 @@ class FastLinear(nn.Linear):
 
 
 class FastLoraLinear(LoraLinear):  # type: ignore[misc]
-    """PEFT's LoRA layer; plain LoRA on such a layer is computed together with it."""
+    """PEFT's LoRA layer on a `FastLinear`; plain LoRA is computed together with the base layer."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """As PEFT's."""
+        """Compute what PEFT's layer computes."""
         if args or kwargs or not self.is_plain(x):
             output: Tensor = super().forward(x, *args, **kwargs)
             return output
@@ -127,7 +126,7 @@ class FastLoraLinear(LoraLinear):  # type: ignore[misc]
         return self.join(x, self.lora_A[name](self.lora_dropout[name](x)))
 
     def is_plain(self, x: Tensor) -> bool:
-        """Whether inputs like these are computed here: one plain adapter, all in float32 on CPU."""
+        """Whether there is one active adapter, plain LoRA, and all is float32 on CPU."""
         base, active = self.get_base_layer(), self.active_adapters
         return (
             type(base) is FastLinear
@@ -141,7 +140,7 @@ class FastLoraLinear(LoraLinear):  # type: ignore[misc]
         )
 
     @property
-    def drops(self) -> bool:
+    def has_dropout(self) -> bool:
         """Whether the active adapter's inputs go through dropout."""
         return not isinstance(self.lora_dropout[self.active_adapters[0]], nn.Identity)
 
@@ -152,20 +151,23 @@ class FastLoraLinear(LoraLinear):  # type: ignore[misc]
         return weight
 
     def join(self, x: Tensor, low: Tensor) -> Tensor:
-        """The layer's output from its inputs and their product with the adapter's A."""
+        """Return the layer's output, given its inputs and their product with the adapter's A."""
         (name,) = self.active_adapters
         base, up, scaling = self.get_base_layer(), self.lora_B[name].weight, self.scaling[name]
         merged: Tensor = _Linear.apply(x, base.weight, base.bias, low, up, scaling)  # type: ignore[no-untyped-call]
         return merged
 
 
-def use_fast_products(model: nn.Module) -> None:
-    """Let a model's plain linear layers multiply with the faster library on CPU.
+def use_fast_linear(model: nn.Module) -> None:
+    """Turn a model's float32 linear layers, and plain LoRA layers on them, into the fast ones.
 
-    They stay the same layers with the same parameters and names: only how they multiply changes.
+    They keep their parameters and names; only how they multiply changes. Layers of other dtypes or
+    classes, and LoRA layers on those, are left alone.
     """
-    for module in model.modules():
-        if type(module) is nn.Linear:
-            module.__class__ = FastLinear
-        elif type(module) is LoraLinear:
-            module.__class__ = FastLoraLinear
+    layers: list[Any] = list(model.modules())
+    for layer in layers:
+        if type(layer) is nn.Linear and layer.weight.dtype == torch.float32:
+            layer.__class__ = FastLinear
+    for layer in layers:
+        if type(layer) is LoraLinear and type(layer.get_base_layer()) is FastLinear:
+            layer.__class__ = FastLoraLinear

@@ -1,8 +1,8 @@
-"""Gated MLPs that keep two tensors for the backward pass in the place of four.
+"""Gated MLPs that recompute activations instead of keeping them for the backward pass.
 
-``down(act(gate(x)) * up(x))`` keeps gate, act(gate), up and, for an adapter on ``down``, their
-product, each of the MLP's inner width: the largest part of what a layer keeps. Gate and up suffice:
-the other two are elementwise and computed again when the backward pass comes to them.
+``down(act(gate(x)) * up(x))`` keeps four tensors of the MLP's inner width: gate, act(gate), up and,
+for an adapter on ``down``, their product. They are the largest part of what a layer keeps. Gate and
+up suffice: the other two are elementwise, and are computed again in the backward pass.
 """
 
 from collections.abc import Callable
@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mpo_lightning.model.fast_linear import FastLoraLinear, product
+from mpo_lightning.model.fast_linear import FastLoraLinear, matmul
 
-__all__ = ["keep_less_of_gated_mlps"]
+__all__ = ["recompute_gated_mlps"]
 
 Activation = Callable[[Tensor], Tensor]
 
 
 def _times(inner: Tensor, up: Tensor, gate: Tensor) -> Tensor:
-    """``inner * up``, in place where ``inner`` is a tensor of its own; without gradients."""
+    """``inner * up``, in place unless ``inner`` shares the gate's memory; without gradients."""
     return inner * up if inner.data_ptr() == gate.data_ptr() else inner.mul_(up)
 
 
@@ -35,7 +35,7 @@ class _Gated(torch.autograd.Function):
         ctx.act = act
         ctx.save_for_backward(gate, up, down)
         inner = _times(act(gate), up, gate)
-        return inner, None if down is None else product(inner, down)
+        return inner, None if down is None else matmul(inner, down)
 
     @staticmethod
     @once_differentiable
@@ -49,7 +49,7 @@ class _Gated(torch.autograd.Function):
         if of_low is not None and down is not None:
             rows = of_low.reshape(-1, of_low.shape[-1])
             of_down = rows.t() @ (act.detach() * up).reshape(-1, up.shape[-1])
-            through = product(of_low.contiguous(), down.t())
+            through = matmul(of_low.contiguous(), down.t())
             of_inner = through if of_inner is None else through.add_(of_inner)
         assert of_inner is not None
         (of_gate,) = torch.autograd.grad(act, gate, of_inner * up)
@@ -57,14 +57,14 @@ class _Gated(torch.autograd.Function):
 
 
 def _forward(self: Any, x: Tensor) -> Tensor:
-    """As the MLP's own, see above."""
+    """Compute ``down(act(gate(x)) * up(x))`` with few tensors kept for the backward pass."""
     gate, up, down = self.gate_proj(x), self.up_proj(x), self.down_proj
-    # The compiler decides by itself what it computes again.
+    # Compiled layers choose for themselves what they compute again.
     if torch.compiler.is_compiling():
         output: Tensor = down(self.act_fn(gate) * up)
     elif not torch.is_grad_enabled():
         output = down(_times(self.act_fn(gate), up, gate))
-    elif isinstance(down, FastLoraLinear) and down.is_plain(gate) and not down.drops:
+    elif isinstance(down, FastLoraLinear) and down.is_plain(gate) and not down.has_dropout:
         inner, low = _Gated.apply(gate, up, down.down_weight, self.act_fn)  # type: ignore[no-untyped-call]
         output = down.join(inner, low)
     else:
@@ -73,11 +73,12 @@ def _forward(self: Any, x: Tensor) -> Tensor:
     return output
 
 
-def keep_less_of_gated_mlps(model: nn.Module) -> None:
-    """Let the gated MLPs of a model keep less for the backward pass; what they compute stays.
+def recompute_gated_mlps(model: nn.Module) -> None:
+    """Let a model's gated MLPs keep fewer activations for the backward pass; values stay the same.
 
-    They are those whose own forward method is, instruction for instruction, that of Llama's, as in
-    most architectures of today.
+    Recognised are the modules whose forward method has the byte code of Llama's MLP, as in most
+    current architectures. Two tensors are kept in the place of four for plain LoRA on a
+    `FastLinear`, otherwise three.
     """
     from transformers.models.llama.modeling_llama import LlamaMLP
 

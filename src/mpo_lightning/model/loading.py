@@ -1,7 +1,7 @@
-"""Making the policy: the base model, quantised if wanted, fresh adapters on it, sharded if wanted.
+"""Build the policy: load the base model, quantise it, put fresh LoRA adapters on it, shard it.
 
-The reference is the base itself, so nothing but LoRA weights may be trained, and a run starts from
-fresh adapters: a base that is an adapter folder is refused.
+The reference is the base itself, so only LoRA weights may be trained, and a run starts from fresh
+adapters: a base that is an adapter folder is refused.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ __all__ = [
     "PolicyConfig",
     "Quantization",
     "build_policy",
-    "compute_alike_in_training_and_evaluation",
+    "fix_bitsandbytes_modes",
     "load_base",
     "quantised_arguments",
     "refuse_unshardable",
@@ -40,15 +40,15 @@ Quantization = Literal["none", "nf4", "int8"]
 
 @dataclass(kw_only=True)
 class LoRA:
-    """Settings of the adapter, with PEFT's names and meaning. arXiv 2106.09685.
+    """Settings of the LoRA adapter (arXiv 2106.09685), with PEFT's names and meaning.
 
     Args:
         r: rank.
         lora_alpha: scale; the update is ``lora_alpha / r`` times ``B A``.
-        lora_dropout: dropout on the adapters' input while training; the reference has none.
+        lora_dropout: dropout on the adapter's input in training; the reference has none.
         target_modules: names of the linear layers to adapt, or "all-linear" (all but the head).
-        exclude_modules: names to leave out.
-        use_rslora: scale by ``lora_alpha / sqrt(r)`` instead.
+        exclude_modules: names of layers to leave out.
+        use_rslora: scale by ``lora_alpha / sqrt(r)`` instead (arXiv 2312.03732).
         use_dora: weight-decomposed LoRA (arXiv 2402.09353).
     """
 
@@ -71,24 +71,28 @@ class LoRA:
 
 @dataclass(kw_only=True)
 class PolicyConfig:
-    """Which model is trained, and how it is loaded.
+    """Settings of the model that is trained.
 
     Args:
-        base: folder or hub id of any causal language model, in safetensors.
-        lora: the adapter.
+        base: folder or hub id of a causal language model, in safetensors.
+        lora: settings of the adapter.
         dtype: dtype of the base weights; "auto" is the one they are stored in. Adapters of 16-bit
             models are kept in float32.
         quantization: keep the base's linear layers in fewer bits (bitsandbytes): "nf4" is 4-bit
             NormalFloat with double quantisation (arXiv 2305.14314), "int8" is LLM.int8()
             (arXiv 2208.07339). All other weights keep ``dtype``, in which quantised layers compute.
-        gradient_checkpointing: compute activations again in the backward pass to save memory.
+        gradient_checkpointing: save memory by computing activations again in the backward pass.
         compile: compile the decoder layers (`torch.compile`); the first steps take long. Not
             together with gradient_checkpointing, nor with a sharded policy.
-        attn_implementation: transformers' attention implementation, with model.layout: separate;
-            its default if none. A shared prompt has an attention of its own.
+        fast_linear: on CPU, compute float32 linear layers with the faster of oneDNN and MKL, and
+            plain LoRA together with its layer. No effect on other devices.
+        recompute_gated_mlps: save memory by computing elementwise products of gated MLPs again in
+            the backward pass, on any device. No effect with compile.
+        attn_implementation: transformers' attention implementation, with model.layout: separate.
+            Defaults to transformers' choice. A shared prompt has an attention of its own.
         revision: branch, tag or commit of a hub model.
         trust_remote_code: let a hub model run its own code.
-        random_init: random weights from the base's configuration, for tests and benchmarks.
+        random_init: draw random weights from the base's configuration, for tests and benchmarks.
     """
 
     base: str
@@ -97,6 +101,8 @@ class PolicyConfig:
     quantization: Quantization = "none"
     gradient_checkpointing: bool = False
     compile: bool = False
+    fast_linear: bool = True
+    recompute_gated_mlps: bool = True
     attn_implementation: str | None = None
     revision: str | None = None
     trust_remote_code: bool = False
@@ -128,19 +134,20 @@ def build_policy(
 
     Args:
         config: the base and the adapter.
-        layout: how batches are computed; "auto" is the cheaper for each batch where the
-            architecture can share a prompt.
-        responses_per_pass: responses that go through the model at a time; all of a batch if none.
-        device: where the policy will compute.
-        mesh: the processes between which the policy is sharded (FSDP2), a one-dimensional device
-            mesh. Only the first of them reads a base that is not quantised, and hands the others
-            their shards.
-        flat_storage: whether the parameters will be flattened together (FSDP1): quantised weights
-            are kept in the dtype of the others then.
+        layout: "shared" or "separate"; "auto" is the cheaper for each batch where the architecture
+            can share a prompt.
+        responses_per_pass: responses that go through the model at a time. Defaults to all of a
+            batch.
+        device: device on which the policy will compute.
+        mesh: one-dimensional device mesh of the processes between which the policy is sharded
+            (FSDP2). Only the first of them reads a base that is not quantised, and sends the
+            others their shards.
+        flat_storage: whether the parameters will be flattened together (FSDP1); quantised weights
+            are then stored in the dtype of the others.
 
     Raises:
-        PolicyError: if the base is not a model, cannot be quantised, the adapter fits nothing, or
-            the layout is not possible for this architecture.
+        PolicyError: if the base is not a model or cannot be quantised, the adapter matches no
+            layer, or the architecture does not support the layout.
     """
     load = _Loader(config, layout, responses_per_pass, torch.device(device), flat_storage)
     if mesh is None or mesh.size() == 1 or config.quantization != "none":
@@ -152,11 +159,11 @@ def build_policy(
 
 
 def refuse_unshardable(config: PolicyConfig, mesh: Any, *, precision: str) -> None:
-    """Refuse settings that a strategy which shards the model does not work with.
+    """Refuse settings that do not work with a strategy that shards the model.
 
     Args:
         config: the policy.
-        mesh: the device mesh of FSDP2; None under FSDP1.
+        mesh: device mesh of FSDP2; None under FSDP1.
         precision: the trainer's precision.
 
     Raises:
@@ -186,7 +193,7 @@ def refuse_unshardable(config: PolicyConfig, mesh: Any, *, precision: str) -> No
 
 @dataclass(frozen=True)
 class _Loader:
-    """Makes the whole policy of these settings."""
+    """Loads the whole policy with these settings."""
 
     config: PolicyConfig
     layout: Layout
@@ -195,38 +202,37 @@ class _Loader:
     flat_storage: bool
 
     def __call__(self, *, empty: bool = False) -> Policy:
-        """The policy; ``empty`` leaves its weights out (meta tensors)."""
-        from mpo_lightning.model.fast_linear import use_fast_products
-        from mpo_lightning.model.gated_mlp import keep_less_of_gated_mlps
+        """Return the policy; ``empty`` leaves its weights out (meta tensors)."""
+        from mpo_lightning.model.fast_linear import use_fast_linear
+        from mpo_lightning.model.gated_mlp import recompute_gated_mlps
 
         config = self.config
-        base = self._empty_base() if empty else self._base()
+        if empty:
+            settings, kwargs = _settings_of_base(config)
+            with torch.device("meta"):
+                base = _from_settings(config, settings, kwargs)
+        else:
+            base = load_base(config, self.device, flat_storage=self.flat_storage)
         chosen = _choose_layout(base.config, self.layout, config.attn_implementation)
         if config.gradient_checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False})
         with torch.device("meta") if empty else nullcontext():
             model = _add_lora(base, config.lora)
-        use_fast_products(model)
-        keep_less_of_gated_mlps(model)
+        if config.fast_linear and self.device.type == "cpu":
+            use_fast_linear(model)
         if config.compile:
             for layer in decoder_layers(base):
-                # Whatever the lengths of a batch, it is compiled once.
+                # Compiled once, for batches of any lengths.
                 layer.compile(dynamic=True)
+        elif config.recompute_gated_mlps:
+            recompute_gated_mlps(model)
         # transformers loads models in eval mode, and Lightning keeps the mode that it finds.
         model.train()
         return Policy(model, layout=chosen, responses_per_pass=self.responses_per_pass)
 
-    def _base(self) -> Any:
-        return load_base(self.config, self.device, flat_storage=self.flat_storage)
-
-    def _empty_base(self) -> Any:
-        settings, kwargs = _settings_of_base(self.config)
-        with torch.device("meta"):
-            return _from_settings(self.config, settings, kwargs)
-
 
 def _in_shards(load: _Loader, mesh: Any) -> Policy:
-    """The policy sharded over processes of which only the first ever holds all of it."""
+    """Return the policy sharded over processes; only the first one ever holds all of it."""
     from torch.distributed import broadcast, broadcast_object_list
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
@@ -250,20 +256,20 @@ def _in_shards(load: _Loader, mesh: Any) -> Policy:
     broadcast_object_list(shared, src=first, group=group)
     of_first: dict[str, Any] = shared[0]
     for name, parameter in policy.named_parameters():
-        # A few weights may be kept in another dtype than the others.
+        # Some architectures keep a few weights in another dtype.
         parameter.data = parameter.data.to(of_first["dtypes"][name])
     policy.shard(mesh)
     policy.to_empty(device=load.device)
     policy.causal_lm.tie_weights()
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_model_state_dict(policy, weights, options=options)
-    # Those that are no part of the weights, such as rotary frequencies.
+    # Buffers outside the state dict, such as rotary frequencies.
     buffers = dict(whole.named_buffers()) if whole is not None else {}
     for name, buffer in policy.named_buffers():
         if whole is not None:
             buffer.copy_(buffers[name])
         broadcast(buffer, src=first, group=group)
-    # Fresh adapters were drawn on one process only: go on alike on all.
+    # Only the first process drew fresh adapters: bring the others to the same random state.
     torch.set_rng_state(of_first["random"])
     policy.record_fingerprint(of_first["fingerprint"])
     return policy
@@ -295,10 +301,10 @@ def _choose_layout(settings: Any, layout: Layout, attn_implementation: str | Non
 
 
 def _settings_of_base(config: PolicyConfig) -> tuple[Any, dict[str, Any]]:
-    """The base's configuration, and how it is to be loaded.
+    """Return the base's configuration and the arguments with which it is loaded.
 
     Raises:
-        PolicyError: if the base is an adapter or no model's folder.
+        PolicyError: if the base is an adapter, or a folder without a model.
     """
     from transformers import AutoConfig
 
@@ -324,7 +330,7 @@ def _settings_of_base(config: PolicyConfig) -> tuple[Any, dict[str, Any]]:
 
 
 def _name_of_base(config: PolicyConfig) -> str:
-    """What an exported adapter names as its base must not depend on the working directory."""
+    """Return the hub id or absolute folder; exported adapters name their base by it."""
     folder = Path(config.base)
     return str(folder.resolve()) if folder.is_dir() else config.base
 
@@ -339,7 +345,7 @@ def _loaded(config: PolicyConfig, load: Callable[[], Any]) -> Any:
 
 
 def _dtype(config: PolicyConfig, settings: Any) -> torch.dtype:
-    """Dtype of the weights that are not quantised."""
+    """Return the dtype of the weights that are not quantised."""
     dtype: torch.dtype = (
         settings.dtype or torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype)
     )
@@ -347,7 +353,7 @@ def _dtype(config: PolicyConfig, settings: Any) -> torch.dtype:
 
 
 def _from_settings(config: PolicyConfig, settings: Any, kwargs: dict[str, Any]) -> Any:
-    """A base that reads no file, with random weights, or none at all on the meta device."""
+    """Return a base made without reading weights: random ones, or none on the meta device."""
     from transformers import AutoModelForCausalLM
 
     how = {name: value for name, value in kwargs.items() if name != "revision"}
@@ -355,11 +361,11 @@ def _from_settings(config: PolicyConfig, settings: Any, kwargs: dict[str, Any]) 
 
 
 def load_base(config: PolicyConfig, device: torch.device, *, flat_storage: bool = False) -> Any:
-    """The base alone, with these weights and in this precision, without adapters.
+    """Load the base in the configured precision, without adapters.
 
     Args:
-        config: the base; its settings of the adapter have no say here.
-        device: where a quantised base will compute; others are left on the CPU.
+        config: the base; settings of the adapter are ignored.
+        device: device of a quantised base; others stay on the CPU.
         flat_storage: see `build_policy`.
 
     Raises:
@@ -393,17 +399,17 @@ def load_base(config: PolicyConfig, device: torch.device, *, flat_storage: bool 
             f"(first: {absent[:3]}); they would be random.",
             field="base",
         )
-    compute_alike_in_training_and_evaluation(model)
+    fix_bitsandbytes_modes(model)
     return model
 
 
 def quantised_arguments(
     config: PolicyConfig, settings: Any, device: torch.device, *, flat_storage: bool = False
 ) -> dict[str, Any]:
-    """Arguments of ``from_pretrained`` for a base in fewer bits.
+    """Return the arguments of ``from_pretrained`` for a base in fewer bits.
 
     Raises:
-        PolicyError: if bitsandbytes is missing, or the base is quantised otherwise already.
+        PolicyError: if bitsandbytes is missing, or the base is quantised already.
     """
     from transformers import BitsAndBytesConfig
 
@@ -437,10 +443,10 @@ def quantised_arguments(
 def _refuse_unpackable(
     config: PolicyConfig, settings: Any, kwargs: dict[str, Any], storage: torch.dtype
 ) -> None:
-    """Refuse layers whose weights do not fill whole elements of the storage.
+    """Check that every layer's 4-bit weights fill whole elements of the storage dtype.
 
     Raises:
-        PolicyError: naming the first such layer.
+        PolicyError: naming the first layer whose weights do not.
     """
     with torch.device("meta"):
         empty = _from_settings(config, settings, kwargs)
@@ -457,28 +463,29 @@ def _refuse_unpackable(
             )
 
 
-def compute_alike_in_training_and_evaluation(base: Any) -> None:
-    """Have bitsandbytes' layers compute one thing in either mode, on CPU (seen with 0.50.2).
+def fix_bitsandbytes_modes(base: Any) -> None:
+    """Make bitsandbytes' layers compute the same in training and evaluation mode, on CPU.
 
-    In the first evaluation pass its 4-bit layers repack their weights on processors with
-    AVX512_BF16, with other numbers, and every gradient after that is wrong. Its 8-bit layers
-    multiply integers in evaluation only, so that a fresh policy would differ from its reference.
+    Seen with bitsandbytes 0.50.2: in the first evaluation pass, on processors with AVX512_BF16, its
+    4-bit layers repack their weights into other numbers, and every later gradient is wrong. Its
+    8-bit layers multiply integers in evaluation mode only, so that a fresh policy would differ from
+    its reference.
     """
     for module in base.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
         if type(module).__name__ == "Linear8bitLt":
-            # It has no dropout: the mode has no other meaning there.
+            # Without dropout the mode has no other meaning: stay in training mode.
             module.train()
-            module.train = partial(_stay, module)
+            module.train = partial(_keep_mode, module)
 
 
-def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
+def _keep_mode(module: nn.Module, mode: bool = True) -> nn.Module:
     return module
 
 
 def _switch_off_dropout(settings: Any) -> None:
-    """Set the base's own dropout to zero: the reference has none, and log-ratios start at 0."""
+    """Set the base's own dropout to zero, so that log-ratios to the reference start at 0."""
     names = [
         name
         for name, value in settings.to_dict().items()

@@ -1,8 +1,8 @@
 """Log-probabilities of responses: one function for policy, reference and evaluation.
 
-Both layouts compute the same numbers. *Shared* puts a batch in one row with every prompt once;
-*separate* makes one row per response. Only positions that predict response tokens reach the head,
-in chunks, with log-softmax in fp32 whatever the model's dtype.
+Both layouts compute the same numbers. *Shared* (prefix sharing) packs a batch into one row with
+every prompt once; *separate* makes one row per response. Only positions that predict response
+tokens reach the head, in chunks, with log-softmax in fp32 whatever the model's dtype.
 """
 
 import ctypes
@@ -37,8 +37,8 @@ __all__ = [
 
 Layout = Literal["auto", "shared", "separate"]
 
-# Model types whose attention is computed by the registered function alone and that take positions
-# as given; tests hold each of them to separate rows. Others use separate rows.
+# Model types that call the registered attention function in every layer and use the positions they
+# are given. Tests compare each with separate rows. Other models use separate rows.
 SHARED_PROMPT_MODELS = frozenset(
     {
         *{"arcee", "cohere", "cohere2", "ernie4_5", "exaone4", "gemma", "gemma2", "gemma3_text"},
@@ -48,20 +48,20 @@ SHARED_PROMPT_MODELS = frozenset(
         *{"qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "stablelm", "starcoder2"},
     }
 )
-# Those that compute their attention by themselves, but take a mask of the whole row.
+# Model types with an attention of their own that accepts a mask of the whole row.
 DENSE_MASK_MODELS = frozenset({"falcon"})
 
 
 def can_share_prompts(config: Any) -> bool:
     """Whether a model of this configuration can compute a prompt once for its responses."""
     if config.model_type in DENSE_MASK_MODELS:
-        # Positions as a bias on the attention (ALiBi) count the row's tokens.
+        # ALiBi takes positions from a token's place in the row.
         return not getattr(config, "alibi", False)
     return config.model_type in SHARED_PROMPT_MODELS
 
 
 def cheaper_layout(batch: GroupBatch) -> Literal["shared", "separate"]:
-    """The layout that computes fewer tokens, padding included; shared where they are close."""
+    """Return the layout that computes fewer tokens, padding included."""
     spans = batch.spans()
     responses = sum(len(span.lengths) for span in spans)
     longest = max(span.prompt + max(span.lengths) for span in spans)
@@ -69,11 +69,11 @@ def cheaper_layout(batch: GroupBatch) -> Literal["shared", "separate"]:
 
 
 class ModelRows(NamedTuple):
-    """Input of a model for a batch in one of the layouts.
+    """Model input for a batch in one of the layouts.
 
     Attributes:
         inputs: keyword arguments of the backbone, without the mask of shared prompts.
-        predictors: for each scored token the flat index of the position that predicts it, (S,).
+        predictors: flat index of the position that predicts each scored token, (S,).
         targets: the scored tokens, (S,), responses one after the other.
     """
 
@@ -110,7 +110,7 @@ def separate_rows(batch: GroupBatch) -> ModelRows:
             targets.append(batch.tokens[response])
             rows.append(torch.cat([prompt, targets[-1]]))
             sizes.append((len(prompt), len(targets[-1])))
-    # Padding is masked and never scored, so that any id will do.
+    # Padding is masked and never scored, so any id will do.
     input_ids = pad_sequence(rows, batch_first=True)
     width, device = input_ids.shape[1], input_ids.device
     totals = torch.tensor([sum(size) for size in sizes])
@@ -131,21 +131,23 @@ def token_logps(
     frozen: bool,
     chunk_size: int = 256,
 ) -> Tensor:
-    """Log-probability of each target token: ``log_softmax(head(hidden).float())[target]``, fp32.
+    """Return the log-probability of each target token, nats, fp32 (S,).
 
-    Logits of at most ``chunk_size`` tokens exist at a time.
+    Equivalent to::
+
+        logits = head(hidden).float()
+        return logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+
+    but logits of at most ``chunk_size`` tokens exist at a time. Logits in float64 stay float64.
 
     Args:
         hidden: hidden states at the predicting positions, (S, D).
         targets: the tokens, long (S,).
-        head: maps (s, D) to logits (s, V), each row by itself.
-        frozen: nothing in the head is trained. Then the gradient with respect to the hidden states
-            is taken chunk by chunk in the forward pass and nothing is computed again; otherwise the
-            backward pass computes the logits a second time.
+        head: maps (s, D) to logits (s, V), row by row.
+        frozen: whether nothing in the head is trained. The gradient with respect to the hidden
+            states is then taken in the forward pass, chunk by chunk; otherwise the backward pass
+            computes the logits a second time.
         chunk_size: tokens at a time.
-
-    Returns:
-        (S,) in nats; float64 where the logits are.
     """
     if frozen and torch.is_grad_enabled() and hidden.requires_grad:
         logps: Tensor = _FrozenHead.apply(hidden, targets, head, chunk_size)  # type: ignore[no-untyped-call]
@@ -153,12 +155,12 @@ def token_logps(
     chunks = zip(torch.split(hidden, chunk_size), torch.split(targets, chunk_size), strict=True)
     if torch.is_grad_enabled():
         return torch.cat(
-            [checkpoint(_of_chunk, h, t, head, use_reentrant=False) for h, t in chunks]
+            [checkpoint(_chunk_logps, h, t, head, use_reentrant=False) for h, t in chunks]
         )
-    return torch.cat([_of_chunk(h, t, head) for h, t in chunks])
+    return torch.cat([_chunk_logps(h, t, head) for h, t in chunks])
 
 
-def _of_chunk(hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
+def _chunk_logps(hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
     logits = head(hidden)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return -nn.functional.cross_entropy(logits, targets, reduction="none")
@@ -169,11 +171,10 @@ def _unchanged(saved: Tensor) -> Tensor:
 
 
 class _FrozenHead(torch.autograd.Function):
-    """Token log-probs through a head without trained parameters.
+    """Log-probabilities of tokens through a head without trained parameters.
 
-    A token's log-probability depends on its own hidden state alone, so its gradient is known up to
-    the factor that arrives from above: one backward pass through the head, made while the chunk's
-    logits exist.
+    A token's log-probability depends on its own hidden state alone. Its gradient is therefore known
+    in the forward pass up to a scalar factor, and is computed while the chunk's logits exist.
     """
 
     @staticmethod
@@ -184,7 +185,8 @@ class _FrozenHead(torch.autograd.Function):
         directions: list[Tensor] = []
         chunks = zip(torch.split(hidden, chunk_size), torch.split(targets, chunk_size), strict=True)
         for states, tokens in chunks:
-            # Hooks of a checkpoint around this call would compute the whole model again for it.
+            # The saved-tensor hooks of a checkpoint around this call would compute the whole model
+            # again for this backward pass.
             with torch.enable_grad(), saved_tensors_hooks(_unchanged, _unchanged):
                 leaf = states.detach().requires_grad_()
                 logits = head(leaf)
@@ -205,10 +207,10 @@ class _FrozenHead(torch.autograd.Function):
 
 
 def output_head(model: Any) -> Callable[[Tensor], Tensor]:
-    """Hidden states to logits as the model computes them.
+    """Return the function from hidden states to logits, as the model computes them.
 
-    The head is called as a module, so that an adapter on it counts, and what some architectures do
-    to the logits afterwards is done: scaling (Granite, Cohere) and soft-capping (Gemma).
+    The head is called as a module, so that an adapter on it counts. Scaling (Granite, Cohere) and
+    soft-capping (Gemma) of the logits are included.
     """
     head = model.get_output_embeddings()
     config = model.config.get_text_config()
@@ -233,25 +235,26 @@ def response_logps(
     passes: int = 0,
     before_last_backward: Callable[[], None] | None = None,
 ) -> Tensor:
-    """Log-probability of each response given its prompt, summed over its tokens, (B, N) fp32.
+    """Return the log-probability of each response given its prompt, nats, fp32 (B, N).
 
-    Equals gathering and summing ``model(input_ids).logits.float().log_softmax(-1)`` over each
-    response alone behind its prompt, end-of-turn token included. Padding slots are zero.
+    Equivalent to summing ``model(input_ids).logits.float().log_softmax(-1)`` at the tokens of each
+    response, end-of-turn token included, with the response alone after its prompt. Padding slots
+    are zero.
 
-    With ``responses_per_pass`` memory does not grow with the number of responses: the backward pass
-    computes one slice of them again at a time, its random numbers included, so that values and
-    gradients are those of the slices computed at once.
+    With ``responses_per_pass`` memory does not grow with the number of responses (gradient caching,
+    GradCache, arXiv 2101.06983): the backward pass computes one slice of the responses again at a
+    time, with the same random numbers, so that values and gradients stay those of one pass.
 
     Args:
-        model: a transformers causal language model (with PEFT layers in it, if any).
+        model: a transformers causal language model, with or without PEFT layers.
         batch: whole groups.
-        layout: "shared" computes each prompt once, "separate" once per response, "auto" whichever
-            computes fewer tokens.
+        layout: "shared" computes each prompt once (prefix sharing), "separate" once per response,
+            "auto" whichever computes fewer tokens.
         chunk_size: tokens at a time that reach the head.
-        responses_per_pass: responses that go through the model at a time; all if none.
-        passes: how often the model is called at least. Processes that share a sharded model call it
-            equally often; what they compute too often counts nothing.
-        before_last_backward: called when the backward pass comes to the last slice that it walks.
+        responses_per_pass: responses that go through the model at a time. Defaults to all.
+        passes: minimum number of calls of the model. Processes that share a sharded model must
+            call it equally often; surplus calls do not affect the result.
+        before_last_backward: called before the backward pass of the slice that comes last in it.
 
     Raises:
         NotImplementedError: if the model's attention does not follow the shared layout.
@@ -288,7 +291,7 @@ def response_logps(
     per_token = torch.cat(per_part)
     count = sum(sum(lengths) for lengths in batch.response_lengths)
     if len(per_token) > count:
-        # The surplus stays in the graph, so that its backward pass is made as well.
+        # The surplus stays in the graph, so that its backward pass is run as well.
         surplus = per_token[count:].sum() * 0
         per_token = per_token[:count] + surplus
     sums = torch.segment_reduce(per_token, "sum", lengths=batch.lengths.flatten(), initial=0)
@@ -300,9 +303,9 @@ def _resident_pages() -> int:
 
 
 def _return_freed_memory() -> None:
-    """Give freed memory back to the system.
+    """Return freed memory to the operating system.
 
-    Seen with glibc 2.36: freed memory is kept, but the next slice does not fit into it, and the
+    Seen with glibc 2.36: it keeps freed memory into which the next slice does not fit, so that the
     process grows with every slice.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -317,7 +320,7 @@ def _calling(function: Callable[[], None]) -> Iterator[None]:
 
 
 def _scored_token_logps(model: Any, batch: GroupBatch, layout: Layout, chunk_size: int) -> Tensor:
-    """Log-probabilities of the tokens of all responses, one response after the other, (S,)."""
+    """Return the log-probabilities of all responses' tokens, response after response, (S,)."""
     rows = batch.once(layout, partial(shared_row if layout == "shared" else separate_rows, batch))
     inputs, sharing = rows.inputs, PromptSharing(batch.spans())
     dense = model.config.model_type in DENSE_MASK_MODELS
@@ -326,7 +329,7 @@ def _scored_token_logps(model: Any, batch: GroupBatch, layout: Layout, chunk_siz
             mask = sharing.dense_mask(inputs["position_ids"][0], model.dtype)
         else:
             mask = sharing.as_attention_mask(batch.tokens.device)
-            # It stays set: a checkpointed layer reads it again in the backward pass.
+            # Stays set: a checkpointed layer reads it again in the backward pass.
             model.config._attn_implementation = SHARED_PROMPT_ATTENTION
         inputs = {**inputs, "attention_mask": mask}
     hidden = model.base_model(**inputs, use_cache=False).last_hidden_state

@@ -1,4 +1,4 @@
-"""The policy: a base model with LoRA on it, and the reference that it contains.
+"""The policy: a base model with LoRA on it, and the reference inside it.
 
 The reference is the same weights with the adapters off, never a second copy.
 """
@@ -23,12 +23,12 @@ from mpo_lightning.model.logps import Layout, response_logps
 
 __all__ = ["Policy", "PolicyError", "decoder_layers", "digest_of_weights"]
 
-# Responses of one group that the first-batch check compares.
+# Number of responses that the check of the first batch compares.
 CHECKED_RESPONSES = 8
 
 
 class PolicyError(UserError, ValueError):
-    """A base model or adapter that cannot be used as asked; the message says what to do."""
+    """Base model or adapter that cannot be used as asked; the message says what to do."""
 
 
 class Policy(nn.Module):
@@ -36,8 +36,9 @@ class Policy(nn.Module):
 
     Args:
         model: a PEFT model with fresh LoRA adapters.
-        layout: how batches are computed: "shared", "separate", or for each the cheaper ("auto").
-        responses_per_pass: responses that go through the model at a time; all of a batch if none.
+        layout: "shared" or "separate"; "auto" is the cheaper for each batch.
+        responses_per_pass: responses that go through the model at a time. Defaults to all of a
+            batch.
     """
 
     def __init__(
@@ -51,32 +52,32 @@ class Policy(nn.Module):
         self.model = model
         self.layout: Layout = layout
         self.responses_per_pass = responses_per_pass
-        # The processes between which the parameters are sharded, and whether the next backward
-        # pass reduces gradients over them.
+        # Device mesh over which the parameters are sharded, and whether the next backward pass
+        # reduces gradients over it.
         self._mesh: Any = None
         self._synchronize = True
         self._identity: dict[str, str] | None = None
-        # Of the whole policy, where it is sharded.
+        # Log-probabilities of the probe batch before the policy was sharded.
         self._probe: Tensor | None = None
 
     @property
     def causal_lm(self) -> Any:
-        """The transformers model, adapters in place."""
+        """The transformers model, with the adapters in it."""
         return self.model.get_base_model()
 
     def forward(
         self, batch: GroupBatch, *, layout: Layout | None = None, by_full_logits: bool = False
     ) -> Tensor:
-        """Log-probability of each response under the policy, nats, fp32 (B, N).
+        """Return the log-probability of each response under the policy, nats, fp32 (B, N).
 
-        Everything that computes goes through here, since sharded parameters are gathered when this
-        module is called, and only then.
+        Every computation goes through this method, because sharded parameters are gathered only
+        when this module is called.
 
         Args:
             batch: whole groups.
-            layout: another layout than the policy's.
-            by_full_logits: compute the last response of a one-group batch alone, from the model's
-                own ``model(input_ids).logits``; that slot only is filled.
+            layout: overrides the policy's layout.
+            by_full_logits: compute only the last response of a one-group batch, from the model's
+                own ``model(input_ids).logits``; the other slots are zero.
         """
         if by_full_logits:
             return self._by_full_logits(batch)
@@ -85,14 +86,17 @@ class Policy(nn.Module):
             batch,
             layout=layout or self.layout,
             responses_per_pass=self.responses_per_pass,
-            **self._in_step_with_other_processes(batch),
+            **self._sharding_arguments(batch),
         )
 
-    def _in_step_with_other_processes(self, batch: GroupBatch) -> dict[str, Any]:
-        """What slices need where parameters are sharded: passes, and one reduction of gradients."""
+    def _sharding_arguments(self, batch: GroupBatch) -> dict[str, Any]:
+        """Return the arguments of `response_logps` that keep sharded processes in step.
+
+        All processes call the model equally often, and reduce gradients once.
+        """
         if self._mesh is None:
             return {}
-        # fully_shard has made it one.
+        # fully_shard has turned this module into an FSDPModule.
         sharded: Any = self
         if self.responses_per_pass is None:
             if torch.is_grad_enabled():
@@ -100,7 +104,8 @@ class Policy(nn.Module):
             return {}
         passes = batch.once("passes", partial(self._passes_of_all_processes, batch))
         if torch.is_grad_enabled():
-            # Not by a pass without gradients that comes between a forward and its backward pass.
+            # A pass without gradients may come between a forward and its backward pass, and must
+            # leave this alone.
             sharded.set_requires_gradient_sync(self._synchronize and passes == 1)
         return {
             "passes": passes,
@@ -108,7 +113,7 @@ class Policy(nn.Module):
         }
 
     def _passes_of_all_processes(self, batch: GroupBatch) -> int:
-        """Largest number of slices: parameters are gathered by all processes at once."""
+        """Return the largest number of slices on any process."""
         assert self.responses_per_pass is not None
         responses = sum(map(len, batch.response_lengths))
         passes = torch.tensor(
@@ -120,64 +125,60 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def reference(self, batch: GroupBatch) -> Tensor:
-        """The same under the reference: adapters off, no dropout, no gradients."""
+        """Return the same under the reference: adapters off, no dropout, no gradients."""
         with self.model.disable_adapter(), eval_mode(self.model):
             logps: Tensor = self(batch)
         return logps
 
     def identity(self) -> dict[str, str]:
-        """What the reference's values depend on besides the tokens, as digests and names.
+        """Return what the reference's values depend on besides the tokens, as digests and names.
 
-        Of the base's weights as they are in memory, quantised or not, and of its configuration:
-        neither where they came from nor what is trained on them. Computed once, and before the
-        weights are sharded.
+        It covers the base's weights as they are in memory, quantised or not, and its configuration;
+        not where they came from, nor the adapter. Computed once, before the weights are sharded.
         """
-        if self._identity is None:
-            self._identity = self._find_identity()
+        if self._identity is not None:
+            return self._identity
+        settings = {
+            name: value
+            for name, value in self.causal_lm.config.to_dict().items()
+            if not name.startswith("_") and name not in {"transformers_version", "use_cache"}
+        }
+        config = json.dumps(settings, sort_keys=True, default=str).encode()
+        attention = self.causal_lm.config._attn_implementation
+        self._identity = {
+            "model": type(self.causal_lm).__name__,
+            "weights": digest_of_weights(self.causal_lm),
+            "config": hashlib.sha256(config).hexdigest(),
+            "dtype": str(self.causal_lm.dtype).removeprefix("torch."),
+            "attention": attention if self.layout == "separate" else SHARED_PROMPT_ATTENTION,
+        }
         return self._identity
 
     def record_fingerprint(self, known: tuple[dict[str, str], Tensor] | None = None) -> None:
         """Record, before the weights are sharded, what `check_shards` compares afterwards.
 
         Args:
-            known: the fingerprint of a process that has all the weights. Defaults to computing it.
+            known: fingerprint from a process that has all the weights. Defaults to computing it.
         """
-        self._identity, self._probe = known or (self.identity(), self._probed())
+        self._identity, self._probe = known or (self.identity(), self._probe_logps())
 
     def fingerprint(self) -> tuple[dict[str, str], Tensor]:
-        """Identity of the base, and the reference's log-probabilities of a few fixed tokens."""
+        """Return the base's identity and the reference's log-probabilities of the probe batch."""
         assert self._identity is not None
         assert self._probe is not None
         return self._identity, self._probe
 
-    def _probed(self) -> Tensor:
+    def _probe_logps(self) -> Tensor:
         return self.reference(probe_batch(self.causal_lm).to(self.causal_lm.device))[0].cpu()
 
-    def _find_identity(self) -> dict[str, str]:
-        settings = {
-            name: value
-            for name, value in self.causal_lm.config.to_dict().items()
-            if not name.startswith("_") and name not in {"transformers_version", "use_cache"}
-        }
-        attention = self.causal_lm.config._attn_implementation
-        return {
-            "model": type(self.causal_lm).__name__,
-            "weights": digest_of_weights(self.causal_lm),
-            "config": hashlib.sha256(
-                json.dumps(settings, sort_keys=True, default=str).encode()
-            ).hexdigest(),
-            "dtype": str(self.causal_lm.dtype).removeprefix("torch."),
-            "attention": attention if self.layout == "separate" else SHARED_PROMPT_ATTENTION,
-        }
-
     def describe(self) -> str:
-        """Bytes of the weights by dtype, and how much of them is trained."""
+        """Return the size of the weights by dtype, and of the trained ones, as text."""
         sizes: dict[str, int] = {}
         trained = sum(p.nbytes for p in self.parameters() if p.requires_grad)
         for parameter in self.parameters():
             kind = str(parameter.dtype).removeprefix("torch.")
             packed = getattr(parameter, "quant_state", None) is not None
-            # Sharded, they are plain bytes.
+            # Sharded 4-bit weights are plain bytes.
             if packed or parameter.dtype == torch.uint8:
                 kind = "4-bit"
             elif type(parameter).__name__ == "Int8Params":
@@ -193,9 +194,10 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def check(self, batch: GroupBatch) -> None:
-        """Compare one small group of a batch against the model's own full logits.
+        """Compare one small group of a batch with the model's own full logits.
 
-        Catches an architecture whose attention, positions or logits the package would get wrong.
+        This catches an architecture whose attention, positions or logits the package would get
+        wrong.
 
         Raises:
             PolicyError: naming the model, the difference and the setting to use.
@@ -215,7 +217,7 @@ class Policy(nn.Module):
         self._compare(group, shared, separate, "in the shared layout", "separate rows")
 
     def check_shards(self) -> None:
-        """Compare the reference's values on a few tokens with those before it was sharded.
+        """Compare the reference's values on the probe batch with those before sharding.
 
         Raises:
             PolicyError: naming the model, the difference and what to do.
@@ -223,8 +225,7 @@ class Policy(nn.Module):
         if self._probe is None:
             return
         batch = probe_batch(self.causal_lm)
-        found = self.reference(batch.to(self.causal_lm.device))[0].cpu()
-        self._compare(batch, found, self._probe, "once sharded", "the whole model")
+        self._compare(batch, self._probe_logps(), self._probe, "once sharded", "the whole model")
 
     def check_reference(self, batch: GroupBatch, look_up: Callable[[GroupBatch], Tensor]) -> None:
         """Compare cached reference log-probabilities of a small group with computed ones.
@@ -237,9 +238,12 @@ class Policy(nn.Module):
         self._compare(group, look_up(group)[0], computed, "in the reference cache", "the model")
 
     def tolerance(self, lengths: Tensor) -> Tensor:
-        """Largest difference in nats that is rounding, for responses of these lengths in tokens.
+        """Return the largest difference in nats that counts as rounding, by response length.
 
         Kernels were seen to differ by about 1e-6 nats a token in fp32 and 1e-2 in 16 bits.
+
+        Args:
+            lengths: tokens of each response, of any shape.
         """
         device = lengths.device.type
         low_precision = self.causal_lm.dtype.itemsize < 4 or torch.is_autocast_enabled(device)
@@ -250,7 +254,7 @@ class Policy(nn.Module):
     ) -> None:
         lengths = group.lengths[0, -len(found) :]
         gaps = (found - expected).abs()
-        # Written so that NaN, too, is a difference.
+        # Written so that NaN counts as a difference.
         if bool((gaps <= self.tolerance(lengths)).all()):
             return
         worst = int((gaps / lengths).nan_to_num(torch.inf).argmax())
@@ -277,10 +281,10 @@ class Policy(nn.Module):
         return result
 
     def shard(self, mesh: Any) -> None:
-        """Shard the parameters over a mesh (FSDP2): each decoder layer, and what is around them.
+        """Shard the parameters (FSDP2): each decoder layer, then all that is outside of them.
 
         Args:
-            mesh: the one-dimensional device mesh of the processes that share data.
+            mesh: one-dimensional device mesh of the processes.
         """
         from torch.distributed.fsdp import fully_shard
 
@@ -292,7 +296,7 @@ class Policy(nn.Module):
         fully_shard(self, mesh=mesh)
 
     def synchronize_gradients(self, enabled: bool) -> None:
-        """Whether the next backward pass of a sharded policy reduces gradients over processes."""
+        """Set whether the next backward pass of a sharded policy reduces gradients."""
         self._synchronize = enabled
 
     def save_adapter(self, path: Path, state_dict: dict[str, Tensor] | None = None) -> None:
@@ -300,14 +304,14 @@ class Policy(nn.Module):
 
         Args:
             path: the folder.
-            state_dict: adapter weights by their names in ``self.model``, where they must not be
-                taken from this process's own parameters.
+            state_dict: adapter weights by their names in ``self.model``. Defaults to this process's
+                own parameters.
         """
         self.model.save_pretrained(path, state_dict=state_dict, save_embedding_layers=False)
 
 
 def digest_of_weights(model: Any) -> str:
-    """Of a causal language model's weights as they are in memory, those of adapters left out."""
+    """Return the SHA-256 of a model's weights as they are in memory, without adapters."""
 
     def digest(item: tuple[str, Tensor]) -> bytes:
         name, value = item
@@ -322,13 +326,13 @@ def digest_of_weights(model: Any) -> str:
 
 
 def decoder_layers(model: Any) -> list[nn.Module]:
-    """The layers that transformers says must stay whole."""
+    """Return the layers that transformers says must stay on one device."""
     names = set(model._no_split_modules or ())
     return [module for module in model.modules() if type(module).__name__ in names]
 
 
 def probe_batch(model: Any) -> GroupBatch:
-    """A prompt and two responses of fixed tokens that the model knows."""
+    """Return a prompt and two responses of fixed tokens from the model's vocabulary."""
     tokens = torch.arange(1, 25) * 7919 % model.get_input_embeddings().weight.shape[0]
     prompt, *responses = tokens.split(8)
     group = TokenGroup(prompt, tuple(responses), (0.0, 1.0), "probe:1")
@@ -336,14 +340,14 @@ def probe_batch(model: Any) -> GroupBatch:
 
 
 def small_group(batch: GroupBatch) -> GroupBatch:
-    """The smallest group of a batch, or its first responses."""
+    """Return the smallest group of a batch, with its first responses only where it has many."""
     sizes = [span.end - span.start for span in batch.spans()]
     return batch.select(sizes.index(min(sizes))).slices(CHECKED_RESPONSES)[0]
 
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, each module's own mode afterwards."""
+    """Switch a model to evaluation mode, and each module back to its own mode afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -20,7 +20,7 @@ from mpo_lightning.generation.model import choose_device, files_digest
 from mpo_lightning.model.loading import (
     PolicyConfig,
     Quantization,
-    compute_alike_in_training_and_evaluation,
+    fix_bitsandbytes_modes,
     quantised_arguments,
 )
 
@@ -304,7 +304,7 @@ def load_reward_model(config: RewardModelConfig) -> RewardModel:
             f"reward_model.path: {config.path} lacks {', '.join(absent[:3])}, so its scores would "
             "be random: it is no reward model."
         )
-    compute_alike_in_training_and_evaluation(model)
+    fix_bitsandbytes_modes(model)
     if config.quantization == "none":
         model = model.to(device)
     return RewardModel(model, tokenizer, config)

@@ -1,4 +1,4 @@
-"""Checkpoints that are there whole or not at all, with an adapter folder beside each."""
+"""Checkpoints written whole or not at all, each with an adapter folder beside it."""
 
 import os
 import shutil
@@ -12,30 +12,31 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from mpo_lightning.errors import CheckpointError
+from mpo_lightning.errors import CheckpointError, ResumeError, require_same
 from mpo_lightning.files import to_disk, whole_folder
+from mpo_lightning.model.policy import PolicyError
 
-__all__ = ["AdapterCheckpointIO", "RunCheckpoint", "adapter_folder"]
+__all__ = ["AdapterCheckpointIO", "RunCheckpoint", "adapter_folder", "require_same_run"]
 
 WriteAdapter = Callable[[Path, dict[str, Any]], None]
 
 
 def adapter_folder(checkpoint: str | os.PathLike[str]) -> Path:
-    """The adapter folder beside a checkpoint: ``last.ckpt`` has ``last-adapter``."""
+    """Return the adapter folder beside a checkpoint: ``last-adapter`` for ``last.ckpt``."""
     path = Path(checkpoint)
     return path.with_name(f"{path.stem}-adapter")
 
 
 class AdapterCheckpointIO(CheckpointIO):
-    """Writes and removes an adapter folder with every checkpoint, through whatever asked for it.
+    """Checkpoint I/O that writes and removes an adapter folder with every checkpoint.
 
     The adapter is taken from the checkpoint itself, so that sharded weights are gathered once. Both
-    are written in full under names that nothing looks for, and then take their places: a run that
-    is killed while it saves leaves the checkpoint that was there before.
+    are written in full under temporary names and then renamed: a run that is killed while it saves
+    leaves the previous checkpoint.
 
     Args:
-        inner: what reads and writes the checkpoint file.
-        write_adapter: writes what a checkpoint holds of the adapter as a folder.
+        inner: reads and writes the checkpoint file.
+        write_adapter: writes the adapter in a checkpoint as a folder.
     """
 
     def __init__(self, inner: CheckpointIO, write_adapter: WriteAdapter) -> None:
@@ -48,7 +49,7 @@ class AdapterCheckpointIO(CheckpointIO):
         """Write the adapter folder and the checkpoint.
 
         Raises:
-            CheckpointError: if they cannot be written; those that were there before are untouched.
+            CheckpointError: if they cannot be written; the previous ones stay.
         """
         if "://" in str(path):
             raise CheckpointError(
@@ -83,19 +84,69 @@ class AdapterCheckpointIO(CheckpointIO):
         shutil.rmtree(adapter_folder(path), ignore_errors=True)
 
 
+def require_same_run(
+    checkpoint: dict[str, Any],
+    *,
+    adapter_shapes: dict[str, list[int]],
+    base: dict[str, str],
+    optimizer_param_indexing: str | None,
+) -> None:
+    """Check that a checkpoint is of this adapter on this base, and can be resumed from.
+
+    Args:
+        checkpoint: a checkpoint, with or without its weights.
+        adapter_shapes: shape of each trained parameter of this run.
+        base: identity of this run's base.
+        optimizer_param_indexing: parameters that this strategy numbers in the optimizer's state;
+            None where that state is not used.
+
+    Raises:
+        PolicyError: if the checkpoint's adapter has other layers or shapes.
+        ResumeError: if its base or the numbering of its optimizer's state differs.
+    """
+    if "base" not in checkpoint:
+        raise ResumeError(
+            "The file is no checkpoint of this package: it does not say which base its adapter "
+            "belongs to."
+        )
+    remedy = "Use the model.policy settings that wrote it."
+    found = checkpoint["adapter_shapes"]
+    weights = checkpoint.get("state_dict")
+    if found == adapter_shapes and weights is not None:
+        found = {name: list(value.shape) for name, value in weights.items()}
+    if found != adapter_shapes:
+        names = sorted(found.keys() | adapter_shapes.keys())
+        differing = [n for n in names if found.get(n) != adapter_shapes.get(n)]
+        name = differing[0]
+        raise PolicyError(
+            f"The checkpoint's adapter is not this run's: {len(differing)} weights differ. "
+            f"First {name}: {found.get(name, 'absent')} in the checkpoint, "
+            f"{adapter_shapes.get(name, 'absent')} here. {remedy}"
+        )
+    require_same("base model", checkpoint["base"], base, remedy)
+    indexing = checkpoint["optimizer_param_indexing"]
+    if optimizer_param_indexing not in (None, indexing):
+        raise ResumeError(
+            f"The checkpoint numbers the optimizer's state by {indexing}, this strategy by "
+            f"{optimizer_param_indexing}. Lightning's own FSDPStrategy and ModelParallelStrategy "
+            "resume from their own checkpoints only; mpo_lightning.strategy.FSDP2 and unsharded "
+            "runs from each other's."
+        )
+
+
 class RunCheckpoint(ModelCheckpoint):
-    """Lightning's ModelCheckpoint, which also saves at the run's end and when it is told to end.
+    """Lightning's ModelCheckpoint, which also saves at the run's end and on SIGTERM.
 
-    Where validation comes at other times than the end of each epoch, Lightning saves after
-    validation only, and the steps after the last one would be lost.
+    Where validation does not come at the end of each epoch, Lightning saves after validation only,
+    and the steps after the last one would be lost.
 
-    A run that is told to end (SIGTERM) does so between two batches, on all processes. After any
-    other exception there is nothing to save that a checkpoint before it does not hold, and
-    processes that did not fail would wait for those that did.
+    On SIGTERM all processes end the run between two batches, and save. After any other exception
+    there is nothing to save that the previous checkpoint lacks, and processes that did not fail
+    would wait for those that did.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the ``last.ckpt`` that is there, not a second one beside it: it is this run's."""
+        """Have this run replace an existing ``last.ckpt``; Lightning would write a second one."""
         super().on_train_start(trainer, pl_module)
         if self.dirpath is None:
             return
@@ -106,7 +157,7 @@ class RunCheckpoint(ModelCheckpoint):
                 rank_zero_warn(f"{last} is of an earlier run. This run replaces it when it saves.")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Have ``last.ckpt`` hold the last step, and say where it is."""
+        """Save the last step as ``last.ckpt``, and print where it is."""
         super().on_train_end(trainer, pl_module)
         if self.save_last and not self._should_skip_saving_checkpoint(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
@@ -117,9 +168,9 @@ class RunCheckpoint(ModelCheckpoint):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Save ``last.ckpt``, if the run was told to end."""
+        """Save ``last.ckpt`` on SIGTERM."""
         if isinstance(exception, SIGTERMException) and trainer.global_step > 0:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
-            rank_zero_info(f"Told to end: saved {self.last_model_path}")
+            rank_zero_info(f"SIGTERM: saved {self.last_model_path}")
             return
         super().on_exception(trainer, pl_module, exception)

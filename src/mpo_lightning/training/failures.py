@@ -1,4 +1,4 @@
-"""Failures of a run: losses or gradients that are not finite, and running out of memory."""
+"""Failures of a run: losses or gradients that are not finite, and lack of memory."""
 
 from typing import Any, Literal
 
@@ -22,8 +22,8 @@ __all__ = [
 ]
 
 ADVICE = (
-    "Out of memory. What takes less of it: smaller data.tokens_per_batch (or "
-    "groups_per_batch) and larger trainer.accumulate_grad_batches: together no result changes; "
+    "Out of memory. To need less: smaller data.tokens_per_batch (or groups_per_batch) with larger "
+    "trainer.accumulate_grad_batches, which gives the same results; "
     "model.responses_per_pass: 8 or fewer; model.policy.dtype: bfloat16; "
     "model.policy.gradient_checkpointing: true; model.policy.quantization: nf4; smaller "
     "data.max_length; several devices with mpo_lightning.strategy.FSDP2."
@@ -31,14 +31,17 @@ ADVICE = (
 
 
 class NonFiniteError(UserError, RuntimeError):
-    """A loss or gradient that is not finite; the message names the groups and their values."""
+    """Loss or gradient that is not finite; the message names the groups and their values."""
 
 
 class FiniteSteps:
-    """Stops a run, or leaves an optimizer step out, where loss or gradient is not finite.
+    """Guard against optimizer steps whose loss or gradient is not finite.
+
+    Args:
+        on_nonfinite: "stop" raises an error at such a step, "skip" leaves it out.
 
     Attributes:
-        skipped: steps left out so far.
+        skipped: number of steps left out so far.
     """
 
     def __init__(self, on_nonfinite: Literal["stop", "skip"]) -> None:
@@ -48,7 +51,7 @@ class FiniteSteps:
         self._window: list[tuple[GroupBatch, Tensor, Tensor]] = []
 
     def add(self, batch: GroupBatch, loss: Tensor, log_ratios: Tensor) -> None:
-        """Add a batch to the accumulation window; loss (B,), log-ratios (B, N)."""
+        """Add a batch to the accumulation window, with its loss (B,) and log-ratios (B, N)."""
         self._window.append((batch, loss.detach(), log_ratios.detach()))
 
     def clear(self) -> None:
@@ -56,21 +59,21 @@ class FiniteSteps:
         self._window.clear()
 
     def accept(self, trainer: Trainer, loss: Tensor, parameters: list[Any]) -> bool:
-        """Whether the optimizer step can be made; all processes agree.
+        """Return whether to make the optimizer step, the same on all processes.
 
-        Gradients of a step that is left out are set to None: optimizers pass over them.
+        A step that is left out has its gradients set to None, so that optimizers ignore them.
 
         Args:
-            trainer: of the run.
+            trainer: the run's trainer.
             loss: mean over the groups of the step, a scalar.
-            parameters: those that have a gradient.
+            parameters: parameters that have a gradient.
 
         Raises:
-            NonFiniteError: naming the groups, where such a step stops the run.
+            NonFiniteError: naming the groups, with on_nonfinite "stop".
         """
         finite = loss.isfinite()
         precision = trainer.precision_plugin
-        # The scaler of float16 leaves out steps whose gradient is too large by itself.
+        # The gradient scaler of 16-mixed leaves out steps whose gradient overflows by itself.
         scaled = isinstance(precision, MixedPrecision) and precision.scaler is not None
         if parameters and not scaled:
             finite = finite & all_finite([parameter.grad for parameter in parameters])
@@ -97,7 +100,7 @@ class FiniteSteps:
 
 
 def describe_nonfinite(batch: GroupBatch, loss: Tensor, log_ratios: Tensor) -> list[str]:
-    """One line for each group of a batch whose loss is not finite; loss (B,), ratios (B, N)."""
+    """Return a line for each group whose loss is not finite; loss (B,), log-ratios (B, N)."""
     bad = ~loss.isfinite() & batch.counted
     lines = []
     for group in bad.nonzero().flatten().tolist():
@@ -112,20 +115,20 @@ def describe_nonfinite(batch: GroupBatch, loss: Tensor, log_ratios: Tensor) -> l
 
 
 def all_finite(gradients: list[Tensor]) -> Tensor:
-    """Whether all of these are finite, bool scalar; of sharded tensors this process's part."""
+    """Return whether all gradients are finite, a bool scalar; for shards, this process's part."""
     parts = [getattr(gradient, "to_local", lambda g=gradient: g)() for gradient in gradients]
     return torch.stack([part.isfinite().all() for part in parts]).all()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on whatever device."""
+    """Return whether an error means that memory ran out, on any device."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
     )
 
 
 class MemoryAdvice(Callback):
-    """Adds advice to an out-of-memory error."""
+    """Callback that adds advice to an out-of-memory error."""
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

@@ -16,8 +16,8 @@ def run_loggers(folder: str | Path, name: str = "lightning_logs") -> list[Logger
     """Make TensorBoard and CSV loggers for the run's ``version_N`` folder, N as Lightning counts.
 
     Args:
-        folder: the run's root.
-        name: folder in it that holds the versions.
+        folder: root folder of the run.
+        name: folder in it that holds the versions, numbered by Lightning.
     """
     tensorboard = TensorBoardLogger(folder, name=name, default_hp_metric=False)
     return [tensorboard, CSVLogger(folder, name=name, version=tensorboard.version)]
@@ -25,10 +25,7 @@ def run_loggers(folder: str | Path, name: str = "lightning_logs") -> list[Logger
 
 @rank_zero_only
 def keep_metrics(logger: CSVLogger) -> None:
-    """Rename the ``metrics.csv`` of an earlier run in a fixed folder.
-
-    Lightning would remove it.
-    """
+    """Rename the ``metrics.csv`` of an earlier run in a fixed folder; Lightning would remove it."""
     found = Path(logger.log_dir, "metrics.csv")
     if found.is_file():
         names = (found.with_name(f"metrics-{number}.csv") for number in count(1))
@@ -38,7 +35,7 @@ def keep_metrics(logger: CSVLogger) -> None:
 
 
 def log_text(trainer: Trainer, tag: str, text: str, step: int) -> None:
-    """Log a text (Markdown) with each of the run's loggers that takes texts.
+    """Log a Markdown text to each of the run's loggers that takes texts.
 
     Call it on the first process only.
     """
@@ -50,7 +47,7 @@ def log_text(trainer: Trainer, tag: str, text: str, step: int) -> None:
 
 
 class RunConfig(SaveConfigCallback):
-    """Writes Lightning's ``config.yaml``, and logs the same configuration once."""
+    """Writes Lightning's ``config.yaml``, and logs its content to the run's loggers."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Log the configuration."""

@@ -72,10 +72,10 @@ METRIC_NAMES = tuple(METRICS)
 
 
 def kendall_tau_b(first: Tensor, second: Tensor, valid: Tensor) -> Tensor:
-    """Kendall's tau-b between two rankings of each group's responses, float64 (B,).
+    """Return Kendall's tau-b between two rankings of each group's responses, float64 (B,).
 
-    Ties are corrected for in both rankings (Kendall 1945). Where either ranking ties everything the
-    coefficient is undefined; it is zero here: a ranking that says nothing agrees with nothing.
+    Ties are corrected for in both rankings (Kendall 1945). Where a ranking ties all responses the
+    coefficient is undefined, and zero here.
 
     Args:
         first: values, (B, N).
@@ -91,7 +91,7 @@ def kendall_tau_b(first: Tensor, second: Tensor, valid: Tensor) -> Tensor:
 
 
 def _tau_b(higher_first: Tensor, higher_second: Tensor) -> Tensor:
-    """Kendall's tau-b from the ordered pairs of two rankings, bool (B, N, N) each."""
+    """Return Kendall's tau-b from the ordered pairs of two rankings, bool (B, N, N) each."""
     concordant = (higher_first & higher_second).sum((1, 2))
     discordant = (higher_first & higher_second.transpose(1, 2)).sum((1, 2))
     untied_first = higher_first.sum((1, 2)).double()
@@ -101,22 +101,22 @@ def _tau_b(higher_first: Tensor, higher_second: Tensor) -> Tensor:
 
 
 def group_statistics(measured: Measured, output: LossOutput) -> dict[str, tuple[Tensor, Tensor]]:
-    """Each metric's value and weight per group: ``{name: ((B,), (B,))}`` for METRIC_NAMES.
+    """Return each metric's value and weight per group, ``{name: ((B,), (B,))}`` for METRIC_NAMES.
 
     A metric is the sum of value times weight over the sum of weights. Definitions are in
-    docs/metrics.md. The shares of the chosen set are taken under rewards alone, without a loss's
-    deviation weights, so that losses can be compared.
+    docs/metrics.md. Shares of the chosen set use rewards alone, without a loss's deviation weights,
+    so that losses can be compared.
 
     Args:
         measured: log-probabilities, lengths and scores of the responses.
-        output: the loss of each group, and the rewards and sets that it compared.
+        output: loss, rewards and sets of each group.
     """
     valid, scores, lengths = measured.valid, measured.scores, measured.lengths
     policy_logps = measured.policy_logps.detach().float()
     log_ratios = torch.where(valid, measured.log_ratios, 0.0).detach().float()
     loss, rewards, chosen, rejected = output
     rewards = torch.where(valid, rewards, 0.0).detach().float()
-    # A group without contrast has no sets: what is in one of them has nothing to stand against.
+    # A group without contrast has no sets: responses of one set have nothing to compare with.
     has_both = (chosen.any(1) & rejected.any(1))[:, None]
     chosen, rejected = chosen & has_both, rejected & has_both
     contrast = has_both[:, 0].float()
@@ -128,15 +128,15 @@ def group_statistics(measured: Measured, output: LossOutput) -> dict[str, tuple[
     in_order = torch.where(winners, (gap > 0).float() + 0.5 * (gap == 0), 0.0).sum((1, 2))
     pairs = winners.sum((1, 2)).float()
 
-    # The best-scored responses may tie, and so may rewards: the share of the top-rewarded responses
-    # that are best-scored is the chance that a fair pick among the top is a hit.
+    # Scores and rewards may tie: the share of top-rewarded responses that are best-scored is the
+    # probability that a random one of them is best-scored.
     values = scores.double().masked_fill(~valid, -torch.inf)
     best = values == values.amax(1, keepdim=True)
     masked_rewards = rewards.masked_fill(~valid, -torch.inf)
     top = masked_rewards == masked_rewards.amax(1, keepdim=True)
     hit = (best & top).sum(1).float() / top.sum(1)
 
-    # Of both sets' mass; a response in neither set is in neither sum.
+    # Shares of both sets' mass, without responses that are in neither set.
     members = torch.where(has_both, chosen | rejected, valid)
     shares = rewards.masked_fill(~members, -torch.inf).softmax(1)
     within = masked_rewards.masked_fill(~chosen, -torch.inf)
@@ -174,9 +174,10 @@ def group_statistics(measured: Measured, output: LossOutput) -> dict[str, tuple[
 class GroupMetrics(Metric):
     """Weighted means over groups, exact on any number of processes and batches.
 
-    All metrics live in one state of sums and weights, so that a step costs one reduction, and
-    nothing can be merged by a metric collection that sees equal states (at step 0 every reward is
-    zero). ``compute`` gives ``{name: value}`` for METRIC_NAMES and ``groups``, the number counted.
+    All metrics are one state of sums and weights, so that a step costs one reduction.
+    (A MetricCollection would also merge metrics whose states are equal, as at step 0, where every
+    reward is zero.) ``compute`` returns ``{name: value}`` for METRIC_NAMES and ``groups``, the
+    number of groups counted.
 
     Examples:
         >>> two_groups = {name: (torch.tensor([4.0, 1.0]), torch.ones(2)) for name in METRIC_NAMES}
@@ -200,18 +201,18 @@ class GroupMetrics(Metric):
 
         Args:
             statistics: value and weight per group of each metric, (B,) each.
-            counted: bool (B,), False for groups that must not count.
+            counted: bool (B,), False for groups that do not count.
         """
         values = torch.stack([statistics[name][0] for name in METRIC_NAMES]).double()
         weights = torch.stack([statistics[name][1] for name in METRIC_NAMES]).double() * counted
         weighted = torch.where(weights > 0, values * weights, 0.0)
         groups = counted.sum().expand(2)
         sums = torch.stack([weighted.sum(1), weights.sum(1)])
-        # Not in place: a state that was reset in inference mode could not be changed outside it.
+        # Not in place: a state that was reset in inference mode cannot be changed outside it.
         self.totals = self.totals + torch.cat([sums, groups[:, None]], dim=1)
 
     def compute(self) -> dict[str, Tensor]:
-        """The weighted means, NaN for a metric that no group carried, and ``groups``."""
+        """Return the weighted means, NaN for metrics without weight, and ``groups``."""
         sums, weights = self.totals
         means = (sums / weights)[:-1].float()
         result = dict(zip(METRIC_NAMES, means.unbind(), strict=True))
@@ -220,6 +221,6 @@ class GroupMetrics(Metric):
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
         """Follow a module to another device but not to another dtype.
 
-        Precision plugins cast whole modules, and counts in bf16 stop at 256.
+        Precision plugins cast whole modules, and bf16 cannot count beyond 256.
         """
         return super()._apply(lambda tensor: tensor.to(fn(tensor).device), exclude_state)

@@ -1,18 +1,25 @@
 """MPOModule: the LightningModule that trains a policy on groups.
 
-The life of an optimizer step, in Lightning's order:
+The life of an optimizer step, in Lightning's order. For each batch of its accumulation window:
 
-1. ``on_train_batch_start``, for each batch of the accumulation window: a resumed run takes over its
-   random numbers before the first one.
-2. ``training_step``: log-probabilities under reference and policy, the loss of each group, metrics
-   of the window; returns the *sum* over the batch's groups. On the first batch everything is
-   checked against the model's own logits.
-3. Backward pass, by Lightning: gradients of the window's batches add up.
-4. ``on_before_optimizer_step``, after the window's last batch: divides the gradient by the number
-   of groups on all processes, logs the step; a step that is not finite is refused or left out.
-5. ``configure_gradient_clipping``, then ``optimizer_step``: weights change, the schedule steps.
-6. ``on_train_batch_end``, for each batch: notes where a checkpoint may resume (only between two
-   optimizer steps), and ends the run on all processes after SIGTERM.
+1. ``on_train_batch_start``: a resumed run restores its random state before its first batch.
+2. ``training_step``: log-probabilities under reference and policy, the loss of each group, metrics.
+   Returns the *sum* over the batch's groups. The first batch is checked against the model's own
+   logits.
+3. Lightning divides the sum by ``accumulate_grad_batches``, sets gradients to zero if the batch is
+   the window's first, and runs the backward pass: gradients of the window's batches add up.
+
+After the window's last batch, for which 2 to 4 run inside ``optimizer_step``:
+
+4. ``on_before_optimizer_step``: a step that is not finite stops the run or is left out; the
+   gradient becomes the mean over the groups of all processes; metrics are logged. Then
+   ``configure_gradient_clipping``.
+5. The weights change, and ``optimizer_step`` returns. Lightning steps the schedule.
+
+And for each batch again:
+
+6. ``on_train_batch_end``: records where a checkpoint may resume, if no gradients are pending, and
+   ends the run on all processes after SIGTERM.
 """
 
 from pathlib import Path
@@ -30,16 +37,18 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from mpo_lightning.batch import GroupBatch, GroupList, PromptBatch, RunData
-from mpo_lightning.errors import ResumeError, fields_below, require_same
+from mpo_lightning.errors import fields_below
+from mpo_lightning.files import cache_folder
 from mpo_lightning.generation.generate import Generation, ModelSampler, PromptAnswer
 from mpo_lightning.losses import MPO, SetLoss
 from mpo_lightning.losses.base import Measured
 from mpo_lightning.model.loading import PolicyConfig, build_policy, refuse_unshardable
 from mpo_lightning.model.logps import Layout
 from mpo_lightning.model.policy import Policy, PolicyError
-from mpo_lightning.model.reference_cache import ReferenceCache, default_root, fill
+from mpo_lightning.model.reference_cache import ReferenceCache
+from mpo_lightning.model.reference_fill import fill
 from mpo_lightning.optim import RunSchedule, WarmupCosine, optimizer_steps
-from mpo_lightning.training.checkpoint import AdapterCheckpointIO
+from mpo_lightning.training.checkpoint import AdapterCheckpointIO, require_same_run
 from mpo_lightning.training.failures import FiniteSteps, MemoryAdvice
 from mpo_lightning.training.metrics import METRICS, GroupMetrics, group_statistics
 from mpo_lightning.training.predictions import prediction_rows
@@ -61,23 +70,23 @@ class MPOModule(LightningModule):
     accumulated batches, however unevenly they are spread.
 
     Args:
-        policy: which model is trained, and its adapter.
-        loss: what is minimised; any `SetLoss`.
+        policy: the model to train, and its adapter.
+        loss: the loss to minimise; any `SetLoss`.
         optimizer: makes the optimizer from the trainable parameters.
-        lr_scheduler: makes the learning-rate schedule: a `RunSchedule`, which is told the length of
+        lr_scheduler: makes the learning-rate schedule: a `RunSchedule`, which knows the length of
             the run, or any torch scheduler; stepped after each optimizer step. None keeps the rate.
-        layout: "shared" computes each prompt once for its group, "separate" once per response;
-            "auto" whichever computes fewer tokens for the batch at hand, where the architecture
-            can share a prompt.
-        responses_per_pass: responses that go through the model at a time; all of a batch if none.
-            With it memory does not grow with the number of responses, at the price of one more
-            forward pass; gradients are the same.
-        reference: "adapters-off" computes the reference in every step, "cached" once: what is not
-            in the cache is computed before training starts, with a progress bar.
-        reference_cache: folder of the cached values; one of the user's cache folder if none.
-        on_nonfinite: what to do with an optimizer step whose loss or gradient is not finite. "stop"
-            ends the run and names the groups, "skip" leaves the step out, says so and counts it.
-        generation: how predict answers prompts that come without responses.
+        layout: "shared" computes each prompt once for its group (prefix sharing), "separate" once
+            per response; "auto" whichever computes fewer tokens for the batch, where the
+            architecture can share a prompt.
+        responses_per_pass: responses that go through the model at a time (gradient caching,
+            GradCache, arXiv 2101.06983): memory does not grow with the number of responses, for one
+            more forward pass; gradients are the same. Defaults to all of a batch.
+        reference: "adapters-off" computes the reference in every step, "cached" once: values that
+            the cache lacks are computed before training starts, with a progress bar.
+        reference_cache: folder of the cached values. Defaults to a folder in the user's cache.
+        on_nonfinite: "stop" ends the run at an optimizer step whose loss or gradient is not finite,
+            and names the groups; "skip" leaves the step out, warns and counts it.
+        generation: settings with which predict answers prompts that have no responses.
     """
 
     def __init__(
@@ -106,27 +115,28 @@ class MPOModule(LightningModule):
         self.layout: Layout = layout
         self.responses_per_pass = responses_per_pass
         self.reference: Literal["adapters-off", "cached"] = reference
-        self.reference_cache = default_root() if reference_cache is None else Path(reference_cache)
+        self.reference_cache = Path(reference_cache or cache_folder("reference"))
         self.on_nonfinite: Literal["stop", "skip"] = on_nonfinite
         self.generation = generation
-        # Opened when it is first needed.
-        self._cache: ReferenceCache | None = None
+        # Loaded by configure_model; opened when it is first needed.
         self.policy: Policy | None = None
+        self._cache: ReferenceCache | None = None
         self.train_metrics = GroupMetrics()
         self.val_metrics = GroupMetrics()
         self.test_metrics = GroupMetrics()
-        # A checkpoint holds the adapter alone; on_load_checkpoint is strict about that.
+        # A checkpoint holds only the adapter; on_load_checkpoint checks that it is complete.
         self.strict_loading = False
+        # Whether the first batch was compared with the model's own logits.
         self._checked = False
-        # Groups of this epoch and process from which the loss learns nothing.
+        # Number of groups of this epoch and process that teach the loss nothing.
         self._idle_groups: Tensor | int = 0
-        self._steps = FiniteSteps(on_nonfinite)
-        # Groups of the last validation or test, on all processes.
+        # Number of groups of the last validation or test, on all processes.
         self.groups_counted = 0
+        self._steps = FiniteSteps(on_nonfinite)
         self._run = RunState()
+        self._sigterm = SigtermHandler()
         # Metrics in the checkpoint that this run resumed from.
         self._earlier_metrics: dict[str, Any] = {}
-        self._sigterm = SigtermHandler()
 
     @property
     def _policy(self) -> Policy:
@@ -162,14 +172,15 @@ class MPOModule(LightningModule):
         rank_zero_info(f"Weights: {self.policy.describe()}.")
 
     def configure_callbacks(self) -> list[Callback]:
-        """Speed and memory as metrics, and advice where memory runs out."""
+        """Return the callbacks that log speed and memory, and advise when memory runs out."""
         return [Throughput(), MemoryAdvice()]
 
     def setup(self, stage: str) -> None:
-        """Have every checkpoint of this run leave an adapter folder beside it.
+        """Check the data module's loss; write an adapter folder beside every checkpoint.
 
         Raises:
-            ValueError: if the data were prepared for another loss.
+            ValueError: if the data module was given another loss.
+            PolicyError: if predict is to answer prompts with a sharded policy.
         """
         data = self._data
         if data is not None and data.loss is not None and data.loss != self.loss:
@@ -179,38 +190,35 @@ class MPOModule(LightningModule):
             )
         strategy = self.trainer.strategy
         io = strategy.checkpoint_io
-        # A trainer that fitted another module before still writes that one's adapters.
+        # A trainer that has fitted another module still writes that module's adapters.
         inner = io.inner if isinstance(io, AdapterCheckpointIO) else io
         strategy.checkpoint_io = AdapterCheckpointIO(inner, self._write_adapter)
-        if stage == "predict" and self._answers_prompts():
-            self._refuse_sharded_answers()
-
-    @property
-    def _data(self) -> RunData | None:
-        """The data module, where it is one that a run may ask."""
-        data = getattr(self.trainer, "datamodule", None)
-        return data if isinstance(data, RunData) else None
-
-    def _answers_prompts(self) -> bool:
-        """Whether the data to predict for are prompts without responses."""
-        return self._data is not None and self._data.answers_prompts()
-
-    def _refuse_sharded_answers(self) -> None:
-        if isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy):
+        sharded = isinstance(strategy, FSDPStrategy | ModelParallelStrategy)
+        if stage == "predict" and sharded and self._answers_prompts():
             raise PolicyError(
                 "predict answers prompts with the whole model on each process, and this strategy "
                 "shards it. Use one device or configs/strategy/ddp.yaml (model.policy.quantization "
                 "where memory is short); the checkpoint is the same."
             )
 
+    @property
+    def _data(self) -> RunData | None:
+        """The data module, if it follows the `RunData` protocol."""
+        data = getattr(self.trainer, "datamodule", None)
+        return data if isinstance(data, RunData) else None
+
+    def _answers_prompts(self) -> bool:
+        """Whether predict gets prompts without responses."""
+        return self._data is not None and self._data.answers_prompts()
+
     # --------------------------------------------------------------------------- reference
 
     def _reference(self, batch: GroupBatch) -> Tensor:
-        """Reference log-probability of each response, (B, N), computed or looked up."""
+        """Compute or look up the reference log-probability of each response, (B, N)."""
         return self._policy.reference(batch) if self._cache is None else self._cache.look_up(batch)
 
     def on_train_start(self) -> None:
-        """With a cached reference, compute what the cache lacks of the training data."""
+        """Handle SIGTERM, fill the reference cache, and begin with nothing accumulated."""
         self._sigterm.install()
         self._fill_cache(self.trainer.train_dataloader)
         self._steps.clear()
@@ -218,24 +226,24 @@ class MPOModule(LightningModule):
         self._run.begin(self.trainer)
 
     def on_validation_start(self) -> None:
-        """The same for the validation data."""
+        """Fill the reference cache for the validation data."""
         self._fill_cache(self.trainer.val_dataloaders)
         self._run.validating = True
 
     def on_test_start(self) -> None:
-        """The same for the test data."""
+        """Fill the reference cache for the test data."""
         self._fill_cache(self.trainer.test_dataloaders)
 
     def on_predict_start(self) -> None:
-        """The same for the data to predict for; answers have no reference."""
+        """Fill the reference cache for the data to predict, unless they are prompts."""
         if not self._answers_prompts():
             self._fill_cache(self.trainer.predict_dataloaders)
 
     def _fill_cache(self, loaders: Any) -> None:
-        """Compute the reference of all groups of these loaders that the cache lacks.
+        """With a cached reference, compute the values that the cache lacks for these loaders.
 
         Raises:
-            PolicyError: if the data set of a loader does not know all its groups.
+            PolicyError: if a loader's data set does not list all its groups.
         """
         if self.reference != "cached":
             return
@@ -247,7 +255,7 @@ class MPOModule(LightningModule):
             self._cache = ReferenceCache(self.reference_cache, {**identity, "dtype": dtype})
 
         def compute(batch: GroupBatch) -> Tensor:
-            # What is computed so far is kept.
+            # Values computed so far are kept.
             self._sigterm.stop_alone()
             with trainer.precision_plugin.forward_context():
                 return self._policy.reference(batch.to(self.device))
@@ -287,25 +295,20 @@ class MPOModule(LightningModule):
         )
 
     def _step(self, batch: GroupBatch, metrics: GroupMetrics) -> tuple[Tensor, Tensor]:
-        """Loss of each group (B,) and policy minus reference (B, N); the metrics are updated."""
+        """Return the loss of each group (B,) and log-ratios (B, N); update the metrics."""
         measured = self._measure(batch)
         output = self.loss.evaluate(measured)
         metrics.update(group_statistics(measured, output), batch.counted)
         return output.loss, measured.log_ratios
 
     def on_train_batch_start(self, batch: GroupBatch, batch_idx: int) -> None:
-        """Restore the random numbers of the run that is resumed."""
+        """Restore the random state of a resumed run, before its first batch."""
         self._run.before_batch()
 
-    def on_train_batch_end(self, outputs: Any, batch: GroupBatch, batch_idx: int) -> None:
-        """Note where the run stands after each optimizer step, and end it after SIGTERM."""
-        self._run.after_batch(self.trainer)
-        self._sigterm.stop_together(self.trainer)
-
     def training_step(self, batch: GroupBatch, batch_idx: int) -> Tensor:
-        """Sum of the groups' losses; on_before_optimizer_step makes the gradient a mean."""
+        """Return the sum of the groups' losses."""
         self._run.accumulates()
-        # Lightning does so for DDP alone: gradients go between processes once an optimizer step.
+        # Reduce gradients over processes once an optimizer step; Lightning does so for DDP only.
         full = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
         self._policy.synchronize_gradients(full or self.trainer.is_last_batch)
         loss, log_ratios = self._step(batch, self.train_metrics)
@@ -320,8 +323,8 @@ class MPOModule(LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Turn the accumulated gradient into the mean over the step's groups, and log the step.
 
-        Only now is the number of groups known: a last window may hold fewer batches, a last batch
-        fewer groups, and processes may hold unequally many.
+        The number of groups is known only now: the last window may have fewer batches, the last
+        batch fewer groups, and processes may have different numbers of them.
 
         Raises:
             NonFiniteError: if the loss or the gradient of the step is not finite.
@@ -336,34 +339,17 @@ class MPOModule(LightningModule):
         ]
         groups = values["groups"]
         if self._steps.accept(self.trainer, values["loss"], parameters):
-            # What Lightning and the strategy have divided the sum by so far, undone.
+            # Undo the division by Lightning (batches) and the strategy (processes).
             factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / groups
             for parameter in parameters:
                 parameter.grad.mul_(factor.to(parameter.grad.dtype))
-        # Also of a step that was left out: a logger would repeat the values of the step before.
+        # Log steps that are left out, too: loggers would repeat the values of the step before.
         self._log("train", values)
         self._steps.clear()
         if self.on_nonfinite == "skip":
             self.log("train/skipped_steps", float(self._steps.skipped), batch_size=1)
         self.log("lr", optimizer.param_groups[0]["lr"], batch_size=1)
         self._run.before_update()
-
-    def on_train_epoch_end(self) -> None:
-        """Warn of groups that taught the loss nothing, where the data module kept them."""
-        here = torch.as_tensor(self._idle_groups, device=self.device)
-        self._idle_groups = 0
-        idle = int(self.trainer.strategy.reduce(here, reduce_op="sum"))
-        if idle:
-            rank_zero_warn(
-                f"{idle} groups of this epoch teach {type(self.loss).__name__} nothing, and "
-                "count in the mean all the same. Give PreferenceDataModule the loss, and it leaves "
-                "them out."
-            )
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Update the weights; afterwards no gradient is left over."""
-        super().optimizer_step(*args, **kwargs)
-        self._run.after_update()
 
     def configure_gradient_clipping(
         self,
@@ -378,6 +364,30 @@ class MPOModule(LightningModule):
             model.clip_grad_norm_(gradient_clip_val)
             return
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Run the last batch of the window and update the weights."""
+        super().optimizer_step(*args, **kwargs)
+        self._run.after_update()
+
+    def on_train_batch_end(self, outputs: Any, batch: GroupBatch, batch_idx: int) -> None:
+        """Record where a checkpoint may resume, and end the run after SIGTERM."""
+        self._run.after_batch(self.trainer)
+        self._sigterm.stop_together(self.trainer)
+
+    def on_train_epoch_end(self) -> None:
+        """Warn of groups that teach the loss nothing, if the data module did not leave them out."""
+        here = torch.as_tensor(self._idle_groups, device=self.device)
+        self._idle_groups = 0
+        idle = int(self.trainer.strategy.reduce(here, reduce_op="sum"))
+        if idle:
+            rank_zero_warn(
+                f"{idle} groups of this epoch teach {type(self.loss).__name__} nothing, and "
+                "count in the mean all the same. Give PreferenceDataModule the loss, and it leaves "
+                "them out."
+            )
+
+    # ---------------------------------------------------------------------------- evaluation
 
     def validation_step(self, batch: GroupBatch, batch_idx: int) -> None:
         """Add a batch to the validation metrics."""
@@ -404,7 +414,7 @@ class MPOModule(LightningModule):
     def predict_step(
         self, batch: GroupBatch | PromptBatch, batch_idx: int
     ) -> list[dict[str, object]] | list[PromptAnswer]:
-        """Log-probabilities, reward and rank of each response, one row a response; or answers."""
+        """Return one row per response (log-probabilities, reward, rank), or answers to prompts."""
         if isinstance(batch, PromptBatch):
             return self._answer(batch)
         measured = self._measure(batch)
@@ -413,7 +423,7 @@ class MPOModule(LightningModule):
         return prediction_rows(batch, measured, self.loss.rewards(measured))
 
     def _answer(self, batch: PromptBatch) -> list[PromptAnswer]:
-        """A response of the policy to each prompt."""
+        """Generate the policy's response to each prompt."""
         if not batch.counted:
             return []
         sampler = ModelSampler(
@@ -433,15 +443,14 @@ class MPOModule(LightningModule):
 
     def _log(self, stage: str, values: dict[str, Tensor]) -> None:
         for name, value in values.items():
-            # The values are those of all processes already: there is nothing left to average.
+            # The values are those of all processes already, so that there is nothing to average.
             self.log(f"{stage}/{name}", value, prog_bar=name in ON_PROGRESS_BAR, batch_size=1)
 
     def _check_first_batch(self, batch: GroupBatch, log_ratios: Tensor) -> None:
-        """Stop a run that would compute something else than it says.
+        """Compare the batch with the model's own logits, and a fresh policy with its reference.
 
         Raises:
-            PolicyError: if log-probabilities differ from those of the model's own logits, or if a
-                fresh adapter's policy differs from the reference.
+            PolicyError: if they differ by more than rounding.
         """
         self._policy.check(batch)
         self._policy.check_shards()
@@ -449,9 +458,9 @@ class MPOModule(LightningModule):
             self._policy.check_reference(batch, self._cache.look_up)
         if self._policy.is_untrained():
             gaps = log_ratios.detach().abs()
-            # Computed one after the other they agree to the last digit; cached values were
-            # computed in batches of another shape.
-            tolerance = self._policy.tolerance(batch.lengths) if self._cache else 1e-3
+            # Live values agree to the last digit; cached ones come from batches of other shapes.
+            cached = self._cache is not None
+            tolerance = self._policy.tolerance(batch.lengths) if cached else 1e-3
             if not bool((gaps <= tolerance)[batch.valid].all()):
                 raise PolicyError(
                     f"{type(self._policy.causal_lm).__name__}: the adapter is fresh, so policy and "
@@ -464,7 +473,7 @@ class MPOModule(LightningModule):
     # -------------------------------------------------------------------------- optimization
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The injected optimizer over the adapter, and the injected schedule over the run."""
+        """Make the optimizer of the adapter's parameters, and the schedule of the run."""
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
         if self.lr_scheduler is None:
             return optimizer
@@ -483,7 +492,7 @@ class MPOModule(LightningModule):
         return {n: list(p.shape) for n, p in self.named_parameters() if p.requires_grad}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the adapter, leave the frozen base out, and add what an exact resume needs.
+        """Keep the adapter, leave the frozen base out, and add the state for an exact resume.
 
         Raises:
             CheckpointError: in the middle of an optimizer step, when some weights may be updated
@@ -494,7 +503,7 @@ class MPOModule(LightningModule):
         checkpoint["state_dict"] = {
             name: value for name, value in checkpoint["state_dict"].items() if name in shapes
         }
-        # By itself, since some strategies have taken the weights out when a checkpoint is checked.
+        # Beside the weights, which some strategies take out before a checkpoint is checked.
         checkpoint["adapter_shapes"] = shapes
         checkpoint["base"] = self._base()
         checkpoint["optimizer_param_indexing"] = self._optimizer_param_indexing()
@@ -522,7 +531,7 @@ class MPOModule(LightningModule):
         )
 
     def _optimizer_param_indexing(self) -> str:
-        """Parameters that the numbers in an optimizer's state count, under this strategy."""
+        """Return which parameters this strategy numbers in an optimizer's state."""
         strategy = self.trainer.strategy
         sharded = isinstance(strategy, FSDPStrategy | ModelParallelStrategy)
         trained_only = getattr(strategy, "indexes_trained_parameters", not sharded)
@@ -533,12 +542,7 @@ class MPOModule(LightningModule):
         return {name: identity[name] for name in ("model", "config", "weights")}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Accept exactly this adapter on this base, and take over what a resumed run needs.
-
-        Raises:
-            PolicyError: if the checkpoint's adapter has other layers or shapes.
-            ResumeError: if the base is another one.
-        """
+        """Check that a checkpoint is of this run, and restore the state of a resumed one."""
         self.check_checkpoint(checkpoint)
         trainer = self._trainer
         if trainer is None or trainer.state.fn != TrainerFn.FITTING:
@@ -548,48 +552,16 @@ class MPOModule(LightningModule):
         self._run.load(checkpoint, trainer)
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another adapter or another base, or that cannot be gone on from.
+        """Check with `require_same_run` that this run may load a checkpoint."""
+        training = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        require_same_run(
+            checkpoint,
+            adapter_shapes=self._adapter_shapes(),
+            base=self._base(),
+            optimizer_param_indexing=self._optimizer_param_indexing() if training else None,
+        )
 
-        Raises:
-            PolicyError: if the checkpoint's adapter has other layers or shapes.
-            ResumeError: if the base is another one, or the strategy that wrote it was.
-        """
-        if "base" not in checkpoint:
-            raise ResumeError(
-                "The file is no checkpoint of this package: it does not say which base its adapter "
-                "belongs to."
-            )
-        expected = self._adapter_shapes()
-        found = checkpoint["adapter_shapes"]
-        weights = checkpoint.get("state_dict")
-        if found == expected and weights is not None:
-            found = {name: list(value.shape) for name, value in weights.items()}
-        if found != expected:
-            differing = sorted(
-                name
-                for name in found.keys() | expected.keys()
-                if found.get(name) != expected.get(name)
-            )
-            name = differing[0]
-            raise PolicyError(
-                f"The checkpoint's adapter is not this run's: {len(differing)} weights differ. "
-                f"First {name}: {found.get(name, 'absent')} in the checkpoint, "
-                f"{expected.get(name, 'absent')} here. Use the model.policy settings that wrote it."
-            )
-        remedy = "Use the model.policy settings that wrote it."
-        require_same("base model", checkpoint["base"], self._base(), remedy)
-        if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
-            return
-        if checkpoint["optimizer_param_indexing"] != self._optimizer_param_indexing():
-            raise ResumeError(
-                "The checkpoint numbers the optimizer's state by "
-                f"{checkpoint['optimizer_param_indexing']}, this strategy by "
-                f"{self._optimizer_param_indexing()}. Lightning's own FSDPStrategy and "
-                "ModelParallelStrategy resume from their own checkpoints only; "
-                "mpo_lightning.strategy.FSDP2 and unsharded runs from each other's."
-            )
-
-    def _write_adapter(self, path: Any, checkpoint: dict[str, Any]) -> None:
+    def _write_adapter(self, path: Path, checkpoint: dict[str, Any]) -> None:
         state_dict = checkpoint["state_dict"]
         weights = {name.removeprefix(ADAPTER_PREFIX): value for name, value in state_dict.items()}
         self._policy.save_adapter(path, weights)

@@ -28,7 +28,7 @@ SCHEMA = pa.schema(
 def prediction_rows(
     batch: GroupBatch, measured: Measured, rewards: Tensor
 ) -> list[dict[str, object]]:
-    """One row per response, with the columns of SCHEMA.
+    """Return one row per response, with the columns of SCHEMA.
 
     ``response`` counts from 0 as in the source; ``rank`` counts from 1, the highest reward first,
     and equal rewards share the best of their ranks. ``extra`` is the group's other columns as JSON.

@@ -1,6 +1,6 @@
-"""How an adapter was trained: plain facts that a checkpoint carries, for whoever is handed it.
+"""Training record: how an adapter was trained, as plain values in its checkpoint.
 
-No paths: a record may be published with the adapter.
+It holds no paths, so that it may be published with the adapter.
 """
 
 import json
@@ -35,7 +35,7 @@ Record = dict[str, Any]
 
 
 def describe(value: Any) -> Any:
-    """A setting as JSON has it: a dataclass is its class and its fields, a callable its name."""
+    """Convert a setting to JSON values: a dataclass to class and fields, a callable to its name."""
     described: Any
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
@@ -71,7 +71,7 @@ def _class_name(kind: type) -> str:
 
 
 def package_versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
-    """Versions of installed packages by name."""
+    """Return the versions of installed packages by name."""
     return {name: version(name) for name in packages}
 
 
@@ -85,16 +85,16 @@ def training_record(
     settings: Mapping[str, Any],
     earlier_metrics: Mapping[str, Any],
 ) -> Record:
-    """What a checkpoint says about its training; `torch.load(..., weights_only=True)` reads it.
+    """Return the record of a run, in values that `torch.load(..., weights_only=True)` reads.
 
     Args:
-        trainer: of the run.
-        data: record of the data module, if it keeps one.
-        base: the base model: its name, how it was loaded, its identity.
-        loss: what is minimised.
-        schedule: of the learning rate.
+        trainer: the run's trainer.
+        data: record of the data module; None if it has none.
+        base: name of the base model, how it was loaded, and its identity.
+        loss: the loss.
+        schedule: schedule of the learning rate.
         settings: other settings of the module.
-        earlier_metrics: of the checkpoint that the run went on from.
+        earlier_metrics: metrics in the checkpoint from which the run was resumed.
     """
     optimizer = trainer.optimizers[0] if trainer.optimizers else None
     precision: Any = trainer.precision
@@ -125,7 +125,7 @@ def training_record(
 
 
 def _schedule(trainer: Trainer, schedule: Any) -> Any:
-    """The schedule with its settings; of a torch scheduler, which a callable makes, the class."""
+    """Return a schedule with its settings; for a torch scheduler, only the class."""
     if schedule is None or is_dataclass(schedule):
         return describe(schedule)
     made = [_class_name(type(each.scheduler)) for each in trainer.lr_scheduler_configs]
@@ -141,8 +141,8 @@ def _device_name(device: torch.device) -> str:
 
 
 def write_record(folder: Path, record: Record, trainer: Trainer) -> None:
-    """Write a record into an adapter's folder, with the way from there to the run's metrics.csv."""
+    """Write a record into an adapter's folder, with the relative path of the run's metrics.csv."""
     logs = [logger.log_dir for logger in trainer.loggers if isinstance(logger, CSVLogger)]
-    way = os.path.relpath(Path(logs[0]) / "metrics.csv", folder) if logs else None
-    content = {**record, "metrics_csv": way}
+    path = os.path.relpath(Path(logs[0]) / "metrics.csv", folder) if logs else None
+    content = {**record, "metrics_csv": path}
     (folder / RECORD).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
-"""What a resumed run needs beyond weights and counters, so that it goes on as if never stopped.
+"""State for an exact resume, beyond weights and counters: random numbers and safe positions.
 
-Everything in a checkpoint is plain: `torch.load(..., weights_only=True)` reads it.
+All values are plain: `torch.load(..., weights_only=True)` reads them.
 """
 
 import random
@@ -26,23 +26,23 @@ RandomState = dict[str, Any]
 
 
 class _Boundary(NamedTuple):
-    """A run between two optimizer steps: Lightning's loops and this process's random numbers."""
+    """Lightning's loops and this process's random state between two optimizer steps."""
 
     loops: dict[str, Any]
     random: RandomState
 
 
 class RunState:
-    """Where a run stands, for checkpoints from which it goes on as if it had never stopped.
+    """Position of a run, for checkpoints that resume exactly.
 
-    Lightning's loops say which batch comes next, and this adds the state of random numbers. Inside
-    an accumulation window gradients are held that no checkpoint has, and inside a validation sums;
-    but nothing else has changed since the end of the last optimizer step, the *boundary*. So a
-    checkpoint from there holds the boundary's loops and random numbers with the weights of now, and
-    the batches since are computed again.
+    Lightning's loops say which batch comes next; this class adds the random state. In the middle of
+    an accumulation window, pending gradients are in no checkpoint, and in the middle of a
+    validation its sums are not; but nothing else has changed since the end of the last optimizer
+    step, the *boundary*. So a checkpoint made there holds loops and random state of the boundary
+    with the current weights, and the batches since then are computed again.
 
     Attributes:
-        validating: whether a validation has begun and not come to its result.
+        validating: whether a validation has begun and not ended.
     """
 
     def __init__(self) -> None:
@@ -50,54 +50,53 @@ class RunState:
         self._accumulating = False
         self._updating = False
         self._boundary: _Boundary | None = None
-        # Of a checkpoint, until the first batch.
+        # Random state of the checkpoint that is resumed, until the first batch.
         self._resumed: RandomState | None = None
 
     def begin(self, trainer: Trainer) -> None:
-        """Training starts."""
+        """Start training."""
         self.validating = self._accumulating = self._updating = False
         if self._resumed is None:
             self._boundary = _here(trainer)
 
     def before_batch(self) -> None:
-        """A training batch comes: let random numbers go on where the run that is resumed was."""
+        """Restore the random state of the checkpoint before the first batch of a resumed run."""
         if self._resumed is not None:
-            # Only now: making the loaders and the first checks drew some, too.
+            # Not earlier: loaders and first checks draw random numbers, too.
             restore_random_state(self._resumed)
             self._resumed = None
 
     def accumulates(self) -> None:
-        """There will be gradients that no checkpoint has."""
+        """Record that gradients are being accumulated, which checkpoints do not contain."""
         self._accumulating = True
 
     def before_update(self) -> None:
-        """The optimizer is about to change the weights, one after the other."""
+        """Record that the optimizer is changing the weights."""
         self._updating = True
 
     def after_update(self) -> None:
-        """All weights are changed, and no gradient is left over."""
+        """Record that all weights are changed, and no gradients pending."""
         self._accumulating = self._updating = False
 
     def after_batch(self, trainer: Trainer) -> None:
-        """A training batch is done."""
+        """Record the boundary, if no gradients are pending after a training batch."""
         if not self._accumulating:
             self._boundary = _here(trainer)
 
     def save(self, checkpoint: dict[str, Any]) -> None:
-        """Add what a checkpoint of Lightning's lacks; all processes call this.
+        """Add to Lightning's checkpoint the state for an exact resume; all processes call this.
 
         Raises:
-            CheckpointError: while some weights may be updated and others not.
+            CheckpointError: while the optimizer changes the weights.
         """
         if self._updating:
             raise CheckpointError(
-                "Nothing is saved in the middle of an optimizer step; the checkpoint before it "
-                "still stands."
+                "Nothing is saved in the middle of an optimizer step; the previous checkpoint is "
+                "intact."
             )
         loops = checkpoint["loops"]["fit_loop"]
         epochs = loops["epoch_progress"]["current"]
-        # An epoch that was ended before its last batch, by trainer.max_steps say, counts as done
-        # for Lightning.
+        # Lightning counts an epoch that ends before its last batch (trainer.max_steps) as complete.
         ended = epochs["processed"] == epochs["started"] > 0
         cut = ended and not loops["epoch_loop.batch_progress"]["is_last_batch"]
         inside = self._accumulating or self.validating or cut
@@ -108,12 +107,12 @@ class RunState:
             checkpoint["random"] = of_all_processes(random_state())
 
     def load(self, checkpoint: dict[str, Any], trainer: Trainer) -> None:
-        """Take over what `save` added; said where it does not fit the number of processes."""
+        """Restore what `save` added; warn if the number of processes has changed."""
         states = checkpoint["random"]
         if len(states) != trainer.world_size:
             rank_zero_warn(
-                f"The checkpoint was written by {len(states)} processes, here are "
-                f"{trainer.world_size}: what dropout draws is another than without the stop."
+                f"The checkpoint was written by {len(states)} processes, but this run has "
+                f"{trainer.world_size}: dropout draws other numbers than in an uninterrupted run."
             )
             return
         self._resumed = states[trainer.global_rank]
@@ -125,7 +124,7 @@ def _here(trainer: Trainer) -> _Boundary:
 
 
 def random_state() -> RandomState:
-    """State of all random numbers of this process."""
+    """Return the state of this process's random number generators."""
     version, internal, gauss = random.getstate()
     numpy: dict[str, Any] = np.random.get_state(legacy=False)
     state: RandomState = {
@@ -145,7 +144,7 @@ def random_state() -> RandomState:
 
 
 def restore_random_state(state: RandomState) -> None:
-    """Let random numbers go on from a state."""
+    """Restore the state of this process's random number generators."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, key, place, has_gauss, cached = state["numpy"]
@@ -156,7 +155,7 @@ def restore_random_state(state: RandomState) -> None:
 
 
 def of_all_processes(value: Any) -> list[Any]:
-    """What each process gives, in the order of their ranks."""
+    """Gather a value from every process, in the order of their ranks."""
     if not torch.distributed.is_initialized():
         return [value]
     values: list[Any] = [None] * torch.distributed.get_world_size()

@@ -1,8 +1,8 @@
-"""SIGTERM: ends a run on all processes at the same step.
+"""SIGTERM: end a run on all processes at the same step.
 
-Lightning's own handler sends a message between processes from inside the signal handler. Where it
-comes between two messages of training the processes wait for one another forever (seen with
-lightning 2.6.6 on two processes, in three of eight trials). Here the handler records the signal,
+Lightning's own handler communicates between processes inside the signal handler. If the signal
+arrives between two messages of training, the processes wait for one another forever (seen with
+lightning 2.6.6 on two processes, in three of eight trials). This handler only records the signal,
 and the processes agree on it between two batches.
 """
 
@@ -17,7 +17,7 @@ __all__ = ["SigtermHandler"]
 
 
 class SigtermHandler:
-    """Ends a run after SIGTERM, by Lightning's own exception for it, a `SystemExit`."""
+    """Ends a run after SIGTERM by Lightning's own exception for it, a `SystemExit`."""
 
     def __init__(self) -> None:
         self._received = False
@@ -25,7 +25,7 @@ class SigtermHandler:
     def install(self) -> None:
         """Handle the signal; Lightning restores its own handler at the end of the run."""
         self._received = False
-        # Python lets no other thread do so.
+        # Python allows this in the main thread only.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._receive)
 
@@ -33,7 +33,7 @@ class SigtermHandler:
         self._received = True
 
     def stop_together(self, trainer: Trainer) -> None:
-        """Stop if any process received the signal; all processes call this at the same step.
+        """Stop if any process received the signal; all processes must call this at the same step.
 
         Raises:
             SIGTERMException: on all processes.
@@ -42,7 +42,7 @@ class SigtermHandler:
             raise SIGTERMException
 
     def stop_alone(self) -> None:
-        """Stop if this process received the signal, where there is nothing to save.
+        """Stop if this process received the signal, when there is nothing to save.
 
         Raises:
             SIGTERMException: on this process.

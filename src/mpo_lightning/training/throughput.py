@@ -1,4 +1,4 @@
-"""How fast a run computes and how much memory it holds, as metrics."""
+"""Speed and memory of a run, as metrics."""
 
 from time import monotonic
 from typing import Any
@@ -14,19 +14,19 @@ __all__ = ["Throughput", "memory"]
 
 
 def memory(device: torch.device) -> int:
-    """Bytes: the most that was allocated on a CUDA device, elsewhere what the process holds."""
+    """Return the peak of allocated bytes on CUDA, elsewhere the resident bytes of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return int(psutil.Process().memory_info().rss)
 
 
 class Throughput(Callback):
-    """Logs, for each optimizer step, tokens a second and memory.
+    """Logs tokens per second and memory of each optimizer step.
 
-    ``system/tokens_per_second`` counts the tokens that all processes computed, each prompt once,
-    over the time from one optimizer step to the next, validation left out. ``system/memory_gib`` is
-    the `memory` of the process that holds most. An optimizer step looks at its gradient and so
-    waits for the device: there is nothing to synchronise here.
+    ``system/tokens_per_second`` counts the tokens of all processes, each prompt once, over the time
+    from one optimizer step to the next without validation. ``system/memory_gib`` is the largest
+    `memory` of a process. The device is synchronised already: each optimizer step reads its
+    gradient.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Throughput(Callback):
         batch: GroupBatch,
         batch_idx: int,
     ) -> None:
-        """Count a batch; after an optimizer step, log what came of its batches."""
+        """Count a batch; after an optimizer step, log speed and memory."""
         self._tokens += len(batch.tokens)
         if trainer.global_step == self._step:
             return
@@ -74,6 +74,6 @@ class Throughput(Callback):
         self._seconds += monotonic() - self._since
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let it go on."""
+        """Start the clock again."""
         if trainer.state.fn == TrainerFn.FITTING:
             self._since = monotonic()
