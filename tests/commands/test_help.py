@@ -41,7 +41,7 @@ for page in {PAGES}:
     assert result.returncode == 0, result.stderr
     for page in PAGES:
         assert f"usage: mpo-lightning {page} " in result.stdout
-    assert "  groups_per_batch            groups (prompts) of a step on one" in result.stdout
+    assert "  groups_per_batch            limit on the groups of a step on one" in result.stdout
 
 
 def test_a_page_may_be_cut_short() -> None:

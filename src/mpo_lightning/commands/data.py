@@ -37,7 +37,7 @@ def _parser(purpose: str) -> SettingsParser:
     parser.add_argument(
         "--schema",
         type=Schema | None,
-        help="shape of the rows. Defaults to the one that the first row's columns show",
+        help="format of the rows. Defaults to the one that the first row's columns show",
     )
     parser.add_argument(
         "--columns",

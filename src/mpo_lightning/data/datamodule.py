@@ -79,8 +79,8 @@ class PreferenceDataModule(LightningDataModule):
     disk.
 
     Args:
-        tokenizer: folder or hub id of the tokenizer. Defaults on the command line to the model's
-            base.
+        tokenizer: folder or hub id of the tokenizer. Defaults to the model's base on the command
+            line.
         train: source, list of sources, or rows, to train on.
         val: source, list of sources, or rows, to validate on.
         test: source, list of sources, or rows, to test on.

@@ -55,7 +55,7 @@ def check(
 
     Args:
         files: a source or several; see `open_source`.
-        schema: shape of the rows. Defaults to the one that the first row's columns show.
+        schema: format of the rows. Defaults to the one that the first row's columns show.
         columns: other names of columns: the name in the source, and the name to read it as.
         default_split: split of a hub id or saved DatasetDict that names none.
         transform: applied to each group before it is counted.
