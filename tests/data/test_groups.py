@@ -5,7 +5,15 @@ from typing import Any
 
 import pytest
 
-from mpo_lightning.data.groups import DataError, PreferenceGroup, check_row, collect_errors
+from mpo_lightning.data.groups import (
+    DataError,
+    PreferenceGroup,
+    as_messages,
+    as_text,
+    check_object,
+    check_row,
+    collect_errors,
+)
 
 ROW: dict[str, Any] = {"prompt": "Why?", "responses": ["a", "b"], "scores": [1.0, 2.0]}
 USER = {"role": "user", "content": "Why?"}
@@ -187,6 +195,20 @@ def test_truncated_is_a_field_of_its_own(truncated: Any) -> None:
     assert group.truncated == truncated
     assert group.extra == {}
     assert check_row(ROW, "x:1").truncated is None
+
+
+def test_a_text_is_one_user_message() -> None:
+    assert as_messages("Why?") == [USER]
+    assert as_messages([USER]) == [USER]
+    assert as_text("Why?") == as_text([USER]) == "Why?"
+    system = {"role": "system", "content": "Be brief."}
+    assert as_text([system, USER]) is None
+    assert as_text([{"role": "tool", "content": "42"}]) is None
+
+
+def test_a_row_that_could_not_be_read_keeps_its_error() -> None:
+    with pytest.raises(DataError, match="^x:1: not UTF-8$"):
+        check_object(DataError("x:1: not UTF-8"), "x:1", "an object")
 
 
 def check_rows(rows: list[tuple[str, Any]]) -> list[PreferenceGroup]:

@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 SUFFIXES = (".jsonl", ".parquet")
-# Rows of a Parquet row group.
+# Rows that are written together: a row group in Parquet.
 CHUNK_ROWS = 1024
 
 
@@ -38,29 +38,39 @@ def canonical_row(group: PreferenceGroup) -> dict[str, object]:
 
 
 class GroupWriter(ABC):
-    """Writer of groups to one file.
+    """Writer of groups to one file, in chunks.
 
     Attributes:
         groups: number of groups written.
     """
 
-    groups: int = 0
+    def __init__(self) -> None:
+        self.groups = 0
+        self._buffer: list[PreferenceGroup] = []
 
-    @abstractmethod
     def write(self, group: PreferenceGroup) -> None:
         """Write a group.
 
         Raises:
             DataError: if the format cannot hold it.
         """
+        self._buffer.append(group)
+        self.groups += 1
+        if len(self._buffer) == CHUNK_ROWS:
+            self.flush()
 
-    @abstractmethod
-    def finish(self) -> None:
+    def flush(self) -> None:
         """Write the groups that are still in memory.
 
         Raises:
-            DataError: if the format cannot hold it.
+            DataError: if the format cannot hold one of them.
         """
+        if self._buffer:
+            self._write_chunk(self._buffer)
+            self._buffer = []
+
+    @abstractmethod
+    def _write_chunk(self, groups: Sequence[PreferenceGroup]) -> None: ...
 
     @abstractmethod
     def close(self) -> None:
@@ -69,33 +79,32 @@ class GroupWriter(ABC):
 
 class _JsonLines(GroupWriter):
     def __init__(self, path: Path) -> None:
+        super().__init__()
         self._file = path.open("wb")
 
-    def write(self, group: PreferenceGroup) -> None:
-        """Write a group as a line."""
-        row = canonical_row(group)
-        try:
-            line = json.dumps(row, ensure_ascii=False, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            name = next(name for name, value in row.items() if not _fits_json(value))
-            found = f"a value that JSON has no form for ({error})"
-            expected = "texts, finite numbers, true, false, null, lists and objects"
-            remedy = "Write .parquet, or remove the column."
-            raise bad_field(group.source, name, found, expected, remedy) from error
-        try:
-            self._file.write(line.encode() + b"\n")
-        except UnicodeEncodeError:
-            # A lone surrogate in a column that passes through, which has to be escaped.
-            self._file.write(json.dumps(row).encode() + b"\n")
-        self.groups += 1
-
-    def finish(self) -> None:
-        """Flush the file."""
-        self._file.flush()
+    def _write_chunk(self, groups: Sequence[PreferenceGroup]) -> None:
+        self._file.writelines(map(_line, groups))
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _line(group: PreferenceGroup) -> bytes:
+    row = canonical_row(group)
+    try:
+        line = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        name = next(name for name, value in row.items() if not _fits_json(value))
+        found = f"a value that JSON has no form for ({error})"
+        expected = "texts, finite numbers, true, false, null, lists and objects"
+        remedy = "Write .parquet, or remove the column."
+        raise bad_field(group.source, name, found, expected, remedy) from error
+    try:
+        return line.encode() + b"\n"
+    except UnicodeEncodeError:
+        # A lone surrogate in a column that passes through has to be escaped.
+        return json.dumps(row).encode() + b"\n"
 
 
 def _fits_json(value: object) -> bool:
@@ -111,8 +120,8 @@ class _Parquet(GroupWriter):
         import pyarrow
         import pyarrow.parquet
 
+        super().__init__()
         self._schema = schema
-        self._buffer: list[PreferenceGroup] = []
         try:
             self._writer = pyarrow.parquet.ParquetWriter(path, schema)
         except pyarrow.ArrowException as error:
@@ -120,28 +129,15 @@ class _Parquet(GroupWriter):
                 f"{path}: Parquet cannot hold such columns ({error}). Write .jsonl, or remove them."
             ) from error
 
-    def write(self, group: PreferenceGroup) -> None:
-        """Buffer a group, and write a full buffer."""
-        self._buffer.append(group)
-        self.groups += 1
-        if len(self._buffer) == CHUNK_ROWS:
-            self.finish()
-
-    def finish(self) -> None:
-        """Write the buffer."""
+    def _write_chunk(self, groups: Sequence[PreferenceGroup]) -> None:
         import pyarrow
 
-        if self._buffer:
-            columns = _columns(self._buffer)
-            arrays = [
-                _array(columns, name, self._buffer, self._schema) for name in self._schema.names
-            ]
-            table = pyarrow.Table.from_arrays(arrays, schema=self._schema)
-            try:
-                self._writer.write_table(table)
-            except pyarrow.ArrowException as error:
-                raise _unfit(self._buffer, "row", error) from error
-            self._buffer = []
+        columns = _columns(groups)
+        arrays = [_array(columns, name, groups, self._schema) for name in self._schema.names]
+        try:
+            self._writer.write_table(pyarrow.Table.from_arrays(arrays, schema=self._schema))
+        except pyarrow.ArrowException as error:
+            raise _unfit(groups, "row", error) from error
 
     def close(self) -> None:
         """Close the file."""
@@ -231,4 +227,4 @@ def open_writers(paths: Sequence[Path], schema: Any) -> Iterator[list[GroupWrite
             writers.append(made)
         yield writers
         for writer in writers:
-            writer.finish()
+            writer.flush()

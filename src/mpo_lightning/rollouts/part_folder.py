@@ -9,10 +9,12 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.errors import RolloutError
@@ -96,6 +98,38 @@ class PartFolder:
         workers = workers or Workers()
         mine = range(workers.rank, len(self), workers.count)
         return [part for part in mine if not self.path(part).exists()]
+
+    def fill(
+        self,
+        make: Callable[[int, int, DataReport, Callable[[int], None]], Sequence[Mapping[str, Any]]],
+        *,
+        title: str,
+        unit: str,
+        progress: bool,
+    ) -> None:
+        """Write the missing parts of this process, and print a summary.
+
+        Args:
+            make: function of an input row and the one after the last, that returns their output
+                rows. It counts in a report what it drops, and calls its last argument with the
+                number of newly finished input rows.
+            title: title of the progress bar.
+            unit: name of an input row.
+            progress: whether to show the bar.
+        """
+        workers = Workers.from_environment()
+        missing = self.missing(workers)
+        with tqdm(
+            total=sum(stop - start for start, stop in map(self.span, missing)),
+            desc=title,
+            unit=unit,
+            disable=not progress or workers.rank > 0,
+        ) as bar:
+            for part in missing:
+                start, stop = self.span(part)
+                report = DataReport(self.path(part).name, groups=stop - start)
+                self.write(part, make(start, stop, report, bar.update), report)
+        print(self.summary(workers))
 
     def write(self, part: int, rows: Sequence[Mapping[str, Any]], report: DataReport) -> None:
         """Write a part.

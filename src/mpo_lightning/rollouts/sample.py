@@ -5,8 +5,6 @@ from dataclasses import asdict
 from functools import cache
 from typing import Any, Protocol
 
-from tqdm.auto import tqdm  # type: ignore[import-untyped]
-
 from mpo_lightning.batch import Request
 from mpo_lightning.data.prompts import OF_RESPONSES, PromptSource
 from mpo_lightning.data.report import DataReport
@@ -14,7 +12,7 @@ from mpo_lightning.errors import RolloutError
 from mpo_lightning.generation.generate import Answers, Sampling
 from mpo_lightning.generation.model import ModelConfig, load_sampler, model_identity
 from mpo_lightning.generation.server import ServerConfig, ServerSampler
-from mpo_lightning.rollouts.part_folder import PartFolder, Workers
+from mpo_lightning.rollouts.part_folder import PartFolder
 
 __all__ = ["sample"]
 
@@ -100,37 +98,19 @@ def sample(
         name = " + ".join(part for part in (settings["model"]["base"], model.adapter) if part)
         load = cache(lambda: load_sampler(model, sampling, responses_per_batch=responses_per_batch))
     folder = PartFolder(out, "sample", settings, rows=len(source), rows_per_part=rows_per_part)
-    workers = Workers.from_environment()
-    missing = folder.missing(workers)
-    spans = [folder.span(part) for part in missing]
-    with tqdm(
-        total=sum(stop - start for start, stop in spans),
-        desc="Sampling",
-        unit="prompt",
-        disable=not progress or workers.rank > 0,
-    ) as bar:
-        for part, (start, stop) in zip(missing, spans, strict=True):
-            rows = source.rows(start, stop)
-            answers = load()([request for request, _, _ in rows], bar.update)
-            report = DataReport(folder.path(part).name, groups=len(rows))
-            written = [
-                new
-                for (request, row, again), answer in zip(rows, answers, strict=True)
-                if (
-                    new := _row(
-                        request,
-                        row,
-                        answer,
-                        again=again,
-                        sampling=sampling,
-                        model=name,
-                        report=report,
-                    )
-                )
-                is not None
-            ]
-            folder.write(part, written, report)
-    print(folder.summary(workers))
+
+    def make(
+        start: int, stop: int, report: DataReport, done: Callable[[int], None]
+    ) -> list[dict[str, Any]]:
+        rows = source.rows(start, stop)
+        answers = load()([request for request, _, _ in rows], done)
+        written = [
+            _row(request, row, answer, again=again, sampling=sampling, model=name, report=report)
+            for (request, row, again), answer in zip(rows, answers, strict=True)
+        ]
+        return [row for row in written if row is not None]
+
+    folder.fill(make, title="Sampling", unit="prompt", progress=progress)
     return folder
 
 

@@ -4,8 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, Protocol
 
-from tqdm.auto import tqdm  # type: ignore[import-untyped]
-
 from mpo_lightning.data.groups import (
     bad_field,
     check_field,
@@ -17,7 +15,7 @@ from mpo_lightning.data.groups import (
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.sources import open_source
 from mpo_lightning.errors import RolloutError
-from mpo_lightning.rollouts.part_folder import PartFolder, Workers
+from mpo_lightning.rollouts.part_folder import PartFolder
 from mpo_lightning.rollouts.scorers import (
     FunctionScorer,
     RewardModelConfig,
@@ -85,26 +83,19 @@ def score(
         settings["reward_model"] = reward_model_identity(reward_model)
         name, load = str(reward_model.path), cache(lambda: load_reward_model(reward_model))
     folder = PartFolder(out, "score", settings, rows=len(source), rows_per_part=rows_per_part)
-    workers = Workers.from_environment()
-    missing = folder.missing(workers)
-    spans = [folder.span(part) for part in missing]
-    with tqdm(
-        total=sum(stop - start for start, stop in spans),
-        desc="Scoring",
-        unit="row",
-        disable=not progress or workers.rank > 0,
-    ) as bar:
-        for part, (start, stop) in zip(missing, spans, strict=True):
-            read = [_checked(*item, replace=replace) for item in source.rows(start, stop)]
-            scores = load()([item for item, _ in read], bar.update)
-            report = DataReport(folder.path(part).name, groups=len(read))
-            written = [
-                new
-                for (item, row), values in zip(read, scores, strict=True)
-                if (new := _row(item, row, values, name, report)) is not None
-            ]
-            folder.write(part, written, report)
-    print(folder.summary(workers))
+
+    def make(
+        start: int, stop: int, report: DataReport, done: Callable[[int], None]
+    ) -> list[dict[str, Any]]:
+        read = [_checked(*item, replace=replace) for item in source.rows(start, stop)]
+        scores = load()([item for item, _ in read], done)
+        written = [
+            _row(item, row, values, name, report)
+            for (item, row), values in zip(read, scores, strict=True)
+        ]
+        return [row for row in written if row is not None]
+
+    folder.fill(make, title="Scoring", unit="row", progress=progress)
     return folder
 
 

@@ -1,1 +1,1 @@
-"""Row formats of public data sets, each converted to one group a row."""
+"""Formats of rows in public data sets, and their conversion to canonical rows."""

@@ -61,8 +61,10 @@ class Schema(ABC):
     setting whose annotation is a ``Literal`` is checked.
     """
 
-    # Shown where no schema fits.
+    # Description of the columns, shown where no schema fits.
     columns: ClassVar[str]
+    # Columns by which the format is recognised; `fits` can be overridden where they do not suffice.
+    required: ClassVar[frozenset[str]]
     # True where a row holds one response: rows with the same prompt then make a group, in the order
     # of the file, and `convert` returns each as a group of one.
     one_response_a_row: ClassVar[bool] = False
@@ -73,9 +75,9 @@ class Schema(ABC):
                 require_choice(self, setting.name, setting.type)
 
     @classmethod
-    @abstractmethod
     def fits(cls, columns: frozenset[str], row: Row) -> bool:
         """Whether rows with these columns have this format; ``row`` is the first of them."""
+        return columns >= cls.required
 
     @abstractmethod
     def convert(self, row: Row, source: str) -> Converted:

@@ -28,11 +28,7 @@ class Canonical(Schema):
     """Canonical rows: ``prompt``, ``responses``, ``scores``."""
 
     columns: ClassVar[str] = "prompt, responses, scores"
-
-    @classmethod
-    def fits(cls, columns: frozenset[str], row: Row) -> bool:
-        """Whether these are the canonical columns."""
-        return columns >= {"prompt", "responses", "scores"}
+    required: ClassVar[frozenset[str]] = frozenset({"prompt", "responses", "scores"})
 
     def convert(self, row: Row, source: str) -> Converted:
         """Return the row itself; messages lose fields that are null."""

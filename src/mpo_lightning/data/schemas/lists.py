@@ -220,11 +220,7 @@ class Nectar(_ByRank):
     leaked_turns: Literal["keep", "drop", "error"] = "keep"
 
     columns: ClassVar[str] = "prompt, answers (of answer, rank)"
-
-    @classmethod
-    def fits(cls, columns: frozenset[str], row: Row) -> bool:
-        """Whether there are a prompt and answers."""
-        return columns >= {"prompt", "answers"}
+    required: ClassVar[frozenset[str]] = frozenset({"prompt", "answers"})
 
     def convert(self, row: Row, source: str) -> Converted:
         """Return the canonical row."""
@@ -268,12 +264,8 @@ class Ranked(_ByRank):
     """``context`` and ranked ``completions``, as NeMo-RL reads them; rank 0 is the best."""
 
     columns: ClassVar[str] = "context, completions (of rank, completion)"
+    required: ClassVar[frozenset[str]] = frozenset({"context", "completions"})
     best: ClassVar[int] = 0
-
-    @classmethod
-    def fits(cls, columns: frozenset[str], row: Row) -> bool:
-        """Whether there are a context and completions."""
-        return columns >= {"context", "completions"}
 
     def convert(self, row: Row, source: str) -> Converted:
         """Return the canonical row."""

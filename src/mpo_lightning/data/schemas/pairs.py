@@ -288,17 +288,39 @@ class TranscriptPairs(_TwoPrompts):
         )
 
 
-def _strength(row: Row, name: str, source: str) -> float:
-    """Return how much the second response is preferred, -3 to 3."""
-    strength = check_number(check_field(row, name, source), name, source)
-    if abs(strength) > 3:
-        expected, remedy = "a number from -3 to 3", "Repair or remove the row."
-        raise bad_field(source, name, f"{strength:g}", expected, remedy)
-    return strength
+@dataclass(frozen=True, kw_only=True)
+class _Preference(PublicSchema):
+    """Format with the strength, -3 to 3, of the preference for the second of two responses."""
+
+    # Columns of the prompt, the two responses and the strength.
+    names: ClassVar[tuple[str, ...]]
+
+    @classmethod
+    def fits(cls, columns: frozenset[str], row: Row) -> bool:
+        """Whether the row has these columns."""
+        return columns >= set(cls.names)
+
+    def convert(self, row: Row, source: str) -> Converted:
+        """Return the canonical row."""
+        prompt, first, second, name = self.names
+        strength = check_number(check_field(row, name, source), name, source)
+        if abs(strength) > 3:
+            expected, remedy = "a number from -3 to 3", "Repair or remove the row."
+            raise bad_field(source, name, f"{strength:g}", expected, remedy)
+        return self.canonical(
+            row,
+            source,
+            prompt=marked_turns(prompt_of(row, prompt, source)),
+            answers=[
+                Answer(row.get(first), 0.0, first, name),
+                Answer(row.get(second), strength, second, name),
+            ],
+            read=self.names,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class HelpSteer2Preference(PublicSchema):
+class HelpSteer2Preference(_Preference):
     """Preferences of nvidia/HelpSteer2: the second response scores their strength, the first 0.
 
     The strength is above 0 where ``response_2`` is better; 0 is a tie and has no contrast. Prompts
@@ -306,54 +328,18 @@ class HelpSteer2Preference(PublicSchema):
     """
 
     columns: ClassVar[str] = "prompt, response_1, response_2, preference_strength"
-
-    @classmethod
-    def fits(cls, columns: frozenset[str], row: Row) -> bool:
-        """Whether the row has these columns."""
-        return columns >= {"prompt", "response_1", "response_2", "preference_strength"}
-
-    def convert(self, row: Row, source: str) -> Converted:
-        """Return the canonical row."""
-        strength = _strength(row, "preference_strength", source)
-        return self.canonical(
-            row,
-            source,
-            prompt=marked_turns(check_field(row, "prompt", source)),
-            answers=[
-                Answer(row.get(name), score, name, "preference_strength")
-                for name, score in (("response_1", 0.0), ("response_2", strength))
-            ],
-            read=("prompt", "response_1", "response_2", "preference_strength"),
-        )
+    names: ClassVar[tuple[str, ...]] = tuple(columns.split(", "))
 
 
 @dataclass(frozen=True, kw_only=True)
-class HelpSteer3(PublicSchema):
+class HelpSteer3(_Preference):
     """nvidia/HelpSteer3: the second response scores ``overall_preference``, the first 0.
 
     The preference is above 0 where ``response2`` is better; 0 is a tie and has no contrast.
     """
 
     columns: ClassVar[str] = "context, response1, response2, overall_preference"
-
-    @classmethod
-    def fits(cls, columns: frozenset[str], row: Row) -> bool:
-        """Whether the row has these columns."""
-        return columns >= {"context", "response1", "response2", "overall_preference"}
-
-    def convert(self, row: Row, source: str) -> Converted:
-        """Return the canonical row."""
-        strength = _strength(row, "overall_preference", source)
-        return self.canonical(
-            row,
-            source,
-            prompt=prompt_of(row, "context", source),
-            answers=[
-                Answer(row.get(name), score, name, "overall_preference")
-                for name, score in (("response1", 0.0), ("response2", strength))
-            ],
-            read=("context", "response1", "response2", "overall_preference"),
-        )
+    names: ClassVar[tuple[str, ...]] = tuple(columns.split(", "))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -368,6 +354,7 @@ class SafePairs(PublicSchema):
     weights: dict[str, float] = field(default_factory=lambda: {"better": 1.0, "safer": 0.0})
 
     columns: ClassVar[str] = "prompt, response_0, response_1, better_response_id, safer_response_id"
+    required: ClassVar[frozenset[str]] = frozenset(columns.split(", "))
     ids: ClassVar[Mapping[str, str]] = {
         "better": "better_response_id",
         "safer": "safer_response_id",
@@ -377,11 +364,6 @@ class SafePairs(PublicSchema):
         super().__post_init__()
         if not self.weights or set(self.weights) - set(self.ids):
             raise ValueError(f"weights must be of {', '.join(self.ids)}, got {self.weights}.")
-
-    @classmethod
-    def fits(cls, columns: frozenset[str], row: Row) -> bool:
-        """Whether the row has these columns."""
-        return columns >= {"prompt", "response_0", "response_1", *cls.ids.values()}
 
     def convert(self, row: Row, source: str) -> Converted:
         """Return the canonical row."""
@@ -413,17 +395,13 @@ class Arena(_TwoPrompts):
     """
 
     columns: ClassVar[str] = "conversation_a, conversation_b, winner"
+    required: ClassVar[frozenset[str]] = frozenset({"conversation_a", "conversation_b", "winner"})
     scores: ClassVar[Mapping[str, tuple[float, float]]] = {
         "model_a": (1.0, 0.0),
         "model_b": (0.0, 1.0),
         "tie": (0.0, 0.0),
         "tie (bothbad)": (0.0, 0.0),
     }
-
-    @classmethod
-    def fits(cls, columns: frozenset[str], row: Row) -> bool:
-        """Whether the row has these columns."""
-        return columns >= {"conversation_a", "conversation_b", "winner"}
 
     def convert(self, row: Row, source: str) -> Converted:
         """Return the canonical row."""

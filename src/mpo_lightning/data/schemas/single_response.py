@@ -45,16 +45,12 @@ class HelpSteer2(ScoredSchema):
     )
 
     columns: ClassVar[str] = f"prompt, response, {', '.join(ATTRIBUTES)}"
+    required: ClassVar[frozenset[str]] = frozenset({"prompt", "response", *ATTRIBUTES})
     one_response_a_row: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_weights(self.weights)
-
-    @classmethod
-    def fits(cls, columns: frozenset[str], row: Row) -> bool:
-        """Whether there are a prompt, a response and all attributes."""
-        return columns >= {"prompt", "response", *ATTRIBUTES}
 
     def convert(self, row: Row, source: str) -> Converted:
         """Return the canonical row, a group of one."""

@@ -39,6 +39,7 @@ class UltraFeedback(ScoredSchema):
     wrong_tens: WrongTens = "flag"
 
     columns: ClassVar[str] = "instruction, completions (of response, overall_score, annotations)"
+    required: ClassVar[frozenset[str]] = frozenset({"instruction", "completions"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,11 +50,6 @@ class UltraFeedback(ScoredSchema):
                 f"aspect_weights must give {', '.join(ASPECTS)} weights of 0 or more, not all 0, "
                 f"got {self.aspect_weights}."
             )
-
-    @classmethod
-    def fits(cls, columns: frozenset[str], row: Row) -> bool:
-        """Whether there are an instruction and completions."""
-        return columns >= {"instruction", "completions"}
 
     def convert(self, row: Row, source: str) -> Converted:
         """Return the canonical row."""
