@@ -110,9 +110,9 @@ class PartFolder:
         """Write the missing parts of this process, and print a summary.
 
         Args:
-            make: function of an input row and the one after the last, that returns their output
-                rows. It counts in a report what it drops, and calls its last argument with the
-                number of newly finished input rows.
+            make: called as ``make(start, stop, report, done)``, it returns the output for input
+                rows start to stop - 1, counts dropped rows in the report, and calls ``done`` with
+                the number of newly finished input rows.
             title: title of the progress bar.
             unit: name of an input row.
             progress: whether to show the bar.
