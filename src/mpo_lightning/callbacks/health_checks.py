@@ -5,9 +5,11 @@ them, which are exact on any number of processes. It returns a `Finding`, or Non
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
+
+import numpy as np
 
 __all__ = [
     "CHECKS",
@@ -125,8 +127,8 @@ def mean_of(rows: Sequence[Row]) -> Row:
 def loss_variation(recent: Recent, thresholds: Thresholds) -> Finding | None:
     """Check for losses that differ widely between batches: scores that are not calibrated.
 
-    The variation is the distance of a step's loss from the line through its neighbours, which a
-    steady fall does not increase. It is multiplied by the root of the number of groups in a step,
+    The variation is the distance of a step's loss from the mean of its neighbours, which a steady
+    fall does not increase. It is multiplied by the root of the number of groups in a step,
     which gives the variation of a single group.
     """
     losses = [row["loss"] for row in recent.rows if math.isfinite(row["loss"])]
@@ -134,9 +136,8 @@ def loss_variation(recent: Recent, thresholds: Thresholds) -> Finding | None:
     # RobustDPO and the like may be negative: a multiple of that means nothing.
     if len(losses) < 3 or not start > 0:
         return None
-    bends = [before - 2 * loss + after for before, loss, after in _threes(losses)]
-    # Independent losses with variance v have bends with variance 6 v.
-    of_step = math.sqrt(sum(bend**2 for bend in bends) / len(bends) / 6)
+    # Second differences of independent losses with variance v have variance 6 v.
+    of_step = math.sqrt(np.square(np.diff(losses, 2)).mean() / 6)
     of_group = of_step * math.sqrt(recent.now["groups"])
     severity = of_group / start / thresholds.loss_variation
     if severity < 1:
@@ -160,10 +161,6 @@ def loss_variation(recent: Recent, thresholds: Thresholds) -> Finding | None:
         "(trainer.accumulate_grad_batches); trainer.gradient_clip_val: 1.0; a lower learning rate "
         f"(here {recent.now['lr']:.1e}).",
     )
-
-
-def _threes(values: list[float]) -> Iterator[tuple[float, float, float]]:
-    return zip(values, values[1:], values[2:], strict=False)
 
 
 def few_rejected(recent: Recent, thresholds: Thresholds) -> Finding | None:
