@@ -66,7 +66,6 @@ class GroupReader:
         data: file, folder or hub id, see `open_source`; or a source that is open.
         schema: format of the rows. Defaults to the one that the first row's columns fit.
         columns: columns to rename: the name in the source, and the name to read it as.
-        default_split: split of a hub id or saved DatasetDict that names none.
 
     Raises:
         DataError: if the source cannot be read at all, no schema fits it, or a column to be renamed
@@ -79,11 +78,8 @@ class GroupReader:
         *,
         schema: Schema | None = None,
         columns: Mapping[str, str] | None = None,
-        default_split: str = "train",
     ) -> None:
-        if isinstance(data, str):
-            data = open_source(data, default_split=default_split)
-        self.source = data
+        self.source = open_source(data) if isinstance(data, str) else data
         self.columns = dict(columns or {})
         self.schema = schema or self._detect()
         # With one response per row: row numbers, group after group, and where each group begins.
@@ -210,10 +206,8 @@ class Sources:
 
     def results(self, file: str) -> Iterator[RowResult]:
         """Read the groups of a file."""
-        reader = GroupReader(
-            file, schema=self.schema, columns=self.columns, default_split=self.default_split
-        )
-        return reader.results()
+        source = open_source(file, default_split=self.default_split)
+        return GroupReader(source, schema=self.schema, columns=self.columns).results()
 
     def groups(self, reports: list[DataReport]) -> Iterator[PreferenceGroup]:
         """Yield the groups of all files; append to ``reports`` one for each file, as it is read."""

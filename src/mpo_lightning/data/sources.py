@@ -273,7 +273,7 @@ def _parse_line(line: bytes, source: str) -> RawRow:
 class _Values(RowSource):
     """Rows that are all in memory."""
 
-    def __init__(self, values: list[Any], name: str, digest: str) -> None:
+    def __init__(self, values: Any, name: str, digest: str) -> None:
         self.values = values
         self.name = name
         self.digest = digest
@@ -364,21 +364,13 @@ class _Parquet(RowSource):
                     yield f"{self.name}:{row_number}", row
 
 
-class _Dataset(RowSource):
+class _Dataset(_Values):
     """A data set of the ``datasets`` library."""
-
-    def __init__(self, dataset: Any, name: str, digest: str) -> None:
-        self.dataset = dataset
-        self.name = name
-        self.digest = digest
-
-    def __len__(self) -> int:
-        return len(self.dataset)
 
     def rows(self, start: int, stop: int) -> Iterator[tuple[str, RawRow]]:
         """Yield the rows, counted from 1."""
         for at in range(start, stop, READ_AHEAD):
-            columns = self.dataset[at : min(at + READ_AHEAD, stop)]
+            columns = self.values[at : min(at + READ_AHEAD, stop)]
             for number, values in enumerate(zip(*columns.values(), strict=True), start=at + 1):
                 yield f"{self.name}:{number}", dict(zip(columns, values, strict=True))
 

@@ -14,6 +14,7 @@ The rules and their reasons:
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, fields
 from hashlib import sha256
 from typing import Any, Literal, Self
 
@@ -75,56 +76,42 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
+@dataclass(eq=False, repr=False)
 class GroupTokenizer:
     """Tokenizer of checked groups.
 
+    Its settings are described at `PreferenceDataModule`. A prompt that is a text is one user
+    message in the chat format. With the boundary "separate" a response is tokenised as a sampler
+    would have produced it.
+
     Args:
         tokenizer: a Hugging Face tokenizer with an end-of-sequence token.
-        max_length: limit on prompt + response, in tokens.
-        over_long: what to do with a response beyond the limit: drop its group, drop the response
-            (the others are compared among themselves), cut it, or stop with an error. A prompt that
-            leaves no room for a response drops its group, or is an error.
-        prompt_format: "chat" renders with the tokenizer's chat template (a text prompt is one user
-            message); "text" writes prompt and response one after the other; "auto" is chat where
-            the tokenizer has a template.
-        boundary: "strict" requires the prompt's ids to begin the ids of prompt + response;
-            "separate" tokenises prompt and response separately, as a sampler does.
-        max_responses: limit on the responses of a group. Defaults to none.
-        keep_responses: rule that selects them; see `select_responses`.
         min_responses: a group with fewer remaining responses is dropped. A contrast needs two.
 
     Raises:
         DataError: if the format needs a chat template that the tokenizer lacks.
     """
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        *,
-        max_length: int,
-        over_long: OverLong,
-        prompt_format: PromptFormat,
-        boundary: Boundary,
-        max_responses: int | None = None,
-        keep_responses: Keep = "first",
-        min_responses: int = 2,
-    ) -> None:
-        self.tokenizer = tokenizer
-        self.max_length = max_length
-        self.over_long = over_long
-        self.boundary = boundary
-        self.prompt_format: PromptFormat = prompt_format
-        self.max_responses = max_responses
-        self.keep_responses: Keep = keep_responses
-        self.min_responses = min_responses
+    tokenizer: Any
+    _: KW_ONLY
+    max_length: int
+    over_long: OverLong
+    prompt_format: PromptFormat
+    boundary: Boundary
+    max_responses: int | None = None
+    keep_responses: Keep = "first"
+    min_responses: int = 2
+
+    def __post_init__(self) -> None:
+        tokenizer = self.tokenizer
         has_template = tokenizer.chat_template is not None
-        if prompt_format == "chat" and not has_template:
+        if self.prompt_format == "chat" and not has_template:
             raise DataError(
                 "the tokenizer has no chat template. Set its chat_template, or use text in the "
                 "place of chat.",
                 field="prompt_format",
             )
-        self.chat = prompt_format == "chat" or (prompt_format == "auto" and has_template)
+        self.chat = self.prompt_format in ("auto", "chat") and has_template
         if self.chat:
             self._end, self._after_end = self._learn_end_of_turn()
         else:
@@ -149,15 +136,8 @@ class GroupTokenizer:
     @property
     def settings(self) -> dict[str, object]:
         """Settings that decide the token ids of a group, beside the tokenizer's content."""
-        return {
-            "max_length": self.max_length,
-            "over_long": self.over_long,
-            "prompt_format": self.prompt_format,
-            "boundary": self.boundary,
-            "max_responses": self.max_responses,
-            "keep_responses": self.keep_responses,
-            "min_responses": self.min_responses,
-        }
+        names = (field.name for field in fields(self) if field.name != "tokenizer")
+        return {name: getattr(self, name) for name in names}
 
     def __call__(self, group: PreferenceGroup, report: DataReport) -> TokenGroup | None:
         """Tokenise a group; the report counts what is dropped or cut. None if the group is dropped.

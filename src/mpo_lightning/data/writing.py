@@ -44,6 +44,8 @@ class GroupWriter(ABC):
         groups: number of groups written.
     """
 
+    _out: Any
+
     def __init__(self) -> None:
         self.groups = 0
         self._buffer: list[PreferenceGroup] = []
@@ -72,22 +74,18 @@ class GroupWriter(ABC):
     @abstractmethod
     def _write_chunk(self, groups: Sequence[PreferenceGroup]) -> None: ...
 
-    @abstractmethod
     def close(self) -> None:
         """Close the file."""
+        self._out.close()
 
 
 class _JsonLines(GroupWriter):
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self._file = path.open("wb")
+        self._out = path.open("wb")
 
     def _write_chunk(self, groups: Sequence[PreferenceGroup]) -> None:
-        self._file.writelines(map(_line, groups))
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        self._out.writelines(map(_line, groups))
 
 
 def _line(group: PreferenceGroup) -> bytes:
@@ -123,7 +121,7 @@ class _Parquet(GroupWriter):
         super().__init__()
         self._schema = schema
         try:
-            self._writer = pyarrow.parquet.ParquetWriter(path, schema)
+            self._out = pyarrow.parquet.ParquetWriter(path, schema)
         except pyarrow.ArrowException as error:
             raise DataError(
                 f"{path}: Parquet cannot hold such columns ({error}). Write .jsonl, or remove them."
@@ -135,13 +133,9 @@ class _Parquet(GroupWriter):
         columns = _columns(groups)
         arrays = [_array(columns, name, groups, self._schema) for name in self._schema.names]
         try:
-            self._writer.write_table(pyarrow.Table.from_arrays(arrays, schema=self._schema))
+            self._out.write_table(pyarrow.Table.from_arrays(arrays, schema=self._schema))
         except pyarrow.ArrowException as error:
             raise _unfit(groups, "row", error) from error
-
-    def close(self) -> None:
-        """Close the file."""
-        self._writer.close()
 
 
 def _columns(groups: Sequence[PreferenceGroup]) -> dict[str, list[object]]:

@@ -61,8 +61,8 @@ def check(
         transform: applied to each group before it is counted.
         tokenizer: a Hugging Face tokenizer, to count tokens. Defaults to counting characters only.
         max_length: limit on prompt + response, in tokens.
-        prompt_format: see `GroupTokenizer`.
-        boundary: see `GroupTokenizer`.
+        prompt_format: see `PreferenceDataModule`.
+        boundary: see `PreferenceDataModule`.
         partition: rule that splits a group into chosen and rejected responses. Defaults to
             `AboveMean`.
         alpha: strength of deviation weights, >= 0; see `deviation_log_weights`.

@@ -1,7 +1,7 @@
 """Base of schemas: the columns that a data set has, and how a row becomes the canonical row."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal, get_origin
 
@@ -134,8 +134,8 @@ class PublicSchema(Schema):
         *,
         prompt: object,
         answers: Sequence[Answer],
-        read: Sequence[str],
-        added: Mapping[str, Sequence[object]] | None = None,
+        read: Collection[str] | None = None,
+        models: Sequence[object] = (),
     ) -> Converted:
         """Return the canonical row of a prompt and its answers.
 
@@ -144,8 +144,8 @@ class PublicSchema(Schema):
             source: "file:row".
             prompt: text or messages.
             answers: the responses in the row's order.
-            read: columns that are not to pass through.
-            added: further columns, with one entry per answer.
+            read: columns that are not to pass through. Defaults to the ``required``.
+            models: model of each answer; where one is known, they become the column ``models``.
 
         Raises:
             DataError: if a response or score cannot be used.
@@ -165,6 +165,7 @@ class PublicSchema(Schema):
         least = 1 if self.one_response_a_row else 2
         if len(remaining) < least:
             raise SkippedRow(_reason_of_too_few(answers, notes, self.one_response_a_row))
+        read = self.required if read is None else read
         extra = {name: value for name, value in row.items() if name not in read}
         for name in ("prompt", "responses", "scores"):
             if extra.pop(name, None) is not None:
@@ -174,8 +175,8 @@ class PublicSchema(Schema):
         truncated = extra.get("truncated")
         if self.one_response_a_row and truncated is not None:
             extra["truncated"] = [truncated]
-        for name, values in (added or {}).items():
-            extra[name] = [values[index] for index in remaining]
+        if any(models):
+            extra["models"] = [models[index] for index in remaining]
         if len(remaining) < len(answers):
             extra["kept_responses"] = remaining
             if is_list(truncated) and len(truncated) == len(answers):

@@ -79,11 +79,8 @@ def split_conversation(
     """
     turns = messages(value, field, source)
     if not turns or turns[-1].get("role") != "assistant":
-        last = show(turns[-1].get("role") if turns else None)
-        found, expected = (
-            f"a conversation that ends with {last}",
-            "the assistant's message at the end",
-        )
+        found = f"a conversation that ends with {show(turns[-1].get('role') if turns else None)}"
+        expected = "the assistant's message at the end"
         raise bad_field(source, field, found, expected, "Repair or remove the row.")
     return turns[:-1], turns[-1].get("content")
 

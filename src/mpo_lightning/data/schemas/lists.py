@@ -1,7 +1,7 @@
 """Formats whose rows hold all responses of a prompt, with their scores or ranks."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import ClassVar, Literal
 
@@ -58,18 +58,19 @@ class OnPolicy(ScoredSchema):
         """Return the canonical row."""
         responses_in = one_of(self.responses_in, row, source)
         scores_in = one_of(self.scores_in, row, source)
-        responses = listed(row, responses_in, source)
-        scores = listed(row, scores_in, source, len(responses))
-        return self.canonical(
-            row,
-            source,
-            prompt=prompt_of(row, "prompt", source),
-            answers=[
-                Answer(text, score, f"{responses_in}[{index}]", f"{scores_in}[{index}]")
-                for index, (text, score) in enumerate(zip(responses, scores, strict=True))
-            ],
-            read=("prompt", responses_in, scores_in),
-        )
+        answers = _answers(row, responses_in, scores_in, source)
+        prompt, read = prompt_of(row, "prompt", source), ("prompt", responses_in, scores_in)
+        return self.canonical(row, source, prompt=prompt, answers=answers, read=read)
+
+
+def _answers(row: Row, responses_in: str, scores_in: str, source: str) -> list[Answer]:
+    """Return the answers whose texts are the entries of one column, and scores of another."""
+    responses = listed(row, responses_in, source)
+    scores = listed(row, scores_in, source, len(responses))
+    return [
+        Answer(text, score, f"{responses_in}[{index}]", f"{scores_in}[{index}]")
+        for index, (text, score) in enumerate(zip(responses, scores, strict=True))
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,29 +87,24 @@ class Generations(ScoredSchema):
     unscored: OnBad = "drop"
 
     columns: ClassVar[str] = "instruction or prompt, generations, ratings"
+    required: ClassVar[frozenset[str]] = frozenset({"generations", "ratings"})
 
     @classmethod
     def fits(cls, columns: frozenset[str], row: Row) -> bool:
         """Whether there are generations, ratings and a prompt."""
-        return columns >= {"generations", "ratings"} and bool(columns & {"instruction", "prompt"})
+        return super().fits(columns, row) and bool(columns & {"instruction", "prompt"})
 
     def convert(self, row: Row, source: str) -> Converted:
         """Return the canonical row."""
         # After distilabel's step that makes pairs a row has both, and they are the same.
         prompt_in = "instruction" if row.get("instruction") is not None else "prompt"
-        generations = listed(row, "generations", source)
-        ratings = listed(row, "ratings", source, len(generations))
+        answers = [
+            replace(answer, score=_number_in(answer.score))
+            for answer in _answers(row, "generations", "ratings", source)
+        ]
         consumed = {"instruction", "prompt"} if _same_prompts(row) else {prompt_in}
-        return self.canonical(
-            row,
-            source,
-            prompt=prompt_of(row, prompt_in, source),
-            answers=[
-                Answer(text, _number_in(rating), f"generations[{index}]", f"ratings[{index}]")
-                for index, (text, rating) in enumerate(zip(generations, ratings, strict=True))
-            ],
-            read=(*consumed, "generations", "ratings"),
-        )
+        prompt, read = prompt_of(row, prompt_in, source), (*consumed, *self.required)
+        return self.canonical(row, source, prompt=prompt, answers=answers, read=read)
 
 
 def _same_prompts(row: Row) -> bool:
@@ -156,17 +152,13 @@ class Numbered(ScoredSchema):
             fields = [one_of((f"score_{name}", f"{name}_score"), row, source) for name in names]
             scores = [row[name] for name in fields]
             read += fields
-        return self.canonical(
-            row,
-            source,
-            prompt=prompt_of(row, "prompt", source),
-            answers=[
-                Answer(answer_text(row[name], name, source), score, name, field)
-                for name, score, field in zip(names, scores, fields, strict=True)
-                if row[name] is not None or score is not None
-            ],
-            read=read,
-        )
+        prompt = prompt_of(row, "prompt", source)
+        answers = [
+            Answer(answer_text(row[name], name, source), score, name, field)
+            for name, score, field in zip(names, scores, fields, strict=True)
+            if row[name] is not None or score is not None
+        ]
+        return self.canonical(row, source, prompt=prompt, answers=answers, read=read)
 
 
 def _numbered(stem: str, row: Row, source: str) -> list[str]:
@@ -224,39 +216,32 @@ class Nectar(_ByRank):
 
     def convert(self, row: Row, source: str) -> Converted:
         """Return the canonical row."""
-        answers = records(check_field(row, "answers", source), "answers", source)
+        found = records(check_field(row, "answers", source), "answers", source)
         turns = transcript(check_field(row, "prompt", source), "prompt", source)
         if turns[-1] != {"role": "assistant", "content": ""}:
-            found, expected = show(str(row["prompt"])[-30:]), r"'\n\nAssistant:' at the end"
+            end, expected = show(str(row["prompt"])[-30:]), r"'\n\nAssistant:' at the end"
             remedy = "Repair or remove the row."
-            raise bad_field(source, "prompt", f"the end {found}", expected, remedy)
-        models = [answer.get("model") for answer in answers]
-        return self.canonical(
-            row,
-            source,
-            prompt=turns[:-1],
-            answers=[
-                self._answer(answer, f"answers[{index}]", len(answers), source)
-                for index, answer in enumerate(answers)
-            ],
-            read=("prompt", "answers"),
-            added={"models": models} if any(models) else None,
-        )
+            raise bad_field(source, "prompt", f"the end {end}", expected, remedy)
+        models = [record.get("model") for record in found]
+        answers = [
+            self._answer(record, f"answers[{index}]", len(found), source)
+            for index, record in enumerate(found)
+        ]
+        return self.canonical(row, source, prompt=turns[:-1], answers=answers, models=models)
 
-    def _answer(self, answer: Row, where: str, count: int, source: str) -> Answer:
-        text = answer.get("answer")
-        score = self._score_of(answer.get("rank"), count, f"{where}.rank", source)
-        fields = (f"{where}.answer", f"{where}.rank")
-        if not has_leaked_turn(text):
-            return Answer(text, score, *fields)
+    def _answer(self, record: Row, where: str, count: int, source: str) -> Answer:
+        score = self._score_of(record.get("rank"), count, f"{where}.rank", source)
+        answer = Answer(record.get("answer"), score, f"{where}.answer", f"{where}.rank")
+        if not has_leaked_turn(answer.text):
+            return answer
         if self.leaked_turns == "error":
             found = "another turn of the transcript in the answer"
             remedy = "Leave such answers out, or keep them (schema's `leaked_turns`)."
-            raise bad_field(source, fields[0], found, "the answer alone", remedy)
+            raise bad_field(source, answer.text_field, found, "the answer alone", remedy)
         note = "with another turn of the transcript in it"
         if self.leaked_turns == "drop":
-            return Answer(text, score, *fields, left_out=f"{note}, left out")
-        return Answer(text, score, *fields, notes=(note,))
+            return replace(answer, left_out=f"{note}, left out")
+        return replace(answer, notes=(note,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,24 +257,12 @@ class Ranked(_ByRank):
         completions = records(check_field(row, "completions", source), "completions", source)
         answers = []
         for index, completion in enumerate(completions):
-            where = f"completions[{index}]"
-            answers.append(
-                Answer(
-                    answer_text(completion.get("completion"), f"{where}.completion", source),
-                    self._score_of(
-                        completion.get("rank"), len(completions), f"{where}.rank", source
-                    ),
-                    f"{where}.completion",
-                    f"{where}.rank",
-                )
-            )
-        return self.canonical(
-            row,
-            source,
-            prompt=prompt_of(row, "context", source),
-            answers=answers,
-            read=("context", "completions"),
-        )
+            text_in, rank_in = f"completions[{index}].completion", f"completions[{index}].rank"
+            text = answer_text(completion.get("completion"), text_in, source)
+            score = self._score_of(completion.get("rank"), len(completions), rank_in, source)
+            answers.append(Answer(text, score, text_in, rank_in))
+        prompt = prompt_of(row, "context", source)
+        return self.canonical(row, source, prompt=prompt, answers=answers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,27 +270,24 @@ class BestOf(PublicSchema):
     """allenai/reward-bench-2: lists of ``chosen`` and ``rejected`` texts; they score 1 and 0."""
 
     columns: ClassVar[str] = "prompt, chosen and rejected (lists of texts)"
+    required: ClassVar[frozenset[str]] = frozenset({"prompt", "chosen", "rejected"})
 
     @classmethod
     def fits(cls, columns: frozenset[str], row: Row) -> bool:
         """Whether chosen and rejected are lists of texts."""
-        return "prompt" in columns and all(
-            _is_text_list(row.get(name)) for name in ("chosen", "rejected")
+        return super().fits(columns, row) and all(
+            _is_text_list(row[name]) for name in ("chosen", "rejected")
         )
 
     def convert(self, row: Row, source: str) -> Converted:
         """Return the canonical row."""
-        return self.canonical(
-            row,
-            source,
-            prompt=prompt_of(row, "prompt", source),
-            answers=[
-                Answer(text, score, f"{name}[{index}]", name)
-                for name, score in (("chosen", 1.0), ("rejected", 0.0))
-                for index, text in enumerate(listed(row, name, source))
-            ],
-            read=("prompt", "chosen", "rejected"),
-        )
+        prompt = prompt_of(row, "prompt", source)
+        answers = [
+            Answer(text, score, f"{name}[{index}]", name)
+            for name, score in (("chosen", 1.0), ("rejected", 0.0))
+            for index, text in enumerate(listed(row, name, source))
+        ]
+        return self.canonical(row, source, prompt=prompt, answers=answers)
 
 
 def _is_text_list(value: object) -> bool:

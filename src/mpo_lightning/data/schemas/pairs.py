@@ -1,6 +1,6 @@
 """Formats with two responses per row, of which one is preferred."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -76,72 +76,6 @@ def _is_transcript(row: Row) -> bool:
     )
 
 
-def _same_prompt(
-    one: object, other: object, names: tuple[str, str], source: str, on_bad: OnBad
-) -> None:
-    """Check that both responses of a row answer the same prompt.
-
-    Raises:
-        DataError: if they do not.
-        SkippedRow: if they do not, and such rows are left out.
-    """
-    if one == other:
-        return
-    if on_bad == "drop":
-        raise SkippedRow("with responses to different prompts")
-    raise bad_field(
-        source,
-        names[1],
-        f"the prompt {show(other)}",
-        f"that of {names[0]}, {show(one)}",
-        "Repair or remove the row, or leave such rows out (schema's `differing_prompts: drop`).",
-    )
-
-
-def _pair(row: Row, source: str, on_bad: OnBad) -> tuple[object, list[object], tuple[Notes, Notes]]:
-    """Return prompt, chosen and rejected text of a row, and notes on each response.
-
-    The prompt is a column of its own, or the messages before the last one of both conversations, or
-    the beginning that both texts share.
-    """
-    prompt = None if row.get("prompt") is None else prompt_of(row, "prompt", source)
-    values = [check_field(row, name, source) for name in PAIR]
-    if all(map(is_messages, values)):
-        halves = [
-            split_conversation(value, name, source)
-            for value, name in zip(values, PAIR, strict=True)
-        ]
-        _same_prompt(halves[0][0], halves[1][0], PAIR, source, on_bad)
-        before = halves[0][0]
-        texts = [text for _, text in halves]
-        if not before:
-            return check_field(row, "prompt", source) if prompt is None else prompt, texts, ((), ())
-        contents = [turn.get("content") for turn in before if turn.get("role") == "user"]
-        if prompt is not None and prompt != before and prompt not in contents:
-            expected = f"what comes before the last message of chosen, {show(before)}"
-            remedy = "Repair the row, or drop the column."
-            raise bad_field(source, "prompt", show(prompt), expected, remedy)
-        return before, texts, ((), ())
-    for name, value in zip(PAIR, values, strict=True):
-        if not isinstance(value, str):
-            expected = "a text, or a list of messages, in both columns"
-            raise bad_field(source, name, show_typed(value), expected, "Convert the column.")
-    if prompt is not None:
-        repeat = ("that begins with its prompt",)
-        chosen, rejected = (
-            repeat if isinstance(prompt, str) and str(value).startswith(prompt) else ()
-            for value in values
-        )
-        return prompt, values, (chosen, rejected)
-    start = _common_start(*map(str, values))
-    if not start:
-        expected = f"the beginning of chosen, {show(values[0])}, which is the prompt"
-        remedy = "Rename or add the column `prompt`."
-        raise bad_field(source, "rejected", show(values[1]), expected, remedy)
-    note = ("to a prompt that is how chosen and rejected begin",)
-    return start, [str(value)[len(start) :] for value in values], (note, note)
-
-
 def _template_notes(row: Row) -> Notes:
     """Return a note on each column that should change the rendered prompt, and is not read."""
     return tuple(
@@ -175,6 +109,92 @@ class _TwoPrompts(PublicSchema):
 
     differing_prompts: OnBad = "error"
 
+    def _split(
+        self, values: Iterable[object], names: tuple[str, str], source: str
+    ) -> tuple[list[dict[str, object]], list[object]]:
+        """Return the prompt of two conversations, and their last messages' texts.
+
+        Raises:
+            DataError: if their prompts differ.
+            SkippedRow: if they differ, and such rows are left out.
+        """
+        (one, first), (other, second) = (
+            split_conversation(value, name, source)
+            for value, name in zip(values, names, strict=True)
+        )
+        if one != other:
+            if self.differing_prompts == "drop":
+                raise SkippedRow("with responses to different prompts")
+            found, expected = f"the prompt {show(other)}", f"that of {names[0]}, {show(one)}"
+            remedy = (
+                "Repair or remove the row, or leave such rows out (schema's "
+                "`differing_prompts: drop`)."
+            )
+            raise bad_field(source, names[1], found, expected, remedy)
+        return one, [first, second]
+
+    def _prompt_and_texts(
+        self, row: Row, source: str
+    ) -> tuple[object, list[object], tuple[Notes, Notes]]:
+        """Return prompt, chosen and rejected text of a row, and notes on each response.
+
+        The prompt is a column of its own, or the messages before the last one of both
+        conversations, or the beginning that both texts share.
+        """
+        prompt = None if row.get("prompt") is None else prompt_of(row, "prompt", source)
+        values = [check_field(row, name, source) for name in PAIR]
+        if all(map(is_messages, values)):
+            before, texts = self._split(values, PAIR, source)
+            if not before:
+                prompt = check_field(row, "prompt", source) if prompt is None else prompt
+                return prompt, texts, ((), ())
+            contents = [turn.get("content") for turn in before if turn.get("role") == "user"]
+            if prompt is not None and prompt != before and prompt not in contents:
+                expected = f"what comes before the last message of chosen, {show(before)}"
+                remedy = "Repair the row, or drop the column."
+                raise bad_field(source, "prompt", show(prompt), expected, remedy)
+            return before, texts, ((), ())
+        for name, value in zip(PAIR, values, strict=True):
+            if not isinstance(value, str):
+                expected = "a text, or a list of messages, in both columns"
+                raise bad_field(source, name, show_typed(value), expected, "Convert the column.")
+        if prompt is not None:
+            repeat = ("that begins with its prompt",)
+            chosen, rejected = (
+                repeat if isinstance(prompt, str) and str(value).startswith(prompt) else ()
+                for value in values
+            )
+            return prompt, values, (chosen, rejected)
+        start = _common_start(*map(str, values))
+        if not start:
+            expected = f"the beginning of chosen, {show(values[0])}, which is the prompt"
+            remedy = "Rename or add the column `prompt`."
+            raise bad_field(source, "rejected", show(values[1]), expected, remedy)
+        note = ("to a prompt that is how chosen and rejected begin",)
+        return start, [str(value)[len(start) :] for value in values], (note, note)
+
+    def _pair_of(
+        self, row: Row, source: str, scores: Sequence[object], scores_in: tuple[str, str]
+    ) -> Converted:
+        """Return the canonical row of ``chosen`` and ``rejected``.
+
+        Args:
+            row: the row.
+            source: "file:row".
+            scores: their scores.
+            scores_in: columns of the scores.
+        """
+        prompt, texts, notes = self._prompt_and_texts(row, source)
+        rendered = _template_notes(row)
+        answers = [
+            Answer(text, score, name, score_in, notes=note + rendered)
+            for name, text, score, score_in, note in zip(
+                PAIR, texts, scores, scores_in, notes, strict=True
+            )
+        ]
+        read = ("prompt", *PAIR, *scores_in)
+        return self.canonical(row, source, prompt=prompt, answers=answers, read=read)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs(_TwoPrompts):
@@ -201,19 +221,7 @@ class Pairs(_TwoPrompts):
 
     def convert(self, row: Row, source: str) -> Converted:
         """Return the canonical row."""
-        prompt, texts, notes = _pair(row, source, self.differing_prompts)
-        return self.canonical(
-            row,
-            source,
-            prompt=prompt,
-            answers=[
-                Answer(text, score, name, name, notes=notes[index] + _template_notes(row))
-                for index, (name, text, score) in enumerate(
-                    zip(PAIR, texts, (1.0, 0.0), strict=True)
-                )
-            ],
-            read=("prompt", *PAIR),
-        )
+        return self._pair_of(row, source, (1.0, 0.0), PAIR)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,17 +247,7 @@ class ScoredPairs(_TwoPrompts, ScoredSchema):
             field, expected = "score_chosen, score_rejected", "one pair of score columns"
             remedy = "Rename columns (data.columns) so that one is left."
             raise bad_field(source, field, among, expected, remedy)
-        prompt, texts, notes = _pair(row, source, self.differing_prompts)
-        return self.canonical(
-            row,
-            source,
-            prompt=prompt,
-            answers=[
-                Answer(text, row[score], name, score, notes=notes[index] + _template_notes(row))
-                for index, (name, text, score) in enumerate(zip(PAIR, texts, found[0], strict=True))
-            ],
-            read=("prompt", *PAIR, *found[0]),
-        )
+        return self._pair_of(row, source, [row[name] for name in found[0]], found[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,58 +267,41 @@ class TranscriptPairs(_TwoPrompts):
 
     def convert(self, row: Row, source: str) -> Converted:
         """Return the canonical row."""
-        halves = [
-            split_conversation(
-                transcript(check_field(row, name, source), name, source), name, source
-            )
-            for name in PAIR
+        turns = (transcript(check_field(row, name, source), name, source) for name in PAIR)
+        prompt, texts = self._split(turns, PAIR, source)
+        answers = [
+            Answer(text, score, name, name)
+            for name, text, score in zip(PAIR, texts, (1.0, 0.0), strict=True)
         ]
-        _same_prompt(halves[0][0], halves[1][0], PAIR, source, self.differing_prompts)
-        return self.canonical(
-            row,
-            source,
-            prompt=halves[0][0],
-            answers=[
-                Answer(text, score, name, name)
-                for name, (_, text), score in zip(PAIR, halves, (1.0, 0.0), strict=True)
-            ],
-            read=PAIR,
-        )
+        return self.canonical(row, source, prompt=prompt, answers=answers, read=PAIR)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Preference(PublicSchema):
-    """Format with the strength, -3 to 3, of the preference for the second of two responses."""
+class _ByStrength(PublicSchema):
+    """Format with the strength of a preference, which the second response scores; the first 0.
 
-    # Columns of the prompt, the two responses and the strength.
-    names: ClassVar[tuple[str, ...]]
-
-    @classmethod
-    def fits(cls, columns: frozenset[str], row: Row) -> bool:
-        """Whether the row has these columns."""
-        return columns >= set(cls.names)
+    ``columns`` names those of prompt, first response, second response and strength.
+    """
 
     def convert(self, row: Row, source: str) -> Converted:
         """Return the canonical row."""
-        prompt, first, second, name = self.names
-        strength = check_number(check_field(row, name, source), name, source)
+        _, first, second, strength_in = self.columns.split(", ")
+        strength = check_number(check_field(row, strength_in, source), strength_in, source)
         if abs(strength) > 3:
             expected, remedy = "a number from -3 to 3", "Repair or remove the row."
-            raise bad_field(source, name, f"{strength:g}", expected, remedy)
-        return self.canonical(
-            row,
-            source,
-            prompt=marked_turns(prompt_of(row, prompt, source)),
-            answers=[
-                Answer(row.get(first), 0.0, first, name),
-                Answer(row.get(second), strength, second, name),
-            ],
-            read=self.names,
-        )
+            raise bad_field(source, strength_in, f"{strength:g}", expected, remedy)
+        answers = [
+            Answer(row.get(name), score, name, strength_in)
+            for name, score in ((first, 0.0), (second, strength))
+        ]
+        return self.canonical(row, source, prompt=self._prompt(row, source), answers=answers)
+
+    def _prompt(self, row: Row, source: str) -> object:
+        return prompt_of(row, "context", source)
 
 
 @dataclass(frozen=True, kw_only=True)
-class HelpSteer2Preference(_Preference):
+class HelpSteer2Preference(_ByStrength):
     """Preferences of nvidia/HelpSteer2: the second response scores their strength, the first 0.
 
     The strength is above 0 where ``response_2`` is better; 0 is a tie and has no contrast. Prompts
@@ -328,18 +309,21 @@ class HelpSteer2Preference(_Preference):
     """
 
     columns: ClassVar[str] = "prompt, response_1, response_2, preference_strength"
-    names: ClassVar[tuple[str, ...]] = tuple(columns.split(", "))
+    required: ClassVar[frozenset[str]] = frozenset(columns.split(", "))
+
+    def _prompt(self, row: Row, source: str) -> object:
+        return marked_turns(check_field(row, "prompt", source))
 
 
 @dataclass(frozen=True, kw_only=True)
-class HelpSteer3(_Preference):
+class HelpSteer3(_ByStrength):
     """nvidia/HelpSteer3: the second response scores ``overall_preference``, the first 0.
 
     The preference is above 0 where ``response2`` is better; 0 is a tie and has no contrast.
     """
 
     columns: ClassVar[str] = "context, response1, response2, overall_preference"
-    names: ClassVar[tuple[str, ...]] = tuple(columns.split(", "))
+    required: ClassVar[frozenset[str]] = frozenset(columns.split(", "))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -374,16 +358,12 @@ class SafePairs(PublicSchema):
             if winner not in (0, 1):
                 raise bad_field(source, column, show(winner), "0 or 1", "Repair the row.")
             scores[int(winner == 1)] += weight
-        return self.canonical(
-            row,
-            source,
-            prompt=check_field(row, "prompt", source),
-            answers=[
-                Answer(row.get(name), score, name, "better_response_id")
-                for name, score in zip(("response_0", "response_1"), scores, strict=True)
-            ],
-            read=("prompt", "response_0", "response_1"),
-        )
+        prompt, read = check_field(row, "prompt", source), ("prompt", "response_0", "response_1")
+        answers = [
+            Answer(row.get(name), score, name, "better_response_id")
+            for name, score in zip(read[1:], scores, strict=True)
+        ]
+        return self.canonical(row, source, prompt=prompt, answers=answers, read=read)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -395,7 +375,7 @@ class Arena(_TwoPrompts):
     """
 
     columns: ClassVar[str] = "conversation_a, conversation_b, winner"
-    required: ClassVar[frozenset[str]] = frozenset({"conversation_a", "conversation_b", "winner"})
+    required: ClassVar[frozenset[str]] = frozenset(columns.split(", "))
     scores: ClassVar[Mapping[str, tuple[float, float]]] = {
         "model_a": (1.0, 0.0),
         "model_b": (0.0, 1.0),
@@ -410,19 +390,11 @@ class Arena(_TwoPrompts):
         if winner not in self.scores:
             expected = f"one of {', '.join(self.scores)}"
             raise bad_field(source, "winner", show(winner), expected, "Repair or remove the row.")
-        halves = [
-            split_conversation(check_field(row, name, source), name, source) for name in names
+        turns = (check_field(row, name, source) for name in names)
+        prompt, texts = self._split(turns, names, source)
+        scores = self.scores[str(winner)]
+        answers = [
+            Answer(text, score, name, "winner")
+            for name, text, score in zip(names, texts, scores, strict=True)
         ]
-        _same_prompt(halves[0][0], halves[1][0], names, source, self.differing_prompts)
-        return self.canonical(
-            row,
-            source,
-            prompt=halves[0][0],
-            answers=[
-                Answer(text, score, name, "winner")
-                for name, (_, text), score in zip(
-                    names, halves, self.scores[str(winner)], strict=True
-                )
-            ],
-            read=names,
-        )
+        return self.canonical(row, source, prompt=prompt, answers=answers, read=names)

@@ -55,13 +55,10 @@ class HelpSteer2(ScoredSchema):
     def convert(self, row: Row, source: str) -> Converted:
         """Return the canonical row, a group of one."""
         score = weighted_sum(row, self.weights, source)
-        return self.canonical(
-            row,
-            source,
-            prompt=marked_turns(check_field(row, "prompt", source)),
-            answers=[Answer(row.get("response"), score, "response", "a weighted attribute")],
-            read=("prompt", "response"),
-        )
+        answer = Answer(row.get("response"), score, "response", "a weighted attribute")
+        prompt = marked_turns(check_field(row, "prompt", source))
+        read = ("prompt", "response")
+        return self.canonical(row, source, prompt=prompt, answers=[answer], read=read)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,15 +106,10 @@ class ScoredResponses(ScoredSchema):
         else:
             score_field = "a weighted column"
             score = weighted_sum(row, self.weights, source)
-        return self.canonical(
-            row,
-            source,
-            prompt=prompt_of(row, "prompt", source),
-            answers=[
-                Answer(answer_text(row[response], response, source), score, response, score_field)
-            ],
-            read=read,
-        )
+        prompt = prompt_of(row, "prompt", source)
+        text = answer_text(row[response], response, source)
+        answers = [Answer(text, score, response, score_field)]
+        return self.canonical(row, source, prompt=prompt, answers=answers, read=read)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,12 +117,13 @@ class Unpaired(PublicSchema):
     """TRL's unpaired format: ``prompt``, ``completion`` and ``label``, which scores 1 or 0."""
 
     columns: ClassVar[str] = "prompt, completion, label (true or false); one response per row"
+    required: ClassVar[frozenset[str]] = frozenset({"prompt", "completion", "label"})
     one_response_a_row: ClassVar[bool] = True
 
     @classmethod
     def fits(cls, columns: frozenset[str], row: Row) -> bool:
         """Whether there are a prompt, a completion and a label."""
-        return columns >= {"prompt", "completion", "label"} and isinstance(row["label"], bool)
+        return super().fits(columns, row) and isinstance(row["label"], bool)
 
     def convert(self, row: Row, source: str) -> Converted:
         """Return the canonical row, a group of one."""
@@ -138,13 +131,9 @@ class Unpaired(PublicSchema):
         if not isinstance(label, bool):
             raise bad_field(source, "label", show(label), "true or false", "Repair the row.")
         completion = answer_text(row.get("completion"), "completion", source)
-        return self.canonical(
-            row,
-            source,
-            prompt=prompt_of(row, "prompt", source),
-            answers=[Answer(completion, float(label), "completion", "label")],
-            read=("prompt", "completion", "label"),
-        )
+        answers = [Answer(completion, float(label), "completion", "label")]
+        prompt = prompt_of(row, "prompt", source)
+        return self.canonical(row, source, prompt=prompt, answers=answers)
 
 
 def _has(names: tuple[str, ...], row: Row) -> bool:

@@ -1,7 +1,7 @@
 """openbmb/UltraFeedback: four answers with an overall score and four rated aspects each."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from mpo_lightning.data.groups import bad_field, check_field, check_number, show
@@ -55,17 +55,13 @@ class UltraFeedback(ScoredSchema):
         """Return the canonical row."""
         completions = records(check_field(row, "completions", source), "completions", source)
         models = [completion.get("model") for completion in completions]
-        return self.canonical(
-            row,
-            source,
-            prompt=check_field(row, "instruction", source),
-            answers=[
-                self._answer(completion, f"completions[{index}]", source)
-                for index, completion in enumerate(completions)
-            ],
-            read=("instruction", "completions", *(["models"] if any(models) else [])),
-            added={"models": models} if any(models) else None,
-        )
+        prompt = check_field(row, "instruction", source)
+        answers = [
+            self._answer(completion, f"completions[{index}]", source)
+            for index, completion in enumerate(completions)
+        ]
+        read = (*self.required, "models") if any(models) else self.required
+        return self.canonical(row, source, prompt=prompt, answers=answers, read=read, models=models)
 
     def _answer(self, completion: Record, where: str, source: str) -> Answer:
         text, text_field = completion.get("response"), f"{where}.response"
@@ -73,35 +69,29 @@ class UltraFeedback(ScoredSchema):
             ratings, notes = _ratings(completion, where, source, self.aspect_weights)
             mean = _mean(ratings, self.aspect_weights)
             return Answer(text, mean, text_field, f"{where}.annotations", notes=notes)
-        score, score_field = completion.get("overall_score"), f"{where}.overall_score"
-        if score != 10:
-            return Answer(text, score, text_field, score_field)
+        score_field = f"{where}.overall_score"
+        answer = Answer(text, completion.get("overall_score"), text_field, score_field)
+        if answer.score != 10:
+            return answer
         weights = dict.fromkeys(ASPECTS, 1.0)
         mean = _mean(_ratings(completion, where, source, weights)[0], weights)
         if mean is None:
-            note = "with a 10 that no rated aspect can confirm"
-            return Answer(text, score, text_field, score_field, notes=(note,))
-        if mean > 4:
-            return Answer(text, score, text_field, score_field)
-        return self._wrong_ten(text, mean, text_field, score_field, source)
+            return replace(answer, notes=("with a 10 that no rated aspect can confirm",))
+        return answer if mean > 4 else self._wrong_ten(answer, mean, source)
 
-    def _wrong_ten(
-        self, text: object, mean: float, text_field: str, score_field: str, source: str
-    ) -> Answer:
+    def _wrong_ten(self, answer: Answer, mean: float, source: str) -> Answer:
+        note = "with a 10 that its aspects contradict"
         if self.wrong_tens == "error":
             found = f"10, and aspects of {mean:g} on average (of 5)"
             expected = "aspects above 4 where the score is 10"
             remedy = "Repair or drop such scores (schema's `wrong_tens`), or take the aspects."
-            raise bad_field(source, score_field, found, expected, remedy)
+            raise bad_field(source, answer.score_field, found, expected, remedy)
         if self.wrong_tens == "drop":
-            reason = "with a 10 that its aspects contradict, left out"
-            return Answer(text, 10, text_field, score_field, left_out=reason)
+            return replace(answer, left_out=f"{note}, left out")
         if self.wrong_tens == "repair":
             repaired = 1.0 if mean <= 2 else 1 + (mean - 1) * 9 / 4
-            note = "with a 10 that its aspects contradict, scored by them"
-            return Answer(text, repaired, text_field, score_field, notes=(note,))
-        note = "with a 10 that its aspects contradict"
-        return Answer(text, 10, text_field, score_field, notes=(note,))
+            return replace(answer, score=repaired, notes=(f"{note}, scored by them",))
+        return replace(answer, notes=(note,))
 
 
 def _ratings(
@@ -110,12 +100,9 @@ def _ratings(
     """Return the ratings of the wanted aspects, and a note where one of them is not rated."""
     annotations = completion.get("annotations")
     if not isinstance(annotations, Mapping):
-        field, found, expected = (
-            f"{where}.annotations",
-            show(annotations),
-            "an object of rated aspects",
-        )
-        raise bad_field(source, field, found, expected, "Repair or remove the row.")
+        field, expected = f"{where}.annotations", "an object of rated aspects"
+        remedy = "Repair or remove the row."
+        raise bad_field(source, field, show(annotations), expected, remedy)
     ratings: dict[str, float] = {}
     for aspect in wanted:
         name = f"{where}.annotations.{aspect}"
@@ -133,9 +120,8 @@ def _rating(rating: object, name: str, source: str) -> float:
         try:
             rating = float(rating)
         except ValueError:
-            raise bad_field(
-                source, name, show(rating), "a number, or 'N/A'", "Repair or remove the row."
-            ) from None
+            expected, remedy = "a number, or 'N/A'", "Repair or remove the row."
+            raise bad_field(source, name, show(rating), expected, remedy) from None
     value = check_number(rating, name, source)
     if not 1 <= value <= 5:
         raise bad_field(source, name, f"{value:g}", "1 to 5", "Repair or remove the row.")
