@@ -61,12 +61,7 @@ class TrainingHealth(Callback):
         self._severity: dict[str, float] = {}
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
         """Run the checks after an optimizer step."""
         assert isinstance(pl_module, MPOModule)

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import Namespace
 
@@ -12,10 +13,14 @@ from mpo_lightning.model.reference_maintenance import clear, inspect
 
 __all__ = ["main"]
 
+# Rows of a table, each a text for each column.
+Rows = list[tuple[str, ...]]
+CACHE_TITLES = ("name", "responses", "shards", "size", "dtype", "model", "state")
+TOKEN_TITLES = ("name", "groups", "size", "source")
 
-def _show_caches(root: str) -> None:
-    titles = ("name", "responses", "shards", "size", "dtype", "model", "state")
-    rows = [
+
+def _cache_rows(root: Path) -> Rows:
+    return [
         (
             cache.folder.name,
             "-" if cache.responses is None else f"{cache.responses:,}",
@@ -27,34 +32,19 @@ def _show_caches(root: str) -> None:
         )
         for cache in inspect(root)
     ]
-    if not rows:
-        print(f"No reference cache in {root}")
-        return
-    _print_table([titles, *rows])
-    if any(row[-1] != "ok" for row in rows):
-        sys.exit(1)
 
 
-def _print_table(rows: list[tuple[str, ...]]) -> None:
+def _token_rows(root: Path) -> Rows:
+    return [
+        (each.folder.name, f"{each.groups:,}", f"{each.bytes / 2**20:,.1f} MiB", each.source)
+        for each in cached_tokens(root)
+    ]
+
+
+def _print_table(rows: Rows) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip())
-
-
-def _tokens(action: str, root: Path) -> None:
-    found = cached_tokens(root) if action == "show" else remove(root)
-    if not found:
-        print(f"No token ids in {root}")
-        return
-    if action == "clear":
-        for each in found:
-            print(f"Removed {each.folder}")
-        return
-    rows = [
-        (each.folder.name, f"{each.groups:,}", f"{each.bytes / 2**20:,.1f} MiB", each.source)
-        for each in found
-    ]
-    _print_table([("name", "groups", "size", "source"), *rows])
 
 
 def _make_parser() -> SettingsParser:
@@ -64,17 +54,10 @@ def _make_parser() -> SettingsParser:
         "clear": "Remove the reference caches.",
     }.items():
         parsers[name] = SettingsParser(description=purpose)
-        parsers[name].add_argument(
-            "root",
-            nargs="?",
-            type=str | None,
-            help="folder of the caches. Defaults to the user's",
-        )
-        parsers[name].add_argument(
-            "--tokens",
-            action="store_true",
-            help="list or remove token ids of data sets instead",
-        )
+        add = parsers[name].add_argument
+        where = "folder of the caches. Defaults to the user's"
+        add("root", nargs="?", type=str | None, help=where)
+        add("--tokens", action="store_true", help="list or remove token ids of data sets instead")
     parsers["clear"].add_argument("--name", type=str, help="remove only the cache of this name")
     parser = SettingsParser(prog="mpo-lightning cache")
     commands = parser.add_subcommands(dest="action")
@@ -90,16 +73,17 @@ def main(args: list[str]) -> None:
         args: arguments, beginning with the command's name.
     """
     chosen = _make_parser().parse_args(args[1:])
-    of_action: Namespace = chosen[chosen.action]
-    if of_action.tokens:
-        _tokens(chosen.action, Path(of_action.root or cache_folder("tokens")))
-        return
-    root = of_action.root or str(cache_folder("reference"))
-    if chosen.action == "show":
-        _show_caches(root)
-        return
-    removed = clear(root, of_action.name)
-    for folder in removed:
-        print(f"Removed {folder}")
-    if not removed:
-        print(f"No reference cache in {root}")
+    given: Namespace = chosen[chosen.action]
+    root = Path(given.root or cache_folder("tokens" if given.tokens else "reference"))
+    found: list[Any]
+    if chosen.action == "clear":
+        found = [e.folder for e in remove(root)] if given.tokens else clear(root, given.name)
+        print("".join(f"Removed {folder}\n" for folder in found), end="")
+    else:
+        found = _token_rows(root) if given.tokens else _cache_rows(root)
+        if found:
+            _print_table([TOKEN_TITLES if given.tokens else CACHE_TITLES, *found])
+        if not given.tokens and any(state != "ok" for *_, state in found):
+            sys.exit(1)
+    if not found:
+        print(f"No {'token ids' if given.tokens else 'reference cache'} in {root}")

@@ -1,4 +1,4 @@
-"""``mpo-lightning sample|score|compare``: commands whose settings are a function's parameters."""
+"""``mpo-lightning sample|score|compare|export``: commands that call a function of that name."""
 
 from collections.abc import Callable
 from dataclasses import is_dataclass
@@ -8,6 +8,13 @@ from mpo_lightning.commands.names import COMMANDS
 from mpo_lightning.commands.parser import SettingsParser
 
 __all__ = ["main"]
+
+# Parameters of `export` that are options without a value.
+FLAGS = {
+    "merged": "write the whole model, merged in float32, instead of the adapter",
+    "force": "overwrite another export",
+    "trust_remote_code": "let a hub model run its own code",
+}
 
 
 def main(args: list[str]) -> None:
@@ -20,7 +27,19 @@ def main(args: list[str]) -> None:
     function = _function(name)
     parser = SettingsParser(prog=f"mpo-lightning {name}", description=COMMANDS[name].purpose)
     parser.add_argument("--config", action="config", help="a YAML file of these settings")
-    parser.add_function_arguments(function)
+    added: set[str | int] = set()
+    if name == "export":
+        added = {"checkpoint", *FLAGS}
+        parser.add_argument(
+            "checkpoint",
+            nargs="?",
+            type=str,
+            default="last",
+            help="a .ckpt file, an adapter folder, or last, the last checkpoint of the run",
+        )
+        for flag, purpose in FLAGS.items():
+            parser.add_argument(f"--{flag}", action="store_true", help=purpose)
+    parser.add_function_arguments(function, skip=added)
     values = parser.parse_args(given).as_dict()
     del values["config"]
     for parameter, kind in get_type_hints(function).items():
@@ -38,6 +57,10 @@ def _function(name: str) -> Callable[..., Any]:
         from mpo_lightning.rollouts.score import score
 
         return score
-    from mpo_lightning.evaluation.compare import compare
+    if name == "compare":
+        from mpo_lightning.evaluation.compare import compare
 
-    return compare
+        return compare
+    from mpo_lightning.export.export import export
+
+    return export

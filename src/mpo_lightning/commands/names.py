@@ -25,7 +25,7 @@ COMMANDS = {
     "score": Command(FUNCTIONS, "Score responses, for use in fit."),
     "compare": Command(FUNCTIONS, "Score two models' answers: win rates, also at equal length."),
     "export": Command(
-        "mpo_lightning.commands.export",
+        FUNCTIONS,
         "Write a checkpoint as a PEFT adapter or a merged model, with a model card.",
     ),
     "cache": Command(

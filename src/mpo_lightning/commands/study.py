@@ -41,16 +41,12 @@ class StudyError(UserError):
 
 def _make_parser() -> SettingsParser:
     listed = "\n".join(f"  {name.ljust(13)}{purpose}" for name, purpose in STUDIES.items())
-    parser = SettingsParser(
-        prog="mpo-lightning study",
-        description=f"{COMMANDS['study'].purpose}\n\n{listed}",
-    )
+    purpose = f"{COMMANDS['study'].purpose}\n\n{listed}"
+    parser = SettingsParser(prog="mpo-lightning study", description=purpose)
     parser.add_argument("name", choices=list(STUDIES), help="name of the study")
     parser.add_argument("--out", type=str, required=True, help="folder of the results")
     parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="a small form, as a test; not evidence",
+        "--quick", action="store_true", help="a small form, as a test; not evidence"
     )
     parser.add_argument("--seeds", type=int, help="number of seeds. Defaults to the study's own")
     parser.add_argument("--workers", type=int, default=2, help="number of one-thread processes")

@@ -5,10 +5,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from mpo_lightning.batch import Message, Prompt, PromptItem
-from mpo_lightning.data.groups import as_text, bad_field, check_object, check_prompt, is_list
-from mpo_lightning.data.prompts import OF_RESPONSES
+from mpo_lightning.data.groups import (
+    DataError,
+    as_text,
+    bad_field,
+    check_object,
+    check_prompt,
+    is_list,
+)
 from mpo_lightning.data.sources import RowSource
 from mpo_lightning.generation.generate import Sample
+from mpo_lightning.rollouts.sample import answered_row
 
 __all__ = ["FORMATS", "ReadAnswers", "read_answers"]
 
@@ -18,15 +25,8 @@ MakeRow = Callable[[PromptItem, Sample, Mapping[str, Any]], dict[str, Any]]
 
 
 def _plain(item: PromptItem, sample: Sample, how: Mapping[str, Any]) -> dict[str, Any]:
-    """Make a row as `sample` writes it; other columns of the prompt's row pass through."""
-    others = {k: v for k, v in item.row.items() if k != "prompt" and k not in OF_RESPONSES}
-    return {
-        "prompt": item.request.prompt,
-        "responses": [sample.text],
-        "truncated": [sample.finish == "length"],
-        **others,
-        "sampled": dict(how),
-    }
+    """Make a row as `sample` writes it."""
+    return answered_row(item.request, item.row, [sample], how)
 
 
 def _alpaca(item: PromptItem, sample: Sample, how: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,13 +133,7 @@ def _read(row: Mapping[str, Any], source: str) -> ReadAnswers:
             remedy="Name a file that predict or sample wrote, AlpacaEval's or Arena-Hard's.",
         )
     if not is_list(found) or not found or not all(isinstance(text, str) for text in found):
-        raise bad_field(
-            source,
-            field,
-            found=repr(found)[:60],
-            expected="the response, a text",
-            remedy="Repair or remove the row.",
-        )
+        raise _bad(source, field, found, "the response, a text")
     checked = check_prompt(prompt, source)
     cut = row.get("truncated", False)
     truncated = sum(map(bool, cut)) if is_list(cut) else int(bool(cut))
@@ -147,15 +141,13 @@ def _read(row: Mapping[str, Any], source: str) -> ReadAnswers:
     return ReadAnswers(prompt, [str(text) for text in found], truncated, source, row)
 
 
+def _bad(source: str, field: str, found: Any, expected: str) -> DataError:
+    return bad_field(source, field, repr(found)[:60], expected, "Repair or remove the row.")
+
+
 def _of_messages(messages: Any, source: str) -> tuple[list[Message], str, list[Any]]:
     if not is_list(messages) or len(messages) < 2 or not isinstance(messages[-1], Mapping):
-        raise bad_field(
-            source,
-            "messages",
-            found=repr(messages)[:60],
-            expected="a question and its answer",
-            remedy="Repair or remove the row.",
-        )
+        raise _bad(source, "messages", messages, "a question and its answer")
     content: Any = messages[-1].get("content")
     text = content.get("answer") if isinstance(content, Mapping) else content
     before: Any = list(messages[:-1])

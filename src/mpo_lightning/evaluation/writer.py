@@ -111,15 +111,13 @@ class PredictionWriter(BasePredictionWriter):
             return "alpaca-eval"
         return "arena-hard" if "uid" in columns else "jsonl"
 
-    def write_on_batch_end(  # noqa: PLR0917 (the signature is Lightning's)
+    def write_on_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
         prediction: Any,
-        batch_indices: Sequence[int] | None,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
         """Write the rows of a batch."""
         assert self._output is not None

@@ -21,6 +21,7 @@ from mpo_lightning.export.trained_adapter import (
 )
 from mpo_lightning.files import RECORD, digest_of_files, whole_folder
 from mpo_lightning.generation.model import files_digest
+from mpo_lightning.model.loading import PolicyConfig
 
 __all__ = ["export"]
 
@@ -104,14 +105,10 @@ def export(
     notes: list[str] = []
     model: Any = None
     if merged:
-        result = merge(
-            adapter,
-            named.path,
-            onto=onto,
-            dtype=dtype,
-            revision=named.revision,
-            trust_remote_code=trust_remote_code,
+        config = PolicyConfig(
+            base=named.path, revision=named.revision, trust_remote_code=trust_remote_code
         )
+        result = merge(adapter, config, onto=onto, dtype=dtype)
         model, notes = result.model, _notes(adapter, result, onto)
         generation = model.generation_config
     else:

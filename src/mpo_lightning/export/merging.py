@@ -81,29 +81,25 @@ class Merged:
 
 def merge(
     adapter: TrainedAdapter,
-    base: str,
+    config: PolicyConfig,
     *,
     onto: Onto = "full-precision",
     dtype: Dtype = "auto",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
 ) -> Merged:
     """Merge an adapter into its base.
 
     Args:
         adapter: the adapter.
-        base: folder or hub id of the model that it was trained on, unquantised.
+        config: the model that it was trained on, unquantised, and how it is loaded.
         onto: weights to merge into: "full-precision", or those that quantisation left in training
             ("dequantized").
         dtype: dtype in which the model will be written; "auto" is that of the base.
-        revision: branch, tag or commit of a hub model.
-        trust_remote_code: let a hub model run its own code.
 
     Raises:
         ExportError: if the base is quantised or another one, or the adapter cannot be merged.
         PolicyError: if the base cannot be loaded, or the adapter does not fit it.
     """
-    settings = _settings(base, revision, trust_remote_code)
+    settings = _settings(config)
     quantised = adapter.quantization
     if onto == "dequantized" and quantised == "none":
         raise ExportError(
@@ -112,7 +108,6 @@ def merge(
             field="onto",
         )
     known = {} if adapter.record is None else adapter.record["base"]
-    config = PolicyConfig(base=base, revision=revision, trust_remote_code=trust_remote_code)
 
     def load(quantization: Any, dtype: Any) -> Any:
         changed = replace(config, quantization=quantization, dtype=dtype)
@@ -135,8 +130,8 @@ def merge(
             base_is_known = digest_of_weights(model) == known["weights"]
             if not base_is_known:
                 raise ExportError(
-                    f"the weights of {base} are not those that the adapter was trained on. Name "
-                    "that model.",
+                    f"the weights of {config.base} are not those that the adapter was trained on. "
+                    "Name that model.",
                     field="base",
                 )
     written = settings.dtype or torch.float32 if dtype == "auto" else getattr(torch, dtype)
@@ -155,7 +150,7 @@ def merge(
     )
 
 
-def _settings(base: str, revision: str | None, trust_remote_code: bool) -> Any:
+def _settings(config: PolicyConfig) -> Any:
     """Return the base's configuration.
 
     Raises:
@@ -165,15 +160,15 @@ def _settings(base: str, revision: str | None, trust_remote_code: bool) -> Any:
 
     try:
         settings = AutoConfig.from_pretrained(
-            base, revision=revision, trust_remote_code=trust_remote_code
+            config.base, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise ExportError(f"{base} cannot be loaded: {error}", field="base") from error
+        raise ExportError(f"{config.base} cannot be loaded: {error}", field="base") from error
     if getattr(settings, "quantization_config", None) is not None:
         raise ExportError(
-            f"the weights of {base} are quantised; merged, the update would be rounded to their "
-            "few values. Name the unquantised model that it was made from, or export the adapter "
-            "alone.",
+            f"the weights of {config.base} are quantised; merged, the update would be rounded to "
+            "their few values. Name the unquantised model that it was made from, or export the "
+            "adapter alone.",
             field="base",
         )
     return settings

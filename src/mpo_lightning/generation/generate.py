@@ -21,46 +21,14 @@ from mpo_lightning.data.groups import collect_errors
 from mpo_lightning.data.tokens import GroupTokenizer
 from mpo_lightning.errors import RolloutError
 
-__all__ = ["Answers", "Generation", "ModelSampler", "PromptAnswer", "Sample", "Sampling"]
+__all__ = ["Answers", "Done", "Generation", "ModelSampler", "PromptAnswer", "Sample", "Sampling"]
+
+# Called with the number of prompts or rows that are newly finished.
+Done = Callable[[int], None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """Settings of sampling.
-
-    Args:
-        n: responses to each prompt.
-        temperature: divisor of the logits; 0 takes the most likely token.
-        top_p: sample from the smallest set of tokens with this probability mass; 1 for all (arXiv
-            1904.09751).
-        top_k: sample from this many most likely tokens; 0 for all.
-        max_new_tokens: limit on a response, its end of turn included.
-        seed: seed of the random numbers.
-    """
-
-    n: int = 8
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_new_tokens: int = 512
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.n < 1:
-            raise RolloutError(f"n must be at least 1, got {self.n}.")
-        if not 0 <= self.temperature < float("inf"):
-            raise RolloutError(f"temperature must be at least 0, got {self.temperature}.")
-        if not 0 < self.top_p <= 1:
-            raise RolloutError(f"top_p must be in (0, 1], got {self.top_p}.")
-        if self.top_k < 0:
-            raise RolloutError(f"top_k must be at least 0, got {self.top_k}.")
-        if self.max_new_tokens < 1:
-            raise RolloutError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}.")
-        if self.temperature == 0 and self.n > 1:
-            raise RolloutError(
-                f"temperature is 0, so all {self.n} responses would be the same. Set n to 1, or "
-                "raise the temperature."
-            )
+def ignore(count: int) -> None:
+    """Ignore how many are finished."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +52,41 @@ class Generation:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self.sampling()
+        if not 0 <= self.temperature < float("inf"):
+            raise RolloutError(f"temperature must be at least 0, got {self.temperature}.")
+        if not 0 < self.top_p <= 1:
+            raise RolloutError(f"top_p must be in (0, 1], got {self.top_p}.")
+        if self.top_k < 0:
+            raise RolloutError(f"top_k must be at least 0, got {self.top_k}.")
+        if self.max_new_tokens < 1:
+            raise RolloutError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}.")
 
-    def sampling(self) -> Sampling:
+    def sampling(self) -> "Sampling":
         """Return the settings for a sampler."""
         return Sampling(n=1, **asdict(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling(Generation):
+    """Settings of sampling: those of `Generation`, with defaults for several responses.
+
+    Args:
+        n: responses to each prompt.
+    """
+
+    n: int = 8
+    temperature: float = 1.0
+    max_new_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise RolloutError(f"n must be at least 1, got {self.n}.")
+        super().__post_init__()
+        if self.temperature == 0 and self.n > 1:
+            raise RolloutError(
+                f"temperature is 0, so all {self.n} responses would be the same. Set n to 1, or "
+                "raise the temperature."
+            )
 
 
 @dataclass(frozen=True)
@@ -159,9 +157,7 @@ class ModelSampler:
         # None if the model has no limit.
         self.context: int | None = getattr(model.config, "max_position_embeddings", None)
 
-    def __call__(
-        self, requests: Sequence[Request], done: Callable[[int], None] = lambda count: None
-    ) -> list[Answers]:
+    def __call__(self, requests: Sequence[Request], done: Done = ignore) -> list[Answers]:
         """Answer the requests.
 
         Args:
@@ -178,10 +174,7 @@ class ModelSampler:
         return self.answer(prompts, [request.key for request in requests], done)
 
     def answer(
-        self,
-        prompts: Sequence[list[int]],
-        keys: Sequence[bytes],
-        done: Callable[[int], None] = lambda count: None,
+        self, prompts: Sequence[list[int]], keys: Sequence[bytes], done: Done = ignore
     ) -> list[Answers]:
         """Answer tokenised prompts.
 
@@ -268,7 +261,7 @@ class ModelSampler:
         from transformers import LogitsProcessorList
 
         count = len(slots)
-        draw = _Draw(self.sampling, keys, slots, ids.shape[1]).to(ids.device)
+        draw = _Draw(self.sampling, keys, slots, ids)
         more: dict[str, Any] = {}
         if cache is not None:
             more["past_key_values"] = copy.deepcopy(cache) if keep_cache else cache
@@ -331,15 +324,11 @@ class _Draw:
     It leaves one token possible, which greedy decoding then takes.
     """
 
-    def __init__(self, sampling: Sampling, keys: list[bytes], slots: range, width: int) -> None:
-        from transformers import (
-            TemperatureLogitsWarper,
-            TopKLogitsWarper,
-            TopPLogitsWarper,
-        )
+    def __init__(self, sampling: Sampling, keys: list[bytes], slots: range, ids: Tensor) -> None:
+        from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
         self.greedy = sampling.temperature == 0
-        self.width = width
+        self.width = ids.shape[1]
         self.warpers: list[Any] = []
         if not self.greedy and sampling.temperature != 1:
             self.warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
@@ -352,13 +341,8 @@ class _Draw:
             for key in keys
             for slot in slots
         ]
-        self.uniforms = torch.from_numpy(np.stack(rows))
-        self.broken = torch.zeros((), dtype=torch.bool)
-
-    def to(self, device: torch.device) -> "_Draw":
-        """Move the random numbers."""
-        self.uniforms, self.broken = self.uniforms.to(device), self.broken.to(device)
-        return self
+        self.uniforms = torch.from_numpy(np.stack(rows)).to(ids.device)
+        self.broken = torch.zeros((), dtype=torch.bool, device=ids.device)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return scores that leave one token possible."""

@@ -192,16 +192,12 @@ def load_sampler(
 def model_identity(config: ModelConfig) -> dict[str, Any]:
     """Return everything that a model's answers depend on: names, and digests of folders."""
     base = resolve_base(config)
+    no_matter = {"device", "trust_remote_code"}
     return {
+        **{name: value for name, value in vars(config).items() if name not in no_matter},
         "base": base,
         "base_files": files_digest(base),
-        "adapter": config.adapter,
         "adapter_files": None if config.adapter is None else files_digest(config.adapter),
-        "tokenizer": config.tokenizer,
-        "dtype": config.dtype,
-        "quantization": config.quantization,
-        "prompt_format": config.prompt_format,
-        "revision": config.revision,
     }
 
 

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -11,7 +11,7 @@ from typing import Any
 from mpo_lightning.batch import Request
 from mpo_lightning.data.groups import as_messages
 from mpo_lightning.errors import RolloutError
-from mpo_lightning.generation.generate import Answers, Sample, Sampling
+from mpo_lightning.generation.generate import Answers, Done, Sample, Sampling, ignore
 
 __all__ = ["ServerConfig", "ServerSampler"]
 
@@ -93,14 +93,8 @@ class ServerSampler:
             )
         return wanted
 
-    def __call__(
-        self, requests: Sequence[Request], done: Callable[[int], None] = lambda count: None
-    ) -> list[Answers]:
-        """Answer the requests; stop at the first that fails after all retries.
-
-        Args:
-            requests: prompts with their keys.
-            done: called with the number of newly answered requests.
+    def __call__(self, requests: Sequence[Request], done: Done = ignore) -> list[Answers]:
+        """Answer the requests, as `ModelSampler`; stop at the first that fails after all retries.
 
         Raises:
             RolloutError: naming the server, the row and the failure.

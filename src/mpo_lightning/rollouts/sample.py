@@ -3,25 +3,18 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
 
 from mpo_lightning.batch import Request
 from mpo_lightning.data.prompts import OF_RESPONSES, PromptSource
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.errors import RolloutError
-from mpo_lightning.generation.generate import Answers, Sampling
+from mpo_lightning.generation.generate import Answers, Done, ModelSampler, Sample, Sampling
 from mpo_lightning.generation.model import ModelConfig, load_sampler, model_identity
 from mpo_lightning.generation.server import ServerConfig, ServerSampler
 from mpo_lightning.rollouts.part_folder import PartFolder
 
-__all__ = ["sample"]
-
-
-class Sampler(Protocol):
-    """Function that answers requests."""
-
-    def __call__(self, requests: Sequence[Request], done: Callable[[int], None]) -> list[Answers]:
-        """Answer the requests; call ``done`` with the number of newly answered ones."""
+__all__ = ["answered_row", "sample"]
 
 
 def sample(
@@ -30,16 +23,11 @@ def sample(
     out: str,
     model: ModelConfig = ModelConfig(),  # noqa: B008 (frozen)
     server: ServerConfig = ServerConfig(),  # noqa: B008 (frozen)
-    n: int = 8,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    max_new_tokens: int = 512,
-    seed: int = 0,
     system_prompt: str | None = None,
     responses_per_batch: int = 64,
     rows_per_part: int = 256,
     progress: bool = True,
+    **sampling: Any,
 ) -> PartFolder:
     """Sample n responses to each prompt, from a model in this process or from a server.
 
@@ -52,31 +40,19 @@ def sample(
         out: folder of the output.
         model: the model that answers.
         server: the server that answers instead of a model.
-        n: responses to each prompt.
-        temperature: divisor of the logits; 0 takes the most likely token.
-        top_p: sample from the smallest set of tokens with this probability mass; 1 for all.
-        top_k: sample from this many most likely tokens; 0 for all.
-        max_new_tokens: limit on a response; one that reaches it is marked ``truncated``.
-        seed: seed of the random numbers.
         system_prompt: system message for all conversations without one; it becomes part of
             ``prompt`` in the output.
         responses_per_batch: responses that are generated together (not by a server).
         rows_per_part: prompts in each file of the output; a killed run loses at most one part.
         progress: whether to show a progress bar.
+        **sampling: settings of `Sampling`: ``n``, ``temperature``, ``seed`` and others.
 
     Raises:
         DataError: if the prompts cannot be used.
         PolicyError: if the model cannot be loaded.
         RolloutError: if a setting cannot be used, or sampling fails.
     """
-    sampling = Sampling(
-        n=n,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-    )
+    how = Sampling(**sampling)
     by_server = server.url is not None
     if by_server == (model.base is not None or model.adapter is not None):
         raise RolloutError("Name either a model (model.base, model.adapter) or a server.url.")
@@ -84,11 +60,11 @@ def sample(
     settings: dict[str, Any] = {
         "prompts": source.source.digest,
         "system_prompt": system_prompt,
-        **asdict(sampling),
+        **asdict(how),
     }
-    load: Callable[[], Sampler]
+    load: Callable[[], ModelSampler | ServerSampler]
     if by_server:
-        server_sampler = ServerSampler(server, sampling)
+        server_sampler = ServerSampler(server, how)
         # Without its address, which may change.
         settings["model"] = {"served": server_sampler.model}
         name, load = server_sampler.model, lambda: server_sampler
@@ -96,19 +72,17 @@ def sample(
         settings["model"] = model_identity(model)
         settings["responses_per_batch"] = responses_per_batch
         name = " + ".join(part for part in (settings["model"]["base"], model.adapter) if part)
-        load = cache(lambda: load_sampler(model, sampling, responses_per_batch=responses_per_batch))
+        load = cache(lambda: load_sampler(model, how, responses_per_batch=responses_per_batch))
     folder = PartFolder(out, "sample", settings, rows=len(source), rows_per_part=rows_per_part)
 
-    def make(
-        start: int, stop: int, report: DataReport, done: Callable[[int], None]
-    ) -> list[dict[str, Any]]:
+    def make(start: int, stop: int, report: DataReport, done: Done) -> list[dict[str, Any]]:
         rows = source.rows(start, stop)
         answers = load()([request for request, _, _ in rows], done)
-        written = [
-            _row(request, row, answer, again=again, sampling=sampling, model=name, report=report)
+        made = (
+            _row(request, row, answer, again=again, sampling=how, model=name, report=report)
             for (request, row, again), answer in zip(rows, answers, strict=True)
-        ]
-        return [row for row in written if row is not None]
+        )
+        return [row for row in made if row is not None]
 
     folder.fill(make, title="Sampling", unit="prompt", progress=progress)
     return folder
@@ -157,17 +131,25 @@ def _row(
     for column in OF_RESPONSES:
         report.note(f"columns {column} of other responses left out", source, int(column in row))
     report.keep(len(remaining))
-    others = {k: v for k, v in row.items() if k != "prompt" and k not in OF_RESPONSES}
+    settings = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "seed")}
+    return answered_row(request, row, remaining, {"model": model, **settings})
+
+
+def answered_row(
+    request: Request, row: Mapping[str, object], samples: Sequence[Sample], how: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the output row of a prompt's row; its other columns pass through.
+
+    Args:
+        request: the prompt.
+        row: the row that holds it.
+        samples: the responses.
+        how: name of the model, and settings of sampling.
+    """
     return {
         "prompt": request.prompt,
-        "responses": [drawn.text for drawn in remaining],
-        "truncated": [drawn.finish == "length" for drawn in remaining],
-        **others,
-        "sampled": {
-            "model": model,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "seed": sampling.seed,
-        },
+        "responses": [drawn.text for drawn in samples],
+        "truncated": [drawn.finish == "length" for drawn in samples],
+        **{k: v for k, v in row.items() if k != "prompt" and k not in OF_RESPONSES},
+        "sampled": dict(how),
     }

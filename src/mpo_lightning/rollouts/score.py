@@ -1,8 +1,8 @@
 """Scoring of rows with responses, into a folder of parts with canonical rows."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
 
 from mpo_lightning.data.groups import (
     bad_field,
@@ -15,9 +15,11 @@ from mpo_lightning.data.groups import (
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.sources import open_source
 from mpo_lightning.errors import RolloutError
+from mpo_lightning.generation.generate import Done
 from mpo_lightning.rollouts.part_folder import PartFolder
 from mpo_lightning.rollouts.scorers import (
     FunctionScorer,
+    RewardModel,
     RewardModelConfig,
     Scorable,
     Scores,
@@ -26,13 +28,6 @@ from mpo_lightning.rollouts.scorers import (
 )
 
 __all__ = ["score"]
-
-
-class Scorer(Protocol):
-    """Function that scores responses."""
-
-    def __call__(self, items: Sequence[Scorable], done: Callable[[int], None]) -> list[Scores]:
-        """Return the scores of each item; call ``done`` with the number of newly scored ones."""
 
 
 def score(
@@ -74,7 +69,7 @@ def score(
 
     collect_errors(source.rows(0, len(source)), check)
     settings: dict[str, Any] = {"data": source.digest, "replace": replace}
-    load: Callable[[], Scorer]
+    load: Callable[[], FunctionScorer | RewardModel]
     if function is not None:
         by_function = FunctionScorer(function)
         settings |= by_function.identity()
@@ -84,16 +79,14 @@ def score(
         name, load = str(reward_model.path), cache(lambda: load_reward_model(reward_model))
     folder = PartFolder(out, "score", settings, rows=len(source), rows_per_part=rows_per_part)
 
-    def make(
-        start: int, stop: int, report: DataReport, done: Callable[[int], None]
-    ) -> list[dict[str, Any]]:
+    def make(start: int, stop: int, report: DataReport, done: Done) -> list[dict[str, Any]]:
         read = [_checked(*item, replace=replace) for item in source.rows(start, stop)]
         scores = load()([item for item, _ in read], done)
-        written = [
+        made = (
             _row(item, row, values, name, report)
             for (item, row), values in zip(read, scores, strict=True)
-        ]
-        return [row for row in written if row is not None]
+        )
+        return [row for row in made if row is not None]
 
     folder.fill(make, title="Scoring", unit="row", progress=progress)
     return folder

@@ -16,6 +16,7 @@ from mpo_lightning.batch import Prompt
 from mpo_lightning.data.groups import as_messages, as_text, bad_field
 from mpo_lightning.errors import RolloutError, UserError, fields_below
 from mpo_lightning.files import digest_of_files
+from mpo_lightning.generation.generate import Done, ignore
 from mpo_lightning.generation.model import choose_device, files_digest
 from mpo_lightning.model.loading import (
     PolicyConfig,
@@ -127,9 +128,7 @@ class RewardModel:
             )
         return torch.tensor([float(given.get(label, 0.0)) for label in labels])
 
-    def __call__(
-        self, items: Sequence[Scorable], done: Callable[[int], None] = lambda count: None
-    ) -> list[Scores]:
+    def __call__(self, items: Sequence[Scorable], done: Done = ignore) -> list[Scores]:
         """Return the scores of each item's responses, None for responses beyond the limit.
 
         Args:
@@ -358,9 +357,7 @@ class FunctionScorer:
             "function_file": None if file is None else digest_of_files(Path(file)),
         }
 
-    def __call__(
-        self, items: Sequence[Scorable], done: Callable[[int], None] = lambda count: None
-    ) -> list[Scores]:
+    def __call__(self, items: Sequence[Scorable], done: Done = ignore) -> list[Scores]:
         """Return the scores of each item's responses.
 
         Raises:
@@ -398,10 +395,6 @@ class FunctionScorer:
 def reward_model_identity(config: RewardModelConfig) -> dict[str, Any]:
     """Return everything that a reward model's scores depend on."""
     assert config.path is not None
-    names = ("path", "weights", "dtype", "quantization", "input_format", "max_length")
-    return {
-        **{name: getattr(config, name) for name in names},
-        "responses_per_batch": config.responses_per_batch,
-        "files": files_digest(config.path),
-        "revision": config.revision,
-    }
+    no_matter = {"device", "trust_remote_code"}
+    settings = {name: value for name, value in vars(config).items() if name not in no_matter}
+    return {**settings, "files": files_digest(config.path)}

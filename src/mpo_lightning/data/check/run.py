@@ -61,13 +61,13 @@ def check(
         transform: applied to each group before it is counted.
         tokenizer: a Hugging Face tokenizer, to count tokens. Defaults to counting characters only.
         max_length: limit on prompt + response, in tokens.
-        prompt_format: see `PreferenceDataModule`.
-        boundary: see `PreferenceDataModule`.
+        prompt_format: as in training (data.prompt_format); see `PreferenceDataModule`.
+        boundary: as in training (data.boundary); see `PreferenceDataModule`.
         partition: rule that splits a group into chosen and rejected responses. Defaults to
             `AboveMean`.
         alpha: strength of deviation weights, >= 0; see `deviation_log_weights`.
         power: exponent of the deviation, >= 0.
-        alpha_unit: "score" or "std".
+        alpha_unit: unit of alpha: "score" or "std".
         by: columns with a text a row, or a text a response, whose values are told apart.
 
     Raises:
