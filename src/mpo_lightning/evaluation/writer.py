@@ -210,7 +210,10 @@ class _AnswerFile:
 
     def join(self, processes: int) -> str:
         parts = [_part(self.path, rank) for rank in range(processes)]
-        entries = [json.loads(line) for part in parts for line in part.open(encoding="utf-8")]
+        entries = []
+        for part in parts:
+            with part.open(encoding="utf-8") as file:
+                entries += [json.loads(line) for line in file]
         entries.sort(key=lambda entry: int(entry["number"]))
         report = DataReport(str(self.path))
         answered = [e for e in entries if self._count(e, self.items[e["number"]], report)]
