@@ -83,6 +83,11 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
 def without_system(path: Path) -> list[dict[str, str]]:
     return [
         {k: v for k, v in row.items() if not k.startswith(("system/", "samples/"))}
@@ -172,7 +177,7 @@ def test_run_that_goes_on_tells_nothing_twice(
     # Twice as bad at step 6; nothing at steps 4 and 5.
     assert [text.split(":")[0] for text in said] == ["Step 6, slow, worse than before"]
     # Without a logger, samples lie in the run's root.
-    samples = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").open()]
+    samples = json_lines(tmp_path / "run/samples.jsonl")
     assert [row["step"] for row in samples] == [3, 6]
     assert len({row["before"] for row in samples}) == 1
 
@@ -272,7 +277,7 @@ def test_prompts_that_leave_no_room_are_told(
     samples = Samples(prompts=["one two three " * 400], max_new_tokens=6)
     module, groups = make(base, data)
     trainer(tmp_path, samples, max_steps=1, limit_val_batches=0).fit(module, groups)
-    (row,) = [json.loads(line) for line in (tmp_path / "samples.jsonl").open()]
+    (row,) = json_lines(tmp_path / "samples.jsonl")
     assert row["before"] is None
     assert "leaves no room" in row["before_refused"]
 

@@ -270,5 +270,6 @@ def test_a_prompt_without_room_is_left_out_and_counted(
     prompts = write_jsonl([{"prompt": "word " * 600}, {"prompt": "Why?"}], "prompts.jsonl")
     out = tmp_path / "answers.jsonl"
     main(command(run, prompts, out, checkpoint=False))
-    assert [json.loads(line)["prompt"] for line in out.open(encoding="utf-8")] == ["Why?"]
+    with out.open(encoding="utf-8") as file:
+        assert [json.loads(line)["prompt"] for line in file] == ["Why?"]
     assert "1 with a prompt that leaves no room to answer (first: " in capsys.readouterr().out
