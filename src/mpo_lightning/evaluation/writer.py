@@ -208,15 +208,8 @@ class _AnswerFile:
 
     def join(self, processes: int) -> str:
         parts = [_part(self.path, rank) for rank in range(processes)]
-<<<<<<< HEAD
         lines = [line for part in parts for line in part.read_bytes().splitlines()]
         entries = list(map(json.loads, lines))
-=======
-        entries = []
-        for part in parts:
-            with part.open(encoding="utf-8") as file:
-                entries += [json.loads(line) for line in file]
->>>>>>> losses
         entries.sort(key=lambda entry: int(entry["number"]))
         report = DataReport(str(self.path))
         answered = [e for e in entries if self._count(e, self.items[e["number"]], report)]
