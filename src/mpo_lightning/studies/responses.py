@@ -152,6 +152,12 @@ def study(runner: Runner, form: Form) -> Findings:
         axis.legend()
         return figure
 
+    fits: list[tuple[str, str, Interval, Interval | str]] = [
+        (f"samples: {kind}", "-", slope, "-") for kind, slope in sample_slopes.items()
+    ]
+    for label, slope in policy_slopes.items():
+        of, _, where = label.rpartition(", ")
+        fits.append((f"policy: {of}", where, slope, floors[label]))
     return Findings(
         summary={
             "sample_bias_slope": sample_slopes["acceptable"].mean,
@@ -176,23 +182,7 @@ def study(runner: Runner, form: Form) -> Findings:
             "sample_bias": of_samples,
         },
         shown=[
-            *(
-                {
-                    "bias of": f"samples: {kind}",
-                    "at": "-",
-                    "log-log slope": str(slope),
-                    "floor": "-",
-                }
-                for kind, slope in sample_slopes.items()
-            ),
-            *(
-                {
-                    "bias of": f"policy: {label.rpartition(', ')[0]}",
-                    "at": label.rpartition(", ")[2],
-                    "log-log slope": str(slope),
-                    "floor": str(floors[label]),
-                }
-                for label, slope in policy_slopes.items()
-            ),
+            {"bias of": of, "at": where, "log-log slope": str(slope), "floor": str(floor)}
+            for of, where, slope, floor in fits
         ],
     )

@@ -97,12 +97,11 @@ def study(runner: Runner, form: Form) -> Findings:
     outcomes = perform(runner, conditions, seeds, "Sizes")
     found = estimates(outcomes)
 
-    def cost(way: str, n: int, what: str) -> Interval:
-        label = f"n={n}, {way}"
+    def mean_cost(what: str, label: str) -> Interval:
         return mean_interval([o.result[what] for o in outcomes if o.condition.label == label])
 
     costs = {
-        what: {way: {n: cost(way, n, what) for n in sizes} for way in WAYS}
+        what: {way: {n: mean_cost(what, f"n={n}, {way}") for n in sizes} for way in WAYS}
         for what in ("step_ms", "memory_mib")
     }
 
