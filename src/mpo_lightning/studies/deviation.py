@@ -18,7 +18,7 @@ from mpo_lightning.studies.lab.conditions import (
 )
 from mpo_lightning.studies.lab.figures import lines, panels
 from mpo_lightning.studies.lab.runner import Runner
-from mpo_lightning.studies.lab.training import BETA, LEARNING_RATE, TrainingRun
+from mpo_lightning.studies.lab.training import BETA, TrainingRun
 from mpo_lightning.studies.world.judges import NoisyJudge
 
 __all__ = ["study"]
@@ -28,15 +28,6 @@ QUICK_ALPHAS = (0.0, 1.0, 4.0)
 # Standard deviations of the judge's noise; gold's is 1.
 NOISES = (0.0, 1.0, 2.0)
 QUICK_NOISES = (0.0, 1.0)
-
-
-def _run(seed: int, *, alpha: float, noise: float) -> TrainingRun:
-    return TrainingRun(
-        seed=seed,
-        loss=MPO(beta=BETA, alpha=alpha, alpha_unit="std"),
-        lr=LEARNING_RATE,
-        judge=NoisyJudge(noise=noise),
-    )
 
 
 def _label(alpha: float, noise: float) -> str:
@@ -50,7 +41,11 @@ def study(runner: Runner, form: Form) -> Findings:
     conditions = [
         Condition(
             _label(alpha, noise),
-            partial(_run, alpha=alpha, noise=noise),
+            partial(
+                TrainingRun,
+                loss=MPO(beta=BETA, alpha=alpha, alpha_unit="std"),
+                judge=NoisyJudge(noise=noise),
+            ),
             {"alpha": alpha, "noise": noise},
         )
         for noise in noises
@@ -64,23 +59,16 @@ def study(runner: Runner, form: Form) -> Findings:
     compared = comparisons(outcomes, pairs)
 
     def over_alpha() -> Any:
-        figure, axes = panels(3)
-        for axis, (measure, title) in zip(
-            axes,
-            (
-                ("gold", "Gold score"),
-                ("bias", "Attribute bias"),
-                ("rarity", "Drift to rare responses (nats)"),
-            ),
-            strict=True,
-        ):
+        titles = ("Gold score", "Attribute bias", "Drift to rare responses (nats)")
+        figure, axes = panels(
+            [f"{title} at {PRIMARY:g} nat" for title in titles], "alpha (per standard deviation)"
+        )
+        for axis, measure in zip(axes, ("gold", "bias", "rarity"), strict=True):
             for noise in noises:
                 values = [found[_label(alpha, noise)][measure] for alpha in alphas]
                 lines(axis, alphas, values, f"noise {noise:g}")
             axis.set_xscale("symlog", linthresh=0.25)
             axis.set_xticks(alphas, [f"{alpha:g}" for alpha in alphas])
-            axis.set_xlabel("alpha (per standard deviation)")
-            axis.set_title(f"{title} at {PRIMARY:g} nat")
         axes[0].legend()
         return figure
 

@@ -85,10 +85,6 @@ METHODS: dict[str, SetLoss] = {
 QUICK_METHODS = ("MPO", "W-MPO 1", "InfoNCA 1", "NCA 1", "DPO best-worst", "DPO all pairs")
 
 
-def _run(seed: int, *, method: str, lr: float) -> TrainingRun:
-    return TrainingRun(seed=seed, loss=METHODS[method], lr=lr)
-
-
 def _tuned(runner: Runner, methods: list[str]) -> dict[str, dict[str, Any]]:
     """Return the learning rate of each method that gives the most gold at the primary divergence.
 
@@ -96,7 +92,7 @@ def _tuned(runner: Runner, methods: list[str]) -> dict[str, dict[str, Any]]:
     the end of training then decides.
     """
     conditions = [
-        Condition(f"{method} {lr}", partial(_run, method=method, lr=lr), {"lr": lr})
+        Condition(f"{method} {lr}", partial(TrainingRun, loss=METHODS[method], lr=lr), {"lr": lr})
         for method in methods
         for lr in LEARNING_RATES
     ]
@@ -126,7 +122,7 @@ def study(runner: Runner, form: Form) -> Findings:
     conditions = [
         Condition(
             method,
-            partial(_run, method=method, lr=rates[method]["lr"]),
+            partial(TrainingRun, loss=METHODS[method], lr=rates[method]["lr"]),
             {"lr": rates[method]["lr"]},
         )
         for method in methods
@@ -138,7 +134,8 @@ def study(runner: Runner, form: Form) -> Findings:
     nearer = comparisons(outcomes, against, where=min(DIVERGENCES))
 
     def gold_over_divergence() -> Any:
-        figure, axes = panels(3)
+        titles = ("Gold score", "Attribute bias", "Effective share of the chosen")
+        figure, axes = panels(titles, "KL from the reference (nats)")
         grid = [0.05 * step for step in range(1, 31)]
         for number, method in enumerate(methods):
             of_method = [o for o in outcomes if o.condition.label == method]
@@ -153,27 +150,19 @@ def study(runner: Runner, form: Form) -> Findings:
                 axis.plot(
                     [d for d, _ in whole], values, LINES[number // 10], label=method, linewidth=1.2
                 )
-        for axis, title in zip(
-            axes, ("Gold score", "Attribute bias", "Effective share of the chosen"), strict=True
-        ):
-            axis.set_title(title)
-            axis.set_xlabel("KL from the reference (nats)")
         axes[0].legend(fontsize=6, ncols=2)
         return figure
 
     def at_one_nat() -> Any:
-        figure, axes = panels(3, height=1 + 0.3 * len(methods))
+        titles = (f"Gold score less {BASELINE}'s,", "Attribute bias", "Chosen's logp change (nats)")
+        figure, axes = panels(
+            [f"{title} at {PRIMARY:g} nat" for title in titles], height=1 + 0.3 * len(methods)
+        )
         # Worlds differ more than methods do: paired differences show what methods do.
-        gains = [paired(outcomes, method, BASELINE).difference for method in methods]
-        bars(axes[0], methods, gains, f"Gold score less {BASELINE}'s, at {PRIMARY:g} nat")
+        bars(axes[0], methods, [paired(outcomes, m, BASELINE).difference for m in methods])
         axes[0].axvline(0, color="grey", linewidth=1)
-        for axis, (measure, title) in zip(
-            axes[1:],
-            (("bias", "Attribute bias"), ("chosen_shift", "Chosen's logp change (nats)")),
-            strict=True,
-        ):
-            values = [at_primary[method][measure] for method in methods]
-            bars(axis, methods, values, f"{title} at {PRIMARY:g} nat")
+        for axis, measure in zip(axes[1:], ("bias", "chosen_shift"), strict=True):
+            bars(axis, methods, [at_primary[method][measure] for method in methods])
         return figure
 
     return Findings(

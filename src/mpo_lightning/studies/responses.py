@@ -35,7 +35,7 @@ from mpo_lightning.studies.lab.statistics import (
     log_log_slope,
     mean_interval,
 )
-from mpo_lightning.studies.lab.training import LEARNING_RATE, TrainingRun
+from mpo_lightning.studies.lab.training import TrainingRun
 from mpo_lightning.studies.methods import METHODS
 
 __all__ = ["study"]
@@ -49,22 +49,17 @@ QUICK_COMPARED = ("MPO", "DPO best-worst")
 DESIGNS = {"prompts fixed": PROMPTS, "responses fixed": None}
 
 
-def _run(seed: int, *, method: str, n: int, prompts: int) -> TrainingRun:
-    return TrainingRun(
-        seed=seed, loss=METHODS[method], lr=LEARNING_RATE, prompts=prompts, responses=n
-    )
-
-
 def _conditions(methods: tuple[str, ...], sizes: tuple[int, ...]) -> list[Condition]:
     return [
         Condition(
             f"{method}, n={n}, {design}",
-            partial(_run, method=method, n=n, prompts=fixed or TOTAL // n),
-            {"method": method, "n": n, "design": design, "prompts": fixed or TOTAL // n},
+            partial(TrainingRun, loss=METHODS[method], prompts=prompts, responses=n),
+            {"method": method, "n": n, "design": design, "prompts": prompts},
         )
         for design, fixed in DESIGNS.items()
         for method in methods
         for n in sizes
+        for prompts in [fixed or TOTAL // n]
     ]
 
 
@@ -135,38 +130,34 @@ def study(runner: Runner, form: Form) -> Findings:
     found = {where: estimates(outcomes, where) for where in DIVERGENCES}
 
     def curves(measure: str, label: str) -> Any:
-        figure, axes = panels(len(DESIGNS))
+        figure, axes = panels(list(DESIGNS), "responses of a prompt, n")
         for axis, design in zip(axes, DESIGNS, strict=True):
             for method in methods:
                 of_n = [found[PRIMARY][f"{method}, n={n}, {design}"][measure] for n in sizes]
                 lines(axis, sizes, of_n, method)
             axis.set_xscale("log")
-            axis.set_title(design)
-            axis.set_xlabel("responses of a prompt, n")
             axis.set_xticks(sizes, [str(n) for n in sizes])
             axis.minorticks_off()
         axes[0].set_ylabel(f"{label} at {PRIMARY:g} nat")
         axes[0].legend(fontsize=7)
         return figure
 
-    def bias() -> Any:
-        return curves("bias", "attribute bias of the policy")
-
-    def gold() -> Any:
-        return curves("gold", "gold score")
-
     def of_samples() -> Any:
-        figure, (axis,) = panels(1)
+        figure, (axis,) = panels(["Attribute bias of samples"], "n")
         for kind, of_kind in sample_bias.items():
             slope = sample_slopes[kind]
             lines(axis, list(of_kind), list(of_kind.values()), f"{kind}: slope {slope.mean:.2f}")
         axis.set_xscale("log")
         axis.set_yscale("log")
-        axis.set_xlabel("n")
-        axis.set_title("Attribute bias of samples")
         axis.legend()
         return figure
 
+    fits: list[tuple[str, str, Interval, Interval | str]] = [
+        (f"samples: {kind}", "-", slope, "-") for kind, slope in sample_slopes.items()
+    ]
+    for label, slope in policy_slopes.items():
+        of, _, where = label.rpartition(", ")
+        fits.append((f"policy: {of}", where, slope, floors[label]))
     return Findings(
         summary={
             "sample_bias_slope": sample_slopes["acceptable"].mean,
@@ -185,25 +176,13 @@ def study(runner: Runner, form: Form) -> Findings:
                 for n, value in result[kind].items()
             ],
         },
-        figures={"policy_bias": bias, "gold": gold, "sample_bias": of_samples},
+        figures={
+            "policy_bias": partial(curves, "bias", "attribute bias of the policy"),
+            "gold": partial(curves, "gold", "gold score"),
+            "sample_bias": of_samples,
+        },
         shown=[
-            *(
-                {
-                    "bias of": f"samples: {kind}",
-                    "at": "-",
-                    "log-log slope": str(slope),
-                    "floor": "-",
-                }
-                for kind, slope in sample_slopes.items()
-            ),
-            *(
-                {
-                    "bias of": f"policy: {label.rpartition(', ')[0]}",
-                    "at": label.rpartition(", ")[2],
-                    "log-log slope": str(slope),
-                    "floor": str(floors[label]),
-                }
-                for label, slope in policy_slopes.items()
-            ),
+            {"bias of": of, "at": where, "log-log slope": str(slope), "floor": str(floor)}
+            for of, where, slope, floor in fits
         ],
     )

@@ -28,7 +28,7 @@ from mpo_lightning.studies.lab.conditions import (
 from mpo_lightning.studies.lab.figures import lines, panels
 from mpo_lightning.studies.lab.runner import Runner
 from mpo_lightning.studies.lab.statistics import Interval, log_log_slope, mean_interval
-from mpo_lightning.studies.lab.training import BETA, LEARNING_RATE, TrainingRun, train
+from mpo_lightning.studies.lab.training import BETA, TrainingRun, train
 
 __all__ = ["Cost", "study"]
 
@@ -37,9 +37,7 @@ QUICK_SIZES = (2, 32, 128)
 PROMPTS = 32
 # Responses that go through the model at a time.
 WAYS = {"at once": None, "64 at a time": 64}
-WARM_UP = TrainingRun(
-    seed=0, loss=MPO(beta=BETA), lr=LEARNING_RATE, prompts=8, responses=2, epochs=1
-)
+WARM_UP = TrainingRun(seed=0, loss=MPO(beta=BETA), prompts=8, responses=2, epochs=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,24 +80,14 @@ def _measure(run: Cost, worlds: Path) -> dict[str, Any]:
     }
 
 
-def _run(seed: int, *, n: int, at_a_time: int | None) -> TrainingRun:
-    return Cost(
-        seed=seed,
-        loss=MPO(beta=BETA),
-        lr=LEARNING_RATE,
-        prompts=PROMPTS,
-        responses=n,
-        responses_per_pass=at_a_time,
-    )
-
-
 def study(runner: Runner, form: Form) -> Findings:
     """Train with every n in both ways."""
     sizes = QUICK_SIZES if form.quick else SIZES
+    cost_of = partial(Cost, loss=MPO(beta=BETA), prompts=PROMPTS)
     conditions = [
         Condition(
             f"n={n}, {way}",
-            partial(_run, n=n, at_a_time=at_a_time),
+            partial(cost_of, responses=n, responses_per_pass=at_a_time),
             {"n": n, "way": way},
         )
         for way, at_a_time in WAYS.items()
@@ -109,26 +97,23 @@ def study(runner: Runner, form: Form) -> Findings:
     outcomes = perform(runner, conditions, seeds, "Sizes")
     found = estimates(outcomes)
 
-    def cost(way: str, n: int, what: str) -> Interval:
-        label = f"n={n}, {way}"
+    def mean_cost(what: str, label: str) -> Interval:
         return mean_interval([o.result[what] for o in outcomes if o.condition.label == label])
 
     costs = {
-        what: {way: {n: cost(way, n, what) for n in sizes} for way in WAYS}
+        what: {way: {n: mean_cost(what, f"n={n}, {way}") for n in sizes} for way in WAYS}
         for what in ("step_ms", "memory_mib")
     }
 
     def figure() -> Any:
-        drawn, axes = panels(3)
+        titles = ("Step (ms)", "Memory beyond two responses (MiB)", f"Gold at {PRIMARY:g} nat")
+        drawn, axes = panels(titles, "responses of a prompt, n")
         for way in WAYS:
             for axis, what in zip(axes, costs, strict=False):
                 lines(axis, sizes, [costs[what][way][n] for n in sizes], way)
             lines(axes[2], sizes, [found[f"n={n}, {way}"]["gold"] for n in sizes], way)
-        titles = ("Step (ms)", "Memory beyond two responses (MiB)", f"Gold at {PRIMARY:g} nat")
-        for axis, title in zip(axes, titles, strict=True):
-            axis.set_title(title)
+        for axis in axes:
             axis.set_xscale("log", base=2)
-            axis.set_xlabel("responses of a prompt, n")
         axes[0].set_yscale("log", base=2)
         axes[0].legend()
         return drawn

@@ -126,12 +126,10 @@ def study(runner: Runner, form: Form) -> Findings:
     )
 
     def figure() -> Any:
-        drawn, (axis,) = panels(1)
+        drawn, (axis,) = panels(["Groups split, or ranked, as without noise"], "n")
         for name, of_name in reliability.items():
             lines(axis, SIZES, list(of_name.values()), name)
         axis.set_xscale("log", base=2)
-        axis.set_xlabel("n")
-        axis.set_title("Groups split, or ranked, as without noise")
         axis.legend()
         return drawn
 

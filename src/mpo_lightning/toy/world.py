@@ -106,21 +106,6 @@ class ToyWorld:
         return self.path / f"{name}.jsonl"
 
 
-@dataclass(frozen=True)
-class SampledResponse:
-    """One sampled response.
-
-    Attributes:
-        ids: The sampled tokens, with the end-of-turn token if the model wrote one.
-        text: The response as text.
-        ended: Whether the model ended its turn before the token limit.
-    """
-
-    ids: tuple[int, ...]
-    text: str
-    ended: bool
-
-
 def fingerprint(seed: int = 0, settings: Settings | None = None) -> str:
     """Return a digest of everything a world depends on: version, grammar, settings and seed."""
     parts = {
@@ -220,8 +205,7 @@ def _write_world(path: Path, seed: int, settings: Settings, mark: str) -> None:
     tokenizer.save_pretrained(path / "base")
 
     measured: dict[str, float] = {"teaching_loss": loss}
-    responses: list[str] = []
-    prompts: list[str] = []
+    pairs: list[tuple[str, str]] = []
     resampled = 0
     for number, (name, split) in enumerate(zip(SPLITS, splits, strict=True)):
         groups, again = _sample_groups(
@@ -230,24 +214,18 @@ def _write_world(path: Path, seed: int, settings: Settings, mark: str) -> None:
         resampled += again
         lines = []
         for index, (prompt, group) in enumerate(zip(split, groups, strict=True)):
-            prompts += [prompt] * len(group)
-            responses += group
-            record = {
-                "prompt": prompt,
-                "responses": group,
-                "scores": language.gold_scores(prompt, group),
-                "prompt_id": f"{name}-{index}",
-            }
-            lines.append(json.dumps(record) + "\n")
+            pairs += [(prompt, response) for response in group]
+            scores = language.gold_scores(prompt, group)
+            record = {"prompt": prompt, "responses": group, "scores": scores}
+            lines.append(json.dumps({**record, "prompt_id": f"{name}-{index}"}) + "\n")
         (path / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
-    pairs = list(zip(prompts, responses, strict=True))
     measured |= {
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "mean_gold": sum(language.gold_score(*pair) for pair in pairs) / len(pairs),
-        "grammatical": sum(map(language.is_grammatical, responses)) / len(pairs),
+        "grammatical": sum(language.is_grammatical(r) for _, r in pairs) / len(pairs),
         "on_topic": sum(language.topic_of(p) in language.words(r) for p, r in pairs) / len(pairs),
-        "distinct": len(set(responses)) / len(pairs),
+        "distinct": len({response for _, response in pairs}) / len(pairs),
         "responses": len(pairs),
         "resampled": resampled,
     }
@@ -395,7 +373,7 @@ def sample_responses(
     seed: int,
     max_new_tokens: int,
     rows: int = 512,
-) -> list[list[SampledResponse]]:
+) -> list[list[list[int]]]:
     """Sample responses at temperature 1 from the full distribution.
 
     Args:
@@ -408,7 +386,8 @@ def sample_responses(
         rows: Number of responses that are sampled at once.
 
     Returns:
-        For each prompt, its samples.
+        For each prompt, the tokens of its samples, each with the end-of-turn token if the model
+        wrote one.
     """
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     encoded = [prompt_ids(tokenizer, prompt) for prompt in prompts]
@@ -432,12 +411,7 @@ def sample_responses(
                 eos_token_id=end,
                 pad_token_id=pad,
             )[:, width:].tolist()
-            samples = []
-            for row in drawn:
-                ended = end in row
-                tokens = row[: row.index(end) + 1] if ended else row
-                text = tokenizer.decode(tokens, skip_special_tokens=True)
-                samples.append(SampledResponse(tuple(tokens), text, ended))
+            samples = [row[: row.index(end) + 1] if end in row else row for row in drawn]
             result += [samples[i : i + count] for i in range(0, len(samples), count)]
     return result
 
@@ -473,10 +447,11 @@ def _sample_groups(
         )
         for index, samples in zip(open_groups, drawn, strict=True):
             # Look at no more samples than are missing, so that `rejected` counts real failures.
-            for sample in samples[: count - len(groups[index])]:
-                whole = sample.ended and special.isdisjoint(sample.ids[:-1])
-                if whole and sample.text.strip():
-                    groups[index].append(sample.text)
+            for ids in samples[: count - len(groups[index])]:
+                text = tokenizer.decode(ids, skip_special_tokens=True)
+                ended = ids[-1] == tokenizer.eos_token_id
+                if ended and special.isdisjoint(ids[:-1]) and text.strip():
+                    groups[index].append(text)
                 else:
                     rejected += 1
     raise RuntimeError(

@@ -86,12 +86,12 @@ class Condition:
 
     Attributes:
         label: its name.
-        run: returns the training run of a seed.
+        run: makes the training run of its keyword ``seed``.
         columns: further columns that describe it in tables.
     """
 
     label: str
-    run: Callable[[int], TrainingRun]
+    run: Callable[..., TrainingRun]
     columns: dict[str, Any] = field(default_factory=dict)
 
 
@@ -115,7 +115,7 @@ def perform(
     """Train every condition with every seed, after their worlds are built."""
     pairs = [(condition, seed) for seed in seeds for condition in conditions]
     runner([BuildWorld(seed=seed) for seed in seeds], "Worlds")
-    results = runner([condition.run(seed) for condition, seed in pairs], description)
+    results = runner([condition.run(seed=seed) for condition, seed in pairs], description)
     return [RunOutcome(*pair, result) for pair, result in zip(pairs, results, strict=True)]
 
 
@@ -139,34 +139,27 @@ def estimates(
 
 
 def paired(
-    outcomes: Sequence[RunOutcome],
-    first: str,
-    second: str,
-    *,
-    measure: str = "gold",
-    where: float | str = PRIMARY,
+    outcomes: Sequence[RunOutcome], first: str, second: str, where: float | str = PRIMARY
 ) -> Comparison:
-    """Compare two conditions by seed, over the seeds with which both reached the divergence."""
+    """Compare two conditions' gold by seed, over the seeds that reached the divergence in both."""
     points = [_points(outcomes, label, where) for label in (first, second)]
     seeds = sorted(points[0].keys() & points[1].keys())
-    return paired_t_test(*([of[seed][measure] for seed in seeds] for of in points))
+    return paired_t_test(*([of[seed]["gold"] for seed in seeds] for of in points))
 
 
 def comparisons(
     outcomes: Sequence[RunOutcome],
     pairs: Sequence[tuple[str, str]],
-    *,
-    measure: str = "gold",
     where: float | str = PRIMARY,
 ) -> list[dict[str, Any]]:
     """Return the `paired` comparison of each pair of conditions as plain values, with Holm's p."""
-    found = [paired(outcomes, *pair, measure=measure, where=where) for pair in pairs]
+    found = [paired(outcomes, *pair, where) for pair in pairs]
     adjusted = holm([comparison.p for comparison in found])
     return [
         {
             "first": first,
             "second": second,
-            "measure": measure,
+            "measure": "gold",
             "difference": comparison.difference.to_json(),
             "p": None if isnan(comparison.p) else comparison.p,
             "p_holm": None if isnan(p) else p,

@@ -8,25 +8,27 @@ from mpo_lightning.studies.lab.statistics import Interval
 __all__ = ["bars", "lines", "panels", "rows_of_points"]
 
 
-def panels(count: int, *, width: float = 5.0, height: float = 4.0) -> tuple[Any, list[Any]]:
-    """Make a figure with panels side by side, each of a width and height in inches."""
+def panels(
+    titles: Sequence[str], xlabel: str = "", *, width: float = 5.0, height: float = 4.0
+) -> tuple[Any, list[Any]]:
+    """Make a figure with a panel for each title side by side, of a width and height in inches."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width * count, height), layout="constrained")
-    axes = figure.subplots(1, count, squeeze=False)[0]
-    for axis in axes:
+    figure = Figure(figsize=(width * len(titles), height), layout="constrained")
+    axes = figure.subplots(1, len(titles), squeeze=False)[0]
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set(title=title, xlabel=xlabel)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     return figure, list(axes)
 
 
-def _label_rows(axis: Any, labels: Sequence[str], title: str) -> None:
+def _label_rows(axis: Any, labels: Sequence[str]) -> None:
     axis.set_yticks(range(len(labels)), labels)
     axis.set_ylim(len(labels) - 0.5, -0.5)
-    axis.set_title(title)
 
 
-def bars(axis: Any, labels: Sequence[str], values: Sequence[Interval], title: str) -> None:
+def bars(axis: Any, labels: Sequence[str], values: Sequence[Interval]) -> None:
     """Draw means as points with their intervals, one row a label, the first on top."""
     for row, value in enumerate(values):
         if value.count == 0:
@@ -34,7 +36,7 @@ def bars(axis: Any, labels: Sequence[str], values: Sequence[Interval], title: st
         axis.plot(value.mean, row, "o", color="C0")
         if value.count > 1:
             axis.plot([value.low, value.high], [row, row], color="C0")
-    _label_rows(axis, labels, title)
+    _label_rows(axis, labels)
 
 
 def lines(axis: Any, x: Sequence[float], values: Sequence[Interval], label: str) -> None:
@@ -48,7 +50,7 @@ def lines(axis: Any, x: Sequence[float], values: Sequence[Interval], label: str)
 
 
 def rows_of_points(
-    axis: Any, rows: Sequence[str], values: Mapping[str, Sequence[Interval]], title: str
+    axis: Any, rows: Sequence[str], values: Mapping[str, Sequence[Interval]]
 ) -> None:
     """Draw one row a scenario and one colour a method: means with their intervals."""
     count = len(values)
@@ -68,4 +70,4 @@ def rows_of_points(
         for row, value in shown:
             if value.count > 1:
                 axis.plot([value.low, value.high], [row, row], color=color, linewidth=1)
-    _label_rows(axis, rows, title)
+    _label_rows(axis, rows)

@@ -21,7 +21,7 @@ from mpo_lightning.studies.lab.conditions import (
 )
 from mpo_lightning.studies.lab.figures import panels, rows_of_points
 from mpo_lightning.studies.lab.runner import Runner
-from mpo_lightning.studies.lab.training import LEARNING_RATE, TrainingRun
+from mpo_lightning.studies.lab.training import TrainingRun
 from mpo_lightning.studies.world.judges import Judge, NoisyJudge, Remedy
 from mpo_lightning.studies.world.world import GroupSampling
 
@@ -56,13 +56,12 @@ class Method:
     remedy: Remedy = "none"
 
 
-def _run(seed: int, *, scenario: Scenario, method: Method) -> TrainingRun:
+def _run(seed: int, scenario: Scenario, method: Method) -> TrainingRun:
     # Any judge is a dataclass with a remedy, which a protocol cannot say.
     judge: Any = scenario.judge
     return TrainingRun(
         seed=seed,
         loss=method.loss,
-        lr=LEARNING_RATE,
         responses=scenario.responses,
         sampling=scenario.sampling,
         judge=replace(judge, remedy=method.remedy),
@@ -145,15 +144,14 @@ class Grid:
 
         def figure() -> Any:
             rows = len(self.scenarios) * (len(self.methods) + 2)
-            drawn, axes = panels(2, width=6.0, height=1 + 0.1 * rows)
-            for axis, (measure, title) in zip(
-                axes, (("gold", "Gold score"), ("bias", "Attribute bias")), strict=True
-            ):
+            titles = [f"{title} at {PRIMARY:g} nat" for title in ("Gold score", "Attribute bias")]
+            drawn, axes = panels(titles, width=6.0, height=1 + 0.1 * rows)
+            for axis, measure in zip(axes, ("gold", "bias"), strict=True):
                 values = {
                     method: [found[label(scenario, method)][measure] for scenario in self.scenarios]
                     for method in self.methods
                 }
-                rows_of_points(axis, list(self.scenarios), values, f"{title} at {PRIMARY:g} nat")
+                rows_of_points(axis, list(self.scenarios), values)
             axes[1].legend(fontsize=7)
             return drawn
 

@@ -9,8 +9,7 @@ from contextlib import AbstractContextManager
 from hashlib import sha256
 from pathlib import Path
 from threading import Thread
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import torch
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
@@ -81,19 +80,11 @@ class Runner(AbstractContextManager["Runner"]):
         self._pool: ProcessPoolExecutor | None = None
         (folder / "runs").mkdir(parents=True, exist_ok=True)
 
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """End the processes; tasks that have not begun are cancelled."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
-
-    def __enter__(self) -> Self:
-        return self
 
     def __call__(self, tasks: Sequence[Task], description: str) -> list[Any]:
         """Return each task's result, read from its JSON file; a task that has one is not performed.

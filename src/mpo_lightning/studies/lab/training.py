@@ -53,7 +53,7 @@ class TrainingRun:
 
     seed: int
     loss: SetLoss
-    lr: float
+    lr: float = LEARNING_RATE
     prompts: int = 128
     responses: int = 10
     sampling: GroupSampling = field(default_factory=GroupSampling)
