@@ -9,8 +9,8 @@ WORLD := quickstart
 RUN := $(WORLD)/run
 REPORT := $(RUN)/report
 SAMPLE := --prompts $(WORLD)/test.jsonl --model.base $(WORLD)/base --n 8 --max_new_tokens 64 \
-	--responses_per_batch 512
-GOLD := --function mpo_lightning.toy.language:gold_scores
+	--responses_per_batch 512 --progress false
+GOLD := --function mpo_lightning.toy.language:gold_scores --progress false
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test check docs figures notebooks bench format clean
@@ -30,25 +30,34 @@ $(READY): pyproject.toml constraints.txt
 
 quickstart: $(READY) ## Train on a small world that is made here, on CPU, and show before and after
 	@rm -rf $(RUN)
-	@echo "1/4  Making the world: a small language, a model that speaks it, scored responses"
+	@echo "1/3  Making the world: a small language, a model that speaks it, scored responses"
 	$(BIN)/python -m mpo_lightning.toy build --out $(WORLD) --seed $(SEED)
-	@echo "2/4  Training"
+	@echo "2/3  Training"
 	$(BIN)/mpo-lightning fit --config configs/quickstart.yaml --seed_everything $(SEED) \
 		--data.seed $(SEED)
-	@echo "3/4  Sampling from the base, and from the base with the adapter"
-	$(BIN)/mpo-lightning sample $(SAMPLE) --seed $(SEED) --out $(REPORT)/before
-	$(BIN)/mpo-lightning sample $(SAMPLE) --seed $$(($(SEED) + 1)) --out $(REPORT)/after \
-		--model.adapter $(RUN)/checkpoints/last-adapter
-	@echo "4/4  Scoring, comparing and measuring the responses"
-	$(BIN)/mpo-lightning score --data $(REPORT)/before --out $(REPORT)/before-scored $(GOLD)
-	$(BIN)/mpo-lightning score --data $(REPORT)/after --out $(REPORT)/after-scored $(GOLD)
-	$(BIN)/mpo-lightning compare --policy $(REPORT)/after --reference $(REPORT)/before \
-		--out $(REPORT)/comparison.json $(GOLD)
-	$(BIN)/mpo-lightning predict --config configs/quickstart.yaml \
-		--ckpt_path $(RUN)/checkpoints/last.ckpt --trainer.logger false \
-		--data.predict '["$(REPORT)/before-scored", "$(REPORT)/after-scored"]' \
-		--predictions.path $(REPORT)/predictions.parquet
+	@echo "3/3  Sampling before and after, scoring, comparing"
+	@$(MAKE) --no-print-directory --jobs 2 $(REPORT)/predictions.parquet $(REPORT)/comparison.json
 	$(BIN)/python -m mpo_lightning.toy report --run $(RUN) --seed $(SEED)
+
+# What the report is made of. No command waits for another that it does not need.
+$(REPORT)/before:
+	$(BIN)/mpo-lightning sample $(SAMPLE) --seed $(SEED) --out $@
+
+$(REPORT)/after:
+	$(BIN)/mpo-lightning sample $(SAMPLE) --seed $$(($(SEED) + 1)) --out $@ \
+		--model.adapter $(RUN)/checkpoints/last-adapter
+
+$(REPORT)/%-scored: $(REPORT)/%
+	$(BIN)/mpo-lightning score --data $< --out $@ $(GOLD)
+
+$(REPORT)/comparison.json: $(REPORT)/before $(REPORT)/after
+	$(BIN)/mpo-lightning compare --policy $(REPORT)/after --reference $(REPORT)/before \
+		--out $@ $(GOLD)
+
+$(REPORT)/predictions.parquet: $(REPORT)/before-scored $(REPORT)/after-scored
+	$(BIN)/mpo-lightning predict --config configs/quickstart.yaml --trainer.logger false \
+		--ckpt_path $(RUN)/checkpoints/last.ckpt --predictions.path $@ \
+		--data.predict '["$(REPORT)/before-scored", "$(REPORT)/after-scored"]'
 
 test: $(READY) ## Run all tests, two at a time
 	@$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 def commands(seed: int) -> list[list[str]]:
     """The commands of `make quickstart` that run a program of the package."""
     found = subprocess.run(
-        ["make", "-n", "-C", ROOT, "-o", ".venv/.ready", "quickstart", f"SEED={seed}"],
+        ["make", "-n", "-B", "-C", ROOT, "-o", ".venv/.ready", "quickstart", f"SEED={seed}"],
         capture_output=True,
         text=True,
         check=True,

@@ -209,7 +209,7 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit, match="is a file"):
         main(["study", "skew", "--out", str(file)])
     (tmp_path / "summary.json").write_text("[]")
-    with pytest.raises(SystemExit, match="something else"):
+    with pytest.raises(SystemExit, match="another program"):
         main(["study", "skew", "--out", str(tmp_path)])
     monkeypatch.setattr(command, "find_spec", lambda name: None if name == "scipy" else name)
     with pytest.raises(SystemExit, match=r"need scipy: pip install 'mpo-lightning\[studies\]'"):

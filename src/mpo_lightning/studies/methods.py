@@ -43,9 +43,7 @@ from mpo_lightning.studies.lab.conditions import (
 )
 from mpo_lightning.studies.lab.figures import bars, panels
 from mpo_lightning.studies.lab.runner import Runner
-from mpo_lightning.studies.lab.statistics import mean_interval
 from mpo_lightning.studies.lab.training import BETA, LEARNING_RATE, TrainingRun
-from mpo_lightning.studies.world.measures import at_divergence
 
 __all__ = ["METHODS", "study"]
 
@@ -127,7 +125,8 @@ def study(runner: Runner, form: Form) -> Findings:
         )
         for method in methods
     ]
-    outcomes = perform(runner, conditions, form.seeds_of(full=10), "Methods")
+    seeds = form.seeds_of(full=10)
+    outcomes = perform(runner, conditions, seeds, "Methods")
     at_primary, at_end = estimates(outcomes), estimates(outcomes, END)
     against = [(method, BASELINE) for method in methods if method != BASELINE]
     found = comparisons(outcomes, against)
@@ -136,20 +135,14 @@ def study(runner: Runner, form: Form) -> Findings:
     def gold_over_divergence() -> Any:
         titles = ("Gold score", "Attribute bias", "Effective share of the chosen")
         figure, axes = panels(titles, "KL from the reference (nats)")
-        grid = [0.05 * step for step in range(1, 31)]
+        divergences = [0.05 * step for step in range(1, 31)]
+        at = {divergence: estimates(outcomes, divergence) for divergence in divergences}
         for number, method in enumerate(methods):
-            of_method = [o for o in outcomes if o.condition.label == method]
-            points = [[at_divergence(o.result["trajectory"], d) for o in of_method] for d in grid]
-            whole = [
-                (d, [p for p in row if p is not None])
-                for d, row in zip(grid, points, strict=True)
-                if all(p is not None for p in row)
-            ]
+            # As far as all seeds have come.
+            reached = [d for d in divergences if at[d][method]["gold"].count == len(seeds)]
             for axis, measure in zip(axes, ("gold", "bias", "effective_chosen"), strict=True):
-                values = [mean_interval([p[measure] for p in row]).mean for _, row in whole]
-                axis.plot(
-                    [d for d, _ in whole], values, LINES[number // 10], label=method, linewidth=1.2
-                )
+                values = [at[d][method][measure].mean for d in reached]
+                axis.plot(reached, values, LINES[number // 10], label=method, linewidth=1.2)
         axes[0].legend(fontsize=6, ncols=2)
         return figure
 

@@ -44,7 +44,7 @@ def _of_pairs(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Grammar:
-    """One language; everything float64.
+    """A language, its attributes and its gold; all float64.
 
     Attributes:
         first: log-probability of the first symbol, (P, 32).
