@@ -108,6 +108,21 @@ def tiny_model(config: Any = None) -> Any:
     return model.float().eval()
 
 
+# Lightning sets these for a strategy of several processes, and leaves them to whatever comes next.
+RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "RANK", "WORLD_SIZE")
+
+
+@pytest.fixture(autouse=True)
+def _no_rendezvous_is_left() -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in RENDEZVOUS}
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
     return make_tokenizer()

@@ -192,7 +192,7 @@ def test_resume_from_last_continues_the_same_losses(
     first = tmp_path / "first.yaml"
     first.write_text(
         yaml.safe_dump(
-            {"trainer": {"callbacks": [{"class_path": "conftest.StopAfterFirstEpoch"}]}}
+            {"trainer": {"callbacks": [{"class_path": "tests.conftest.StopAfterFirstEpoch"}]}}
         ),
         encoding="utf-8",
     )

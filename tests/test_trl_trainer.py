@@ -339,7 +339,7 @@ def test_documented_recipe_trains_as_trls_defaults(
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["mpo-lightning"])
-    command = ["fit", "--config=recipe.yaml", "--trainer.callbacks=test_trl_trainer.Shaken"]
+    command = ["fit", "--config=recipe.yaml", "--trainer.callbacks=tests.test_trl_trainer.Shaken"]
     # Of so small a model bf16 and a small step would show nothing.
     command += ["--trainer.precision=32-true", "--model.optimizer.lr=0.01"]
     command += ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]

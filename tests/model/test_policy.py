@@ -295,9 +295,7 @@ def test_check_stops_wrong_positions(
     monkeypatch.setattr(
         PromptSharing,
         "positions",
-        lambda self, device: torch.arange(
-            sum(self.prompt_lengths) + sum(map(sum, self.response_lengths))
-        ),
+        lambda self, device: torch.arange(self.spans[-1].end),
     )
     with pytest.raises(PolicyError, match=r"LlamaForCausalLM.*nats over.*layout: separate"):
         policy.check(ragged_batch)
