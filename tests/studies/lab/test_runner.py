@@ -65,3 +65,10 @@ def test_what_is_left_of_a_killed_run_is_no_result(tmp_path: Path) -> None:
         place.with_suffix(".123").write_text('{"task"')
         assert runner([task], "Tasks")[0]["square"] == 1
         assert runner.performed == 2
+
+
+def test_nothing_to_do_starts_no_process(tmp_path: Path) -> None:
+    runner = Runner(tmp_path, workers=2, show_progress=False)
+    with runner:
+        assert runner([], "Nothing") == []
+    assert runner.performed == 0

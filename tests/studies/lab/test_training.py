@@ -8,9 +8,9 @@ import pytest
 
 from mpo_lightning.losses import MPO
 from mpo_lightning.studies.lab.training import TrainingResult, TrainingRun, train
-from mpo_lightning.studies.scaling import Cost
 from mpo_lightning.studies.world.judges import NoisyJudge
 from mpo_lightning.studies.world.world import GroupSampling
+from tests.studies.made_up import assert_same
 
 RUN = TrainingRun(seed=0, loss=MPO(), lr=2e-3, prompts=32, responses=4, epochs=2, measured_every=8)
 
@@ -18,12 +18,6 @@ RUN = TrainingRun(seed=0, loss=MPO(), lr=2e-3, prompts=32, responses=4, epochs=2
 @pytest.fixture(scope="module")
 def result(study_worlds: Path) -> TrainingResult:
     return train(RUN, study_worlds)
-
-
-def assert_same(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
-    """But for the order in which kernels add."""
-    for one, other in zip(found, expected, strict=True):
-        assert one == pytest.approx(other, abs=1e-5)
 
 
 def test_trajectory(result: TrainingResult) -> None:
@@ -64,12 +58,3 @@ def test_groups_without_contrast_are_counted(study_worlds: Path) -> None:
     found = train(run, study_worlds)
     assert 5 < found.dropped < 27
     assert found.groups + found.dropped == 32
-
-
-def test_cost(study_worlds: Path) -> None:
-    run = Cost(seed=0, loss=MPO(), lr=2e-3, prompts=16, responses=512, epochs=1, measured_every=8)
-    found = run(study_worlds)
-    assert_same(found["trajectory"], train(run, study_worlds).trajectory)
-    assert found["step_ms"] == pytest.approx(1000 * found["seconds"] / 8)
-    # A step holds 2 x 512 responses; it was 79 MiB, and below 25 with two responses.
-    assert 40 < found["memory_mib"] < 400
