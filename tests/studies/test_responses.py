@@ -55,6 +55,10 @@ def test_responses_quick(
     next(iter(sorted((out / "runs").iterdir()))).unlink()
     again = quick("responses", out, study_worlds)
     assert "\n1 runs made now" in capsys.readouterr().out
-    assert again["at_1_nat"] == summary["at_1_nat"]
+    # To rounding: sums of float32 products in MKL depend on where memory is aligned.
+    for label, values in again["at_1_nat"].items():
+        for measure, found in values.items():
+            expected = summary["at_1_nat"][label][measure]["mean"]
+            assert found["mean"] == pytest.approx(expected, rel=1e-6), (label, measure)
     with pytest.raises(SystemExit, match="is of responses, not of methods"):
         main(["study", "methods", "--out", str(out)])
