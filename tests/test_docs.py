@@ -212,7 +212,7 @@ def test_python_runs(name: str, workplace: Path) -> None:
     "name", ["README.md", "docs/tutorial.md", "docs/how-to-data.md", "docs/data.md"]
 )
 def test_rows_are_good(name: str) -> None:
-    from mpo_lightning.data.groups import check_row
+    from mpo_lightning.data.rows import check_row
 
     lines = [line for block in blocks(TEXTS[name], "json") for line in block.splitlines()]
     assert lines

@@ -7,7 +7,7 @@ compute (the prompt shared, or one row per response) are made from it by ``model
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
@@ -25,16 +25,19 @@ __all__ = [
     "PromptBatch",
     "PromptItem",
     "Request",
+    "Response",
     "RunData",
     "TokenGroup",
 ]
 
 T = TypeVar("T")
 
-# A chat message: its ``role`` and ``content``.
-Message = dict[str, str]
+# A chat message: its ``role`` and ``content``, and if it has them reasoning and ``tool_calls``.
+Message = dict[str, Any]
 # A text, or the conversation before the answer.
 Prompt = str | list[Message]
+# A text, or the assistant's message where it has more than content.
+Response = str | Message
 
 
 class TokenGroup(NamedTuple):
@@ -305,11 +308,13 @@ class Request:
         prompt: a text, or the conversation before the answer.
         key: 16 bytes that decide, with the seed, its random numbers.
         source: "file:row", for messages.
+        template_arguments: arguments of the chat template, such as ``tools``.
     """
 
     prompt: Prompt
     key: bytes
     source: str
+    template_arguments: Mapping[str, object] = field(default_factory=dict)
 
 
 class PromptItem:

@@ -14,9 +14,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from mpo_lightning.data.groups import DataError, check_row
+from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.reading import GroupReader
 from mpo_lightning.data.report import DataReport
+from mpo_lightning.data.rows import check_row
 from mpo_lightning.data.schemas.base import Schema
 from mpo_lightning.data.schemas.lists import Generations, Nectar, OnPolicy
 from mpo_lightning.data.schemas.pairs import Arena, Pairs, TranscriptPairs
@@ -121,7 +122,7 @@ TABLE: dict[str, Bad] = {
     ),
     "unknown role": Bad([good(prompt=[{**USER, "role": "human"}])], ("prompt[0].role", "'human'")),
     "last role": Bad([good(prompt=[USER, ANSWER])], ("prompt[1].role", "end with the user's")),
-    "message with a name": Bad([good(prompt=[{**USER, "name": "Ann"}])], ("prompt[0]", "'Ann'")),
+    "message with a weight": Bad([good(prompt=[{**USER, "weight": 1}])], ("prompt[0]", "'weight'")),
     "messages of unequal lists": Bad(
         [good(prompt={"role": ["user"], "content": []})],
         ("prompt: found lists of different lengths", "'content': 0"),
@@ -139,7 +140,7 @@ TABLE: dict[str, Bad] = {
     "beyond a float": Bad(
         b'{"prompt": "A", "responses": ["a", "b"], "scores": [1e999, 1]}', ("scores[0]", "inf")
     ),
-    "score a text": Bad([good(scores=["1", 2])], ("scores[0]: found '1'", "a finite number")),
+    "score a text": Bad([good(scores=["a", 2])], ("scores[0]: found 'a'", "a finite number")),
     "score a bool": Bad([good(scores=[True, 2])], ("scores[0]: found True", "a finite number")),
     "score too few": Bad([good(scores=[1])], ("scores: found 1 scores for 2", "cannot be guessed")),
     "truncated a bool": Bad([good(truncated=True)], ("truncated: found bool True", "a list")),

@@ -5,15 +5,14 @@ from typing import Any
 
 import pytest
 
+from mpo_lightning.data.conversation import as_messages, as_text
 from mpo_lightning.data.groups import (
     DataError,
     PreferenceGroup,
-    as_messages,
-    as_text,
     check_object,
-    check_row,
     collect_errors,
 )
+from mpo_lightning.data.rows import check_row
 
 ROW: dict[str, Any] = {"prompt": "Why?", "responses": ["a", "b"], "scores": [1.0, 2.0]}
 USER = {"role": "user", "content": "Why?"}
@@ -56,16 +55,16 @@ MALFORMED: dict[str, tuple[Any, str, str, str]] = {
         '{"role", "content"}',
     ),
     "message with another key": (
-        row(prompt=[{**USER, "name": "Ann"}]),
+        row(prompt=[{**USER, "weight": 1}]),
         "prompt[0]",
-        "'name': 'Ann'",
+        "the keys ['weight'] in",
         '{"role", "content"}',
     ),
     "unknown role": (
         row(prompt=[{**USER, "role": "human"}]),
         "prompt[0].role",
         "'human'",
-        "one of system, user, assistant, tool",
+        "one of system, developer, user, assistant, tool",
     ),
     "role not a text": (row(prompt=[{**USER, "role": 1}]), "prompt[0].role", "1", "one of system"),
     "content empty": (
@@ -106,7 +105,8 @@ MALFORMED: dict[str, tuple[Any, str, str, str]] = {
     "response blank": (row(responses=["\n", "b"]), "responses[0]", r"'\n'", "not empty"),
     "response a number": (row(responses=["a", 2]), "responses[1]", "2", "a text"),
     "response null": (row(responses=["a", None]), "responses[1]", "None", "a text"),
-    "response a message": (row(responses=["a", USER]), "responses[1]", "{'role'", "a text"),
+    "response a user's": (row(responses=["a", USER]), "responses[1].role", "'user'", "'assistant'"),
+    "response two messages": (row(responses=["a", [USER]]), "responses[1]", "[{'role'", "a text"),
     "response half a character": (
         row(responses=["a", "b\ud83d"]),
         "responses[1]",
@@ -116,7 +116,9 @@ MALFORMED: dict[str, tuple[Any, str, str, str]] = {
     "scores a number": (row(scores=1.0), "scores", "float 1.0", "a list of numbers"),
     "scores a text": (row(scores="12"), "scores", "str '12'", "a list of numbers"),
     "score null": (row(scores=[1.0, None]), "scores[1]", "None", "a finite number"),
-    "score a text": (row(scores=["1.0", 2.0]), "scores[0]", "'1.0'", "a finite number"),
+    "score a text": (row(scores=["high", 2.0]), "scores[0]", "'high'", "a finite number"),
+    "score NaN as text": (row(scores=["nan", 2.0]), "scores[0]", "'nan'", "a finite number"),
+    "score too large": (row(scores=["1e999", 2.0]), "scores[0]", "inf", "a finite number"),
     "score a bool": (row(scores=[True, 2.0]), "scores[0]", "True", "a finite number"),
     "score a list": (row(scores=[1.0, [2.0]]), "scores[1]", "[2.0]", "a finite number"),
     "score NaN": (row(scores=[1.0, float("nan")]), "scores[1]", "nan", "a finite number"),
@@ -178,8 +180,9 @@ def test_good_row_passes_as_it_is() -> None:
     )
 
 
-def test_int_scores_become_float() -> None:
-    scores = check_row(row(scores=[1, -2]), "x:1").scores
+@pytest.mark.parametrize("given", [[1, -2], ["1", " -2.0 "], ["1e0", "-.2e1"]])
+def test_scores_become_float(given: list[Any]) -> None:
+    scores = check_row(row(scores=given), "x:1").scores
     assert scores == [1.0, -2.0]
     assert all(type(score) is float for score in scores)
 

@@ -21,6 +21,7 @@ from mpo_lightning.data.dataset import Groups
 from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.prepare import CODE, prepare
 from mpo_lightning.data.reading import GroupReader
+from mpo_lightning.data.rendering import RenderingRules
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.schemas.pairs import Pairs
 from mpo_lightning.data.tokens import GroupTokenizer, load_tokenizer
@@ -62,7 +63,7 @@ def test_groups_on_disk_are_those_made_one_by_one(
 ) -> None:
     monkeypatch.setattr(prepare_module, "CHUNK_GROUPS", 7)
     rows = example_rows(40)
-    rows[5]["responses"] = ["word " * 90] * len(rows[5]["responses"])
+    rows[5]["responses"] = [f"{n} " + "word " * 90 for n in range(len(rows[5]["responses"]))]
     reader, tokenize = GroupReader(write_jsonl(rows)), make()
     data, report = prepare(reader, tokenize, root=tmp_path / "cache", processes=processes)
     groups = list(Groups(data))
@@ -72,7 +73,7 @@ def test_groups_on_disk_are_those_made_one_by_one(
         assert list(group.scores) == [row["scores"][index] for index in group.indices]
         assert json.loads(group.extra) == {"prompt_id": row["prompt_id"]}
     assert (report.groups, report.kept) == (40, len(groups))
-    assert report.dropped == {"with too few responses within max_length": 1}
+    assert report.dropped == {"with too few responses left": 1}
     assert report.responses == sum(len(group.responses) for group in groups)
     # Nothing half made is left behind.
     kept = sorted(path.name for path in (tmp_path / "cache").iterdir())
@@ -293,7 +294,8 @@ def test_batches_decode_to_exactly_what_went_in(rows: list[dict[str, Any]]) -> N
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        tokenize = make(tokenizer, max_length=10_000, over_long="error")
+        rules = RenderingRules.counting()
+        tokenize = make(tokenizer, max_length=10_000, over_long="error", rendering=rules)
         data, report = prepare(GroupReader(str(path)), tokenize, root=Path(folder) / "cache")
         report.check()
         batch = GroupBatch.from_groups(list(Groups(data)))

@@ -9,8 +9,9 @@ import torch
 from tokenizers.processors import TemplateProcessing
 
 from mpo_lightning.batch import TokenGroup
-from mpo_lightning.data.groups import DataError, check_row
+from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.report import DataReport
+from mpo_lightning.data.rows import check_row
 from mpo_lightning.data.tokens import GroupTokenizer, load_tokenizer
 from tests.conftest import CHAT_TEMPLATE, example_rows, make_tokenizer
 
@@ -35,7 +36,7 @@ def tokenize(
         "max_length": 10_000,
         "over_long": "error",
         "prompt_format": "auto",
-        "boundary": "strict",
+        "boundary": "auto",
     }
     scored = [{"scores": list(range(len(row["responses"]))), **row} for row in rows]
     tokenize = GroupTokenizer(tokenizer, **{**defaults, **settings})
@@ -277,11 +278,22 @@ def test_space_at_the_end_of_a_text_prompt_is_an_error_naming_the_row() -> None:
     # The trap is one: " dog" is one token, which the prompt's last space would have become.
     assert len(encode(tokenizer, " dog")) == 1
     with pytest.raises(DataError) as caught:
-        tokenize(tokenizer, good, trap)
+        tokenize(tokenizer, good, trap, boundary="strict")
     message = str(caught.value)
     assert message.startswith("x:2: responses[1]: found the prompt's tokens change")
     assert "['Ġ'] become ['Ġdog']" in message
-    assert "data.boundary: separate" in message
+    assert "data.boundary: auto" in message
+
+
+def test_response_that_would_join_the_prompt_is_tokenised_by_itself_and_counted() -> None:
+    tokenizer = make_tokenizer(chat=False)
+    trap = {"prompt": "Name a dog: ", "responses": ["1", "dog"]}
+    (group,), report = tokenize(tokenizer, trap)
+    (same,), _ = tokenize(tokenizer, trap, boundary="separate")
+    assert group.prompt.tolist() == encode(tokenizer, "Name a dog: ")
+    assert [ids.tolist() for ids in group.responses] == [ids.tolist() for ids in same.responses]
+    reason = "whose beginning would join the prompt's end, tokenised by themselves"
+    assert report.changed == {reason: 1}
 
 
 def test_separate_boundary_keeps_prompt_and_response_as_they_are() -> None:
@@ -422,7 +434,7 @@ def test_drop_response_that_leaves_too_few_drops_the_group(row: dict[str, Any]) 
         over_long="drop_response",
     )
     assert [group.source for group in groups] == ["x:2"]
-    assert report.dropped == {"with too few responses within max_length": 1}
+    assert report.dropped == {"with too few responses left": 1}
     assert report.kept == 1
 
 
@@ -446,7 +458,11 @@ def test_responses_that_are_kept_keep_their_scores_and_places(
     texts = ["one", "two", "three", "four", "five"]
     row = {"prompt": "Why?", "responses": texts, "scores": [2, 3, 4, 1, 5]}
     groups, report = tokenize(
-        make_tokenizer(), row, sized(SHORT, LONG), max_responses=3, keep_responses=keep
+        make_tokenizer(),
+        row,
+        {"prompt": "Why?", "responses": ["a", "b"]},
+        max_responses=3,
+        keep_responses=keep,
     )
     tokenizer = make_tokenizer()
     assert groups[0].indices == indices
@@ -497,9 +513,8 @@ def test_prompt_beyond_the_limit(over_long: str, length: int) -> None:
 
 
 def test_prompt_one_below_the_limit_leaves_room_for_one_token() -> None:
-    group = tokenize_one(
-        make_tokenizer(chat=False), PROMPT, [SHORT, LONG], max_length=7, over_long="cut"
-    )
+    row = sized(SHORT, LONG, scores=[1, 1])
+    (group,), _ = tokenize(make_tokenizer(chat=False), row, max_length=7, over_long="cut")
     assert lengths(group) == [1, 1]
 
 
@@ -509,9 +524,9 @@ def test_prompt_one_below_the_limit_leaves_room_for_one_token() -> None:
 def test_repeated_responses_are_counted_and_kept() -> None:
     groups, report = tokenize(
         make_tokenizer(),
-        {"prompt": "Why?", "responses": ["a", "b", "a", "a", "b"]},
+        {"prompt": "Why?", "responses": ["a", "b", "a", "a", "b"], "scores": [1, 0, 1, 1, 0]},
         {"prompt": "Why?", "responses": ["a", "b"]},
-        {"prompt": "Why?", "responses": ["a", "a"]},
+        {"prompt": "Why?", "responses": ["a", "a"], "scores": [1, 1]},
     )
     assert [len(group.responses) for group in groups] == [5, 2, 2]
     assert report.changed == {"repeat another response of their group": 4}
@@ -519,7 +534,7 @@ def test_repeated_responses_are_counted_and_kept() -> None:
 
 
 def test_report_as_text() -> None:
-    rows = [sized(SHORT, LONG)] * 5 + [sized(SHORT, MIDDLE, SHORT)]
+    rows = [sized(SHORT, LONG)] * 5 + [sized(SHORT, MIDDLE, SHORT, scores=[1, 0, 1])]
     _, report = tokenize(make_tokenizer(chat=False), *rows, max_length=10, over_long="drop_group")
     assert str(report).splitlines() == [
         "x: 1 of 6 groups, 3.0 responses each",
@@ -546,8 +561,9 @@ def test_nothing_left_is_an_error_with_the_report() -> None:
 
 def test_all_rows_that_cannot_be_tokenised_are_reported_together() -> None:
     trap = {"prompt": "Name a dog: ", "responses": ["dog", "cat"]}
+    rows = [trap, sized(SHORT, MIDDLE)] * 12
     with pytest.raises(DataError) as caught:
-        tokenize(make_tokenizer(chat=False), *[trap, sized(SHORT, MIDDLE)] * 12)
+        tokenize(make_tokenizer(chat=False), *rows, boundary="strict")
     lines = str(caught.value).splitlines()
     assert lines[0].startswith("12 rows")
     assert [line.split(": ", 1)[0] for line in lines[1:11]] == [

@@ -200,7 +200,12 @@ REFUSED: dict[str, tuple[list[Any], str, dict[str, Any], str]] = {
     ),
     "groups": (example_rows(2), "a.json", {"format": "alpaca-eval"}, "data are scored groups"),
     "no scores": ([{"prompt": "a", "responses": ["b", "c"]}], "a.jsonl", {}, "fit no schema"),
-    "input": ([{"instruction": "a", "input": "b"}], "a.json", {}, "input: found a text beside"),
+    "input": (
+        [{"instruction": "a", "input": "b"}],
+        "a.json",
+        {},
+        "input: found 'b'; expected no column",
+    ),
     "sharded": (ALPACA, "a.json", {"strategy": FSDP2()}, "the whole model on each process"),
 }
 

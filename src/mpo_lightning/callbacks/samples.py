@@ -121,7 +121,12 @@ class Samples(Callback):
         assert isinstance(pl_module, MPOModule)
         assert pl_module.policy is not None
         data: PreferenceDataModule = self._data(trainer)
-        tokenizer = GroupTokenizer.without_limit(data.tokenizer, data.prompt_format)
+        tokenizer = GroupTokenizer.without_limit(
+            data.tokenizer,
+            data.prompt_format,
+            template_arguments=data.chat_template_kwargs or {},
+            date=data.date,
+        )
         self._prompts = self._chosen_prompts(data, tokenizer)
         model = pl_module.policy.causal_lm
         self._sampler = ModelSampler(model, tokenizer, self._within(model, self._prompts))

@@ -13,6 +13,7 @@ from mpo_lightning.data.check.view import draw_picture, format_report, format_wa
 from mpo_lightning.data.convert import convert
 from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.reading import Sources
+from mpo_lightning.data.rendering import RenderingRules
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.show import show_groups
 from mpo_lightning.data.split import Format, split
@@ -125,7 +126,13 @@ def _check(
 def _show(sources: Sources, count: int, tokenizer: Any, settings: dict[str, Any]) -> None:
     """Show the first groups that can be used, as many as wanted."""
     rules = {name: settings[name] for name in ("max_length", "prompt_format", "boundary")}
-    tokenize = GroupTokenizer(tokenizer, over_long="cut", **rules)
+    tokenize = GroupTokenizer(
+        tokenizer,
+        over_long="cut",
+        rendering=RenderingRules.counting(),
+        template_arguments=settings["chat_template_kwargs"] or {},
+        **rules,
+    )
     groups: list[TokenGroup] = []
     for name in sources.files:
         for result in sources.results(name):

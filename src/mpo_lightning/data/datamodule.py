@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -17,7 +18,8 @@ from mpo_lightning.data.groups import DataError, bad_field
 from mpo_lightning.data.prepare import prepare
 from mpo_lightning.data.prompt_dataset import PromptDataset
 from mpo_lightning.data.prompts import PromptSource, has_prompt_only
-from mpo_lightning.data.reading import GroupReader
+from mpo_lightning.data.reading import BadRows, GroupReader
+from mpo_lightning.data.rendering import RenderingRules
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.sampler import GroupSampler
 from mpo_lightning.data.schemas.base import Schema
@@ -56,8 +58,11 @@ RECORDED = (
     "over_long",
     "prompt_format",
     "boundary",
+    "chat_template_kwargs",
+    "date",
     "max_responses",
     "keep_responses",
+    "bad_rows",
     "normalize_scores",
     "normalize_over",
     "no_contrast",
@@ -113,8 +118,16 @@ class PreferenceDataModule(LightningDataModule):
             keeps it.
         prompt_format: "chat" renders with the chat template, "text" writes prompt and response one
             after the other, "auto" is chat where the tokenizer has a template.
-        boundary: "strict" requires the prompt's tokens to begin the tokens of prompt + response,
-            "separate" tokenises prompt and response separately.
+        boundary: "auto" tokenises prompt and response together, and a response whose beginning
+            would join the prompt's end by itself; "strict" refuses such a response; "separate"
+            tokenises all prompts and responses separately.
+        chat_template_kwargs: arguments of the chat template, such as ``enable_thinking``, for all
+            rows; a row's own go before.
+        date: date and time that the chat template gets if it asks for one, in ISO 8601. Defaults to
+            the present; a run that is resumed keeps its own.
+        rendering: what to do where tokens are not what the data say.
+        bad_rows: "error" stops if a row cannot be used; "drop" leaves such rows out, and counts
+            them.
         show: number of groups of each source to print at the start, as training sees them.
         num_workers: worker processes that make batches.
         num_proc: processes that tokenise. Defaults to the number of processors available.
@@ -139,13 +152,17 @@ class PreferenceDataModule(LightningDataModule):
         max_length: int = 2048,
         over_long: OverLong = "drop_group",
         prompt_format: PromptFormat = "auto",
-        boundary: Boundary = "strict",
+        boundary: Boundary = "auto",
+        chat_template_kwargs: dict[str, Any] | None = None,
+        date: str | None = None,
+        rendering: RenderingRules = RenderingRules(),  # noqa: B008 (frozen)
         max_responses: int | None = None,
         keep_responses: Keep = "first",
         normalize_scores: Normalization = "none",
         normalize_over: Scale = "group",
         loss: SetLoss | None = None,
         no_contrast: Literal["drop", "error"] = "drop",
+        bad_rows: BadRows = "error",
         show: int = 0,
         num_workers: int = 0,
         num_proc: int | None = None,
@@ -185,14 +202,20 @@ class PreferenceDataModule(LightningDataModule):
         self.normalize_over: Scale = normalize_over
         self.loss = loss
         self.no_contrast: Literal["drop", "error"] = no_contrast
+        self.bad_rows: BadRows = bad_rows
         self.show = show
         self.num_proc = num_proc
         self.cache = cache_folder("tokens") if cache is None else Path(cache)
         self.prompt_format: PromptFormat = prompt_format
         self.boundary: Boundary = boundary
+        self.chat_template_kwargs = chat_template_kwargs
+        # Once tokens are made, the date that they contain; None if the template writes none.
+        self.date = date
+        self.rendering = rendering
         self.num_workers = num_workers
         self.seed = seed
         self.trust_remote_code = trust_remote_code
+        self._told: str | None = None
         self.tokenizer: Any = None
         self.datasets: dict[Role, GroupDataset] = {}
         # Prompts for predict to answer, if its data have no responses.
@@ -266,8 +289,12 @@ class PreferenceDataModule(LightningDataModule):
                 self.tokenizer = load_tokenizer(
                     self.tokenizer_path, trust_remote_code=self.trust_remote_code
                 )
+        rendering = self.rendering
+        if min_responses < 2:
+            # Without a contrast, scores do not matter.
+            rendering = replace(rendering, equal_tokens="keep")
         with fields_below("data"):
-            return GroupTokenizer(
+            made = GroupTokenizer(
                 self.tokenizer,
                 max_length=self.max_length,
                 over_long=self.over_long,
@@ -276,7 +303,14 @@ class PreferenceDataModule(LightningDataModule):
                 max_responses=self.max_responses,
                 keep_responses=self.keep_responses,
                 min_responses=min_responses,
+                rendering=rendering,
+                template_arguments=self.chat_template_kwargs or {},
+                date=self.date,
             )
+        if made.date is not None and made.date != self._told:
+            rank_zero_info(f"data.date: the chat template writes the date; it gets {made.date}.")
+        self.date = self._told = made.date
+        return made
 
     def _load(self, role: Role) -> GroupDataset:
         from datasets import concatenate_datasets
@@ -287,7 +321,9 @@ class PreferenceDataModule(LightningDataModule):
         self._read[role] = []
         for source in self.sources[role]:
             reader = GroupReader(self._open(source, role), schema=self.schema, columns=self.columns)
-            data, report = prepare(reader, tokenize, root=self.cache, processes=self.num_proc)
+            data, report = prepare(
+                reader, tokenize, root=self.cache, processes=self.num_proc, bad_rows=self.bad_rows
+            )
             groups = Groups(data)
             # Predictions report the scores as given.
             if contrasts:
@@ -295,7 +331,7 @@ class PreferenceDataModule(LightningDataModule):
                     groups.scores, groups.counts, self.normalize_scores, self.normalize_over
                 )
                 groups = self._with_contrast(Groups(data, scores), report)
-                report.check()
+                report.check(self.bad_rows)
             rank_zero_info(f"data.{role}: {report}")
             if self.trainer is None or self.trainer.is_global_zero:
                 sets = AboveMean() if self.loss is None else self.loss.sets
@@ -445,6 +481,7 @@ class PreferenceDataModule(LightningDataModule):
             return {}
         return {
             "tokenizer": tokenizer_digest(self.tokenizer),
+            "date": self.date,
             "train": self.datasets["train"].digest,
             "order": self._order(self.trainer.world_size),
         }
@@ -460,6 +497,7 @@ class PreferenceDataModule(LightningDataModule):
         digest = tokenizer_digest(self.tokenizer)
         remedy = "Use the one that the run began with (data.tokenizer)."
         require_same("tokenizer", {"digest": state["tokenizer"]}, {"digest": digest}, remedy)
+        self._set_date(state["date"])
         if "train" not in self.datasets:
             return
         remedy = (
@@ -468,6 +506,16 @@ class PreferenceDataModule(LightningDataModule):
         found, here = {"digest": state["train"]}, {"digest": self.datasets["train"].digest}
         require_same("data set (data.train)", found, here, remedy)
         self._resumed_order = state["order"]
+
+    def _set_date(self, date: str | None) -> None:
+        """Make the tokens anew with a checkpoint's date, if the chat template writes one."""
+        if date is None or date == self.date:
+            return
+        self.date = date
+        for role in list(self.datasets):
+            self.datasets[role] = self._load(role)
+        if self.prompts is not None:
+            self.prompts = self._load_prompts()
 
     def _expect_resumed_order(self, processes: int) -> None:
         """Check that the order of groups is the checkpoint's, to resume inside an epoch.

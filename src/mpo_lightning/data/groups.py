@@ -1,27 +1,24 @@
-"""Check of one group: ``prompt``, ``responses``, ``scores``, optionally ``truncated``."""
+"""A group of scored responses, and the checks of fields with their errors."""
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeGuard, TypeVar
 
-from mpo_lightning.batch import Message, Prompt
+from mpo_lightning.batch import Prompt, Response
 from mpo_lightning.errors import UserError
 
 __all__ = [
     "SHOWN_ERRORS",
     "DataError",
     "PreferenceGroup",
-    "as_messages",
-    "as_text",
     "bad_field",
+    "check_characters",
     "check_field",
     "check_list",
     "check_number",
     "check_object",
-    "check_prompt",
-    "check_responses",
-    "check_row",
     "check_text",
     "collect_errors",
     "error_lines",
@@ -33,10 +30,8 @@ __all__ = [
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-ROLES = ("system", "user", "assistant", "tool")
-LAST_ROLES = ("user", "tool")
 SHOWN_ERRORS = 10
-FIELDS = ("prompt", "responses", "scores", "truncated")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 class DataError(UserError, ValueError):
@@ -49,23 +44,26 @@ class PreferenceGroup:
 
     Attributes:
         prompt: the prompt's text, or the conversation before the answer.
-        responses: the answers, at least two, none empty.
+        responses: the answers, at least two, none empty: texts, or the assistant's messages where
+            they have reasoning or tool calls besides their content.
         scores: one finite number per response; higher is better.
         source: "file:row".
         extra: the row's other columns, unchanged.
         truncated: for each response whether its generation hit a limit, so that it has no end; None
             where the row does not say.
+        template_arguments: arguments of the chat template, such as ``tools``.
     """
 
     prompt: Prompt
-    responses: list[str]
+    responses: list[Response]
     scores: list[float]
     source: str
     extra: dict[str, object]
     truncated: list[bool] | None = None
+    template_arguments: dict[str, object] = field(default_factory=dict)
 
 
-# -------------------------------------------------------------------------------------- messages
+# ---------------------------------------------------------------------------------------- errors
 
 
 def bad_field(source: str, field: str, found: str, expected: str, remedy: str) -> DataError:
@@ -177,7 +175,7 @@ def check_list(
     return value
 
 
-def _check_characters(text: str, field: str, source: str) -> None:
+def check_characters(text: str, field: str, source: str) -> None:
     """Refuse lone surrogates: JSON escapes can leave one, and no tokenizer accepts it."""
     try:
         text.encode()
@@ -200,16 +198,18 @@ def check_text(value: object, field: str, source: str) -> str:
     if not isinstance(value, str) or not value.strip():
         expected, remedy = "a text that is not empty", "Remove the response and its score."
         raise bad_field(source, field, show(value), expected, remedy)
-    _check_characters(value, field, source)
+    check_characters(value, field, source)
     return value
 
 
 def check_number(value: object, field: str, source: str) -> float:
-    """Return a score.
+    """Return a score; a number that is written as a text is that number.
 
     Raises:
         DataError: if it is no number, or not finite.
     """
+    if isinstance(value, str) and NUMBER.fullmatch(value.strip()):
+        value = float(value)
     # Not isfinite, which fails on an integer too large for a float.
     if (
         not isinstance(value, int | float)
@@ -219,130 +219,3 @@ def check_number(value: object, field: str, source: str) -> float:
         remedy = "Score the response again, or remove it with its score."
         raise bad_field(source, field, show(value), "a finite number", remedy)
     return float(value)
-
-
-def check_prompt(prompt: object, source: str) -> Prompt:
-    """Return a prompt: a text, or messages that end with the user's or a tool's.
-
-    Raises:
-        DataError: naming the row, the field, what was found, what was expected and what to do.
-    """
-    restore = "Remove the row or restore its prompt."
-    if isinstance(prompt, str):
-        if not prompt.strip():
-            raise bad_field(source, "prompt", show(prompt), "a text", restore)
-        _check_characters(prompt, "prompt", source)
-        return prompt
-    expected = 'a text or a list of {"role", "content"} messages'
-    messages = [
-        _check_message(message, f"prompt[{index}]", source)
-        for index, message in enumerate(
-            check_list(prompt, "prompt", source, expected, "Convert the column.")
-        )
-    ]
-    if not messages:
-        raise bad_field(source, "prompt", "no messages", "at least one", restore)
-    if messages[-1]["role"] not in LAST_ROLES:
-        raise bad_field(
-            source,
-            f"prompt[{len(messages) - 1}].role",
-            show(messages[-1]["role"]),
-            "the prompt to end with the user's (or a tool's) message",
-            "Move a last assistant message into `responses`.",
-        )
-    return messages
-
-
-def _check_message(message: object, field: str, source: str) -> Message:
-    if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
-        remedy = "Keep these two keys only."
-        raise bad_field(source, field, show(message), '{"role", "content"}', remedy)
-    role, content = message["role"], message["content"]
-    if role not in ROLES:
-        expected = f"one of {', '.join(ROLES)}"
-        raise bad_field(source, f"{field}.role", show(role), expected, "Rename it.")
-    if not isinstance(content, str) or not content.strip():
-        remedy = "Remove the empty message."
-        raise bad_field(source, f"{field}.content", show(content), "a text", remedy)
-    _check_characters(content, f"{field}.content", source)
-    return {"role": role, "content": content}
-
-
-def check_responses(responses: object, source: str) -> list[str]:
-    """Return the responses of a row: at least two texts, none empty.
-
-    Raises:
-        DataError: naming the row, the field, what was found, what was expected and what to do.
-    """
-    remedy = "Collect the prompt's responses in one list."
-    given = check_list(responses, "responses", source, "a list of texts", remedy)
-    texts = [check_text(text, f"responses[{index}]", source) for index, text in enumerate(given)]
-    if len(texts) < 2:
-        found, expected = f"{len(texts)} response(s)", "at least 2 for one prompt"
-        remedy = "Remove the row, or sample more responses for its prompt."
-        raise bad_field(source, "responses", found, expected, remedy)
-    return texts
-
-
-def _check_scores(scores: object, count: int, source: str) -> list[float]:
-    remedy = "Give one score for each response."
-    given = check_list(scores, "scores", source, "a list of numbers", remedy)
-    values = [check_number(score, f"scores[{index}]", source) for index, score in enumerate(given)]
-    if len(values) != count:
-        found = f"{len(values)} scores for {count} responses"
-        remedy = "Repair the row: which score belongs to which response cannot be guessed."
-        raise bad_field(source, "scores", found, "one score for each response", remedy)
-    return values
-
-
-def _check_truncated(truncated: object, count: int, source: str) -> list[bool]:
-    remedy = "Say for each response whether its generation hit the limit, or drop the column."
-    given = check_list(truncated, "truncated", source, "a list of true and false", remedy)
-    for index, value in enumerate(given):
-        if not isinstance(value, bool):
-            field = f"truncated[{index}]"
-            raise bad_field(source, field, show(value), "true or false", remedy)
-    if len(given) != count:
-        found = f"{len(given)} entries for {count} responses"
-        remedy = "Repair the row, or drop the column."
-        raise bad_field(source, "truncated", found, "one for each response", remedy)
-    return [bool(value) for value in given]
-
-
-def check_row(row: object, source: str) -> PreferenceGroup:
-    """Check one canonical row.
-
-    Args:
-        row: a mapping with ``prompt``, ``responses`` and ``scores``, optionally ``truncated``;
-            other columns pass through.
-        source: "file:row", for messages.
-
-    Raises:
-        DataError: naming the row, the field, what was found, what was expected and what to do.
-    """
-    row = check_object(row, source, "an object with prompt, responses and scores")
-    given = {name: check_field(row, name, source) for name in ("prompt", "responses", "scores")}
-    prompt = check_prompt(given["prompt"], source)
-    responses = check_responses(given["responses"], source)
-    scores = _check_scores(given["scores"], len(responses), source)
-    # Null where other rows of the file have it.
-    truncated = row.get("truncated")
-    if truncated is not None:
-        truncated = _check_truncated(truncated, len(responses), source)
-    extra = {str(name): value for name, value in row.items() if name not in FIELDS}
-    return PreferenceGroup(prompt, responses, scores, source, extra, truncated)
-
-
-# ------------------------------------------------------------------------------ text and messages
-
-
-def as_messages(prompt: Prompt) -> list[Message]:
-    """Return a prompt as a conversation: a text is one user message."""
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-
-
-def as_text(prompt: Prompt) -> str | None:
-    """Return a prompt as a text, or None if it is more than one user message."""
-    if isinstance(prompt, str):
-        return prompt
-    return prompt[0]["content"] if [m["role"] for m in prompt] == ["user"] else None

@@ -22,7 +22,7 @@ from filelock import FileLock
 from mpo_lightning.data.dataset import SCHEMA, table_row
 from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.reading import GroupReader
-from mpo_lightning.data.report import DataReport
+from mpo_lightning.data.report import BadRows, DataReport
 from mpo_lightning.data.tokens import GroupTokenizer, tokenizer_digest
 from mpo_lightning.files import whole_folder
 
@@ -39,7 +39,10 @@ CODE = (
     "prepare.py",
     "dataset.py",
     "reading.py",
+    "rows.py",
+    "conversation.py",
     "tokens.py",
+    "rendering.py",
     "groups.py",
     "report.py",
     "score_scales.py",
@@ -55,7 +58,12 @@ CODE = (
 
 
 def prepare(
-    reader: GroupReader, tokenize: GroupTokenizer, *, root: Path, processes: int | None = None
+    reader: GroupReader,
+    tokenize: GroupTokenizer,
+    *,
+    root: Path,
+    processes: int | None = None,
+    bad_rows: BadRows = "error",
 ) -> tuple[Any, DataReport]:
     """Tokenise all groups of a source, or load the cached result.
 
@@ -66,10 +74,12 @@ def prepare(
         tokenize: tokenizer of its groups.
         root: folder of the cache.
         processes: number of processes to use. Defaults to the number of processors available.
+        bad_rows: whether rows that cannot be used are an error, or dropped.
 
     Returns:
         a data set of the ``datasets`` library with the columns of `dataset.SCHEMA`, one row per
         remaining group, and the report on all groups.
+
 
     Raises:
         DataError: if rows cannot be used, or none remains; a cached result raises it again.
@@ -82,7 +92,7 @@ def prepare(
         if not (folder / REPORT).is_file():
             _make(folder, reader, tokenize, processes)
     report = DataReport.from_json((folder / REPORT).read_text(encoding="utf-8"))
-    report.check()
+    report.check(bad_rows)
     return load_from_disk(str(folder)), report
 
 

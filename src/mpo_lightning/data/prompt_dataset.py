@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch.utils.data import Dataset
 
-from mpo_lightning.batch import PromptBatch, PromptItem
+from mpo_lightning.batch import PromptBatch, PromptItem, Request
 from mpo_lightning.data.groups import collect_errors
 from mpo_lightning.data.prompts import PromptSource
 from mpo_lightning.data.sampler import GroupSampler, StepGroups
@@ -31,11 +31,12 @@ class PromptDataset(Dataset[PromptBatch]):
         self.tokenizer = tokenizer
         rows = [row for source in sources for row in source.rows(0, len(source))]
         self.items = [PromptItem(number, *row) for number, row in enumerate(rows)]
-        lengths = collect_errors(
-            self.items,
-            lambda item: len(tokenizer.prompt_ids(item.request.prompt, item.request.source)),
-        )
+        lengths = collect_errors([item.request for item in self.items], self._length)
         self._order = np.argsort(lengths, kind="stable").tolist()
+
+    def _length(self, request: Request) -> int:
+        arguments = request.template_arguments
+        return len(self.tokenizer.prompt_ids(request.prompt, request.source, arguments))
 
     def __len__(self) -> int:
         """Number of prompts."""

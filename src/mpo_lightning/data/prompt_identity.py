@@ -4,7 +4,7 @@ from hashlib import blake2b
 from unicodedata import normalize
 
 from mpo_lightning.batch import Prompt
-from mpo_lightning.data.groups import as_messages
+from mpo_lightning.data.conversation import as_messages
 
 __all__ = ["normalized", "prompt_key"]
 

@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from hashlib import blake2b
 
 from mpo_lightning.batch import Prompt, Request
-from mpo_lightning.data.groups import (
+from mpo_lightning.data.conversation import (
     as_messages,
-    bad_field,
-    check_field,
-    check_object,
+    check_conversation,
     check_prompt,
-    collect_errors,
+    parse_texts,
 )
+from mpo_lightning.data.groups import check_object, collect_errors
 from mpo_lightning.data.sources import RowSource, open_source, rename_columns
 
 __all__ = ["OF_RESPONSES", "PromptSource", "has_prompt_only", "request"]
@@ -31,7 +30,12 @@ RESPONSE_COLUMNS = frozenset(
 OF_RESPONSES = ("responses", "scores", "truncated", "sampled")
 
 
-def request(prompt: Prompt, source: str = "prompt", occurrence: int = 0) -> Request:
+def request(
+    prompt: Prompt,
+    source: str = "prompt",
+    occurrence: int = 0,
+    template_arguments: Mapping[str, object] | None = None,
+) -> Request:
     """Return a request whose random numbers depend on the prompt's content.
 
     Args:
@@ -39,13 +43,16 @@ def request(prompt: Prompt, source: str = "prompt", occurrence: int = 0) -> Requ
         source: its origin, for messages.
         occurrence: number of earlier requests with the same prompt, each of which gets other
             random numbers.
+        template_arguments: arguments of the chat template, such as ``tools``.
 
     Raises:
         DataError: if it is not a prompt.
     """
+    arguments = dict(template_arguments or {})
     checked = check_prompt(prompt, source)
-    content = json.dumps([checked, occurrence], sort_keys=True).encode()
-    return Request(checked, blake2b(content, digest_size=16).digest(), source)
+    parts = [checked, occurrence, *([arguments] if arguments else [])]
+    content = json.dumps(parts, sort_keys=True, default=str).encode()
+    return Request(checked, blake2b(content, digest_size=16).digest(), source, arguments)
 
 
 def has_prompt_only(row: Mapping[str, object]) -> bool:
@@ -103,16 +110,12 @@ class PromptSource:
 
     def _renamed(self, source: str, row: object) -> tuple[str, Mapping[str, object]]:
         given = check_object(row, source, "an object with a prompt")
-        return source, rename_columns(given, self.columns, source)
+        return source, parse_texts(rename_columns(given, self.columns, source), source)[0]
 
     def _request(self, source: str, row: Mapping[str, object], occurrence: int) -> Request:
         name = next((name for name in PROMPT_COLUMNS if row.get(name) is not None), "prompt")
-        prompt = check_prompt(check_field(row, name, source), source)
-        if name == "instruction" and row.get("input"):
-            found, expected = "a text beside instruction", "the whole prompt in one column"
-            remedy = "Write instruction and input into one column, prompt."
-            raise bad_field(source, "input", found, expected, remedy)
-        return request(self._with_system_prompt(prompt), source, occurrence)
+        prompt, arguments = check_conversation(row, source, name)
+        return request(self._with_system_prompt(prompt), source, occurrence, arguments)
 
     def _with_system_prompt(self, prompt: Prompt) -> Prompt:
         if self.system_prompt is None:

@@ -5,25 +5,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from json import dumps
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from mpo_lightning.data.conversation import CONTEXT, parse_texts
 from mpo_lightning.data.groups import (
     DataError,
     PreferenceGroup,
     bad_field,
     check_object,
-    check_row,
 )
-from mpo_lightning.data.report import DataReport
+from mpo_lightning.data.report import BadRows, DataReport
+from mpo_lightning.data.rows import check_row
 from mpo_lightning.data.schemas.base import Converted, Schema, SkippedRow
 from mpo_lightning.data.schemas.detect import Canonical, detect
 from mpo_lightning.data.sources import RawRow, RowSource, open_source, rename_columns
 
 __all__ = ["BadRows", "GroupReader", "RowResult", "Sources", "refuse_lost_rows"]
-
-BadRows = Literal["error", "drop"]
 
 # Columns of a canonical row with one entry per response.
 RESPONSE_COLUMNS = ("responses", "scores", "truncated")
@@ -113,15 +112,18 @@ class GroupReader:
                         f"{name}: data.columns renames {absent}; found the columns "
                         f"{sorted(map(str, row))}."
                     )
-                return detect(rename_columns(row, self.columns, name), name)
+                renamed, _ = parse_texts(rename_columns(row, self.columns, name), name)
+                return detect(renamed, name)
         # No row is an object: their check says so.
         return Canonical()
 
     def _convert(self, name: str, row: RawRow) -> Converted:
         given = check_object(row, name, "an object with prompt, responses and scores")
-        renamed = rename_columns(given, self.columns, name)
+        renamed, parsed = parse_texts(rename_columns(given, self.columns, name), name)
+        notes = tuple(f"of a row whose {column} is a list written as text" for column in parsed)
         try:
-            return self.schema.convert(renamed, name)
+            converted = self.schema.convert(renamed, name)
+            return Converted(converted.row, converted.notes + notes)
         except (DataError, SkippedRow):
             raise
         # A user's own schema may fail on a row in any way.
@@ -142,13 +144,15 @@ class GroupReader:
         return RowResult(first, group=group, notes=tuple(n for c in converted for n in c.notes))
 
     def _group_rows(self) -> tuple[Any, Any]:
-        """Return the row numbers sorted by prompt, and where each prompt's rows begin."""
+        """Return the row numbers sorted by conversation, and where each one's rows begin."""
         numbers: dict[bytes, int] = {}
         group_of_row = array("q")
         for name, row in self.source.rows(0, len(self.source)):
             try:
-                prompt = self._convert(name, row).row.get("prompt")
-                key = blake2b(dumps(prompt, sort_keys=True).encode(), digest_size=16).digest()
+                whole = self._convert(name, row).row
+                parts = [whole.get(column) for column in ("prompt", *CONTEXT)]
+                content = dumps(parts, sort_keys=True, default=str).encode()
+                key = blake2b(content, digest_size=16).digest()
             except (DataError, SkippedRow):
                 # A group of its own, so that its error is reported for this row alone.
                 key = name.encode()

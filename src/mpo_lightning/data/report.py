@@ -4,14 +4,16 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpo_lightning.data.groups import SHOWN_ERRORS, DataError, error_lines
 
-__all__ = ["DataReport"]
+__all__ = ["BadRows", "DataReport"]
+
+BadRows = Literal["error", "drop"]
 
 # Rows that are named for each reason.
 EXAMPLES = 3
@@ -98,6 +100,11 @@ class DataReport:
             if len(examples) < EXAMPLES and source not in examples:
                 examples.append(source)
 
+    def add_notes(self, other: Self) -> None:
+        """Add what another report on the same groups notes of responses."""
+        for reason, count in other.changed.items():
+            self._count(self.changed, reason, other.examples[reason], count)
+
     def add(self, part: Self) -> None:
         """Add the report on the groups that follow."""
         self.groups += part.groups
@@ -117,13 +124,13 @@ class DataReport:
             whole.add(report)
         return whole
 
-    def check(self) -> None:
-        """Stop where groups cannot be used, or none remains.
+    def check(self, bad_rows: BadRows = "error") -> None:
+        """Stop where groups cannot be used, unless these are to be dropped, or none remains.
 
         Raises:
             DataError: with the first errors and the number of all.
         """
-        if self.failed:
+        if self.failed and bad_rows == "error":
             raise DataError(self.errors[0] if self.failed == 1 else "\n".join(self.failures()))
         if not self.kept:
             raise DataError(f"No group of {self.data} can be used.\n{self}")
@@ -158,6 +165,8 @@ class DataReport:
             for reason, count in counts.items():
                 where = ", ".join(self.examples[reason])
                 lines.append(f"  {title}: {count} {reason} (first: {where})")
+        if self.failed:
+            lines.append(f"  {dropped}: {self.failed} that cannot be used ({self.errors[0]})")
         return "\n".join(lines)
 
     def __str__(self) -> str:

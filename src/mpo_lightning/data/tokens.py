@@ -3,25 +3,38 @@
 The rules and their reasons:
 
 - A rendered chat template already has its special tokens; it is tokenised without adding more.
-- The prompt's ids must begin the ids of prompt + response, for each response. Where they do not, a
-  sampler that was given the prompt could not have produced those ids: an error, never a slice.
+- What a template writes before every answer of a group belongs to the prompt.
+- The prompt's ids begin the ids of prompt + response, for each response. Where they would not, the
+  response is tokenised by itself: a sampler that was given the prompt could write no other tokens.
 - The end of the turn is part of the response and is learned. Text that a template writes after it
   is not.
 - A response that was cut, here to the limit or when it was generated, has no end of turn.
 - The limit applies to each response by itself, whatever the lengths of the others.
+- Every difference between data and tokens is counted; `RenderingRules` say what else happens.
 """
 
 import json
+import re
 import sys
-from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
+from functools import partial
 from hashlib import sha256
 from typing import Any, Literal, Self
 
 import torch
 
-from mpo_lightning.batch import Message, Prompt, TokenGroup
-from mpo_lightning.data.groups import DataError, PreferenceGroup, as_messages, bad_field
+from mpo_lightning.batch import Prompt, TokenGroup
+from mpo_lightning.data.conversation import as_messages, response_text
+from mpo_lightning.data.groups import DataError, PreferenceGroup, bad_field, show
+from mpo_lightning.data.rendering import (
+    ChatRenderer,
+    Finding,
+    Rendered,
+    RenderingRules,
+    first_difference,
+    special_tokens,
+)
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.score_scales import Keep, select_responses
 
@@ -36,9 +49,20 @@ __all__ = [
 
 OverLong = Literal["drop_group", "drop_response", "cut", "error"]
 PromptFormat = Literal["auto", "chat", "text"]
-Boundary = Literal["strict", "separate"]
+Boundary = Literal["auto", "strict", "separate"]
 
-_SENTINEL = "sentinel"
+# Token ids of responses by their positions in the row.
+Ids = dict[int, list[int]]
+
+JOINED = "whose beginning would join the prompt's end, tokenised by themselves"
+# Rules of `RenderingRules`, as errors say them.
+EXPECTED = {
+    "prompt_text": "a template that renders it",
+    "response_text": "an answer that holds the response's text",
+    "white_space": "the text's own white space",
+    "special_tokens": "a text without it",
+    "equal_tokens": "different tokens, or one score",
+}
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
@@ -81,15 +105,18 @@ class GroupTokenizer:
     """Tokenizer of checked groups.
 
     Its settings are described at `PreferenceDataModule`. A prompt that is a text is one user
-    message in the chat format. With the boundary "separate" a response is tokenised as a sampler
-    would have produced it.
+    message in the chat format.
 
     Args:
         tokenizer: a Hugging Face tokenizer with an end-of-sequence token.
         min_responses: a group with fewer remaining responses is dropped. A contrast needs two.
 
+    Attributes:
+        date: the date that the chat template writes; None if it writes none.
+
     Raises:
-        DataError: if the format needs a chat template that the tokenizer lacks.
+        DataError: if the format needs a chat template that the tokenizer lacks, or the template
+            cannot be used.
     """
 
     tokenizer: Any
@@ -101,6 +128,9 @@ class GroupTokenizer:
     max_responses: int | None = None
     keep_responses: Keep = "first"
     min_responses: int = 2
+    rendering: RenderingRules = RenderingRules()  # noqa: RUF009 (frozen)
+    template_arguments: Mapping[str, object] = field(default_factory=dict)
+    date: str | None = None
 
     def __post_init__(self) -> None:
         tokenizer = self.tokenizer
@@ -111,18 +141,25 @@ class GroupTokenizer:
                 "place of chat.",
                 field="prompt_format",
             )
-        self.chat = self.prompt_format in ("auto", "chat") and has_template
-        if self.chat:
-            self._end, self._after_end = self._learn_end_of_turn()
+        special = special_tokens(tokenizer)
+        written = sorted(filter(None, special), key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, written)) or "(?!)")
+        self._renderer: ChatRenderer | None = None
+        self._text_start: list[int] = []
+        if self.prompt_format in ("auto", "chat") and has_template:
+            self._renderer = ChatRenderer(tokenizer, self.template_arguments, self.date)
+            self.date = self._renderer.date
+            self._end, self._after_end = self._learn_end_of_turn(self._renderer.suffix, special)
         else:
+            self.date = None
             self._end, self._after_end = tokenizer.eos_token_id, None
             bos = tokenizer.bos_token_id
-            adds_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
-            self._text_start = [bos] if adds_bos else []
+            if bos is not None and tokenizer("a")["input_ids"][:1] == [bos]:
+                self._text_start = [bos]
 
     @classmethod
     def without_limit(
-        cls, tokenizer: Any, prompt_format: PromptFormat, boundary: Boundary = "strict"
+        cls, tokenizer: Any, prompt_format: PromptFormat, boundary: Boundary = "auto", **more: Any
     ) -> Self:
         """Return a tokenizer that neither cuts nor drops; see the class for the arguments."""
         return cls(
@@ -131,13 +168,14 @@ class GroupTokenizer:
             over_long="error",
             prompt_format=prompt_format,
             boundary=boundary,
+            **more,
         )
 
     @property
     def settings(self) -> dict[str, object]:
         """Settings that decide the token ids of a group, beside the tokenizer's content."""
         names = (field.name for field in fields(self) if field.name != "tokenizer")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | {"rendering": vars(self.rendering)}
 
     def __call__(self, group: PreferenceGroup, report: DataReport) -> TokenGroup | None:
         """Tokenise a group; the report counts what is dropped or cut. None if the group is dropped.
@@ -146,47 +184,110 @@ class GroupTokenizer:
             DataError: if the group cannot be tokenised.
         """
         count = len(group.responses)
-        repeats = count - len(set(group.responses))
+        repeats = count - len({response_text(each) for each in group.responses})
         report.note("repeat another response of their group", group.source, repeats)
         indices = list(range(count))
         if self.max_responses is not None:
             indices = select_responses(group.scores, self.max_responses, self.keep_responses)
             beyond = count - len(indices)
             report.note("beyond max_responses left out", group.source, beyond)
-        prompt, responses = self._encode(group, indices)
-        room = self.max_length - len(prompt)
-        if room < 1:
-            if self.over_long == "error":
-                raise self._too_long(group.source, "prompt", f"{len(prompt)}", "fewer than")
-            report.drop("with a prompt beyond max_length", group.source)
+        prompt, responses, findings = self._encode(group, indices)
+        kept = self._by_rules(
+            findings, group.source, dict(zip(indices, responses, strict=True)), report
+        )
+        kept = None if kept is None else self._within_limit(prompt, kept, group.source, report)
+        if kept is not None:
+            same = list(_contradictions(kept, group.scores))
+            kept = self._by_rules(same, group.source, kept, report)
+        if kept is None:
             return None
-        within: dict[int, list[int]] = {}
-        for index, ids in zip(indices, responses, strict=True):
-            if len(ids) > room:
-                if self.over_long == "error":
-                    found = f"{len(prompt)} + {len(ids)}"
-                    raise self._too_long(group.source, f"responses[{index}]", found, "at most")
-                if self.over_long == "drop_group":
-                    report.drop("with a response beyond max_length", group.source)
-                    return None
-                if self.over_long == "drop_response":
-                    report.note("beyond max_length dropped", group.source)
-                    continue
-                report.note("cut to max_length", group.source)
-            within[index] = ids[:room]
-        if len(within) < self.min_responses:
-            report.drop("with too few responses within max_length", group.source)
+        if len(kept) < self.min_responses:
+            report.drop("with too few responses left", group.source)
             return None
-        report.keep(len(within))
+        report.keep(len(kept))
         return TokenGroup(
             prompt=torch.tensor(prompt),
-            responses=tuple(map(torch.tensor, within.values())),
-            scores=tuple(group.scores[index] for index in within),
+            responses=tuple(map(torch.tensor, kept.values())),
+            scores=tuple(group.scores[index] for index in kept),
             source=group.source,
             # Parquet and datasets rows may hold dates and other values that JSON has no form for.
             extra=json.dumps(group.extra, default=str),
-            indices=tuple(within),
+            indices=tuple(kept),
         )
+
+    def _within_limit(
+        self, prompt: list[int], responses: Ids, source: str, report: DataReport
+    ) -> Ids | None:
+        """Return the responses that the limit leaves, cut or whole; None if it drops the group.
+
+        Raises:
+            DataError: if a length beyond the limit is an error.
+        """
+        room = self.max_length - len(prompt)
+        if room < 1:
+            if self.over_long == "error":
+                raise self._too_long(source, "prompt", f"{len(prompt)}", "fewer than")
+            report.drop("with a prompt beyond max_length", source)
+            return None
+        within: Ids = {}
+        for index, ids in responses.items():
+            if len(ids) > room:
+                if self.over_long == "error":
+                    found = f"{len(prompt)} + {len(ids)}"
+                    raise self._too_long(source, f"responses[{index}]", found, "at most")
+                if self.over_long == "drop_group":
+                    report.drop("with a response beyond max_length", source)
+                    return None
+                if self.over_long == "drop_response":
+                    report.note("beyond max_length dropped", source)
+                    continue
+                report.note("cut to max_length", source)
+            within[index] = ids[:room]
+        return within
+
+    def _by_rules(
+        self, findings: Sequence[Finding], source: str, responses: Ids, report: DataReport
+    ) -> Ids | None:
+        """Return the responses that the rules leave; None if they drop the group.
+
+        Raises:
+            DataError: if a finding is an error.
+        """
+        out: set[int] = set()
+        # Several messages of a prompt may have the same fault.
+        for finding in dict.fromkeys(findings):
+            if self._leaves_out(finding, source, report, len(responses)):
+                if finding.slot is None:
+                    return None
+                out.add(finding.slot)
+        return {index: ids for index, ids in responses.items() if index not in out}
+
+    def _leaves_out(
+        self, finding: Finding, source: str, report: DataReport, responses: int
+    ) -> bool:
+        """Whether a rule leaves out the response, or the group; counts it.
+
+        Raises:
+            DataError: if it is an error.
+        """
+        action = "keep" if finding.kind is None else getattr(self.rendering, finding.kind)
+        of_prompt = finding.slot is None
+        if finding.kind is not None and action == "error":
+            where = "prompt" if of_prompt else f"responses[{finding.slot}]"
+            remedy = (
+                "Use another chat template, or repair the row; or set "
+                f"data.rendering.{finding.kind} to drop or keep."
+            )
+            raise bad_field(source, where, finding.found, EXPECTED[finding.kind], remedy)
+        if action == "drop" and of_prompt:
+            report.drop(f"with {finding.reason}", source)
+        elif action == "drop":
+            report.note(f"{finding.reason}, left out", source)
+        elif of_prompt:
+            report.note(f"to {finding.reason}", source, responses)
+        else:
+            report.note(finding.reason, source)
+        return bool(action == "drop")
 
     def _too_long(self, source: str, field: str, tokens: str, limit: str) -> DataError:
         expected = f"{limit} {self.max_length} (data.max_length)"
@@ -201,13 +302,19 @@ class GroupTokenizer:
         end: int = self._end
         return end
 
-    def prompt_ids(self, prompt: Prompt, source: str) -> list[int]:
+    def prompt_ids(
+        self, prompt: Prompt, source: str, template_arguments: Mapping[str, object] | None = None
+    ) -> list[int]:
         """Return the tokens of a prompt alone, for a sampler; they are the same as in training.
 
         Raises:
             DataError: if it cannot be tokenised.
         """
-        return self._encode(PreferenceGroup(prompt, [], [], source, {}), [])[0]
+        if self._renderer is None:
+            text = self._plain_prompt(prompt, source, template_arguments)
+        else:
+            text = self._renderer.prompt(prompt, source, template_arguments)
+        return self._started(self._ids([text])[0], source)
 
     # ------------------------------------------------------------------------------- encoding
 
@@ -217,115 +324,116 @@ class GroupTokenizer:
 
     def _encode(
         self, group: PreferenceGroup, indices: list[int]
-    ) -> tuple[list[int], list[list[int]]]:
-        """Return the ids of the prompt and of the responses with these indices."""
-        if self.chat:
-            prompt_text, whole_texts = self._render(group, indices)
-            start: list[int] = []
+    ) -> tuple[list[int], list[list[int]], list[Finding]]:
+        """Return the ids of the prompt and of the responses with these indices.
+
+        Also what differs from the data, with the responses' indices as slots.
+        """
+        chosen, source = [group.responses[index] for index in indices], group.source
+        arguments = group.template_arguments
+        if self._renderer is not None:
+            rendered = self._renderer(group.prompt, chosen, source, arguments)
         else:
-            if not isinstance(group.prompt, str):
-                remedy = "The tokenizer has no chat template, or data.prompt_format is text."
-                raise bad_field(group.source, "prompt", "a conversation", "a text", remedy)
-            prompt_text, start = group.prompt, self._text_start
-            whole_texts = [prompt_text + group.responses[index] for index in indices]
-        if self.boundary == "strict":
-            prompt, responses = self._strict(prompt_text, whole_texts, group.source, indices)
+            text = self._plain_prompt(group.prompt, source, arguments)
+            rendered = Rendered(text, [_plain_text(e, i, source) for i, e in enumerate(chosen)])
+        findings = [*rendered.findings]
+        if self._renderer is not None:
+            # A text format has no other way to write them.
+            findings += self._written_specials(group.prompt, chosen)
+        if rendered.before_answers:
+            reason = f"after {show(rendered.before_answers)} of the template, part of the prompt"
+            findings += [Finding(None, slot, reason, "") for slot in range(len(chosen))]
+        if self.boundary == "separate":
+            prompt, *responses = self._ids([rendered.prompt, *rendered.answers])
         else:
-            tails = [whole[len(prompt_text) :] for whole in whole_texts]
-            prompt, *responses = self._ids([prompt_text, *tails])
-        if start and prompt[:1] != start:
-            prompt = start + prompt
+            prompt, *wholes = self._ids(
+                [rendered.prompt, *(rendered.prompt + each for each in rendered.answers)]
+            )
+            responses = [ids[len(prompt) :] for ids in wholes]
+            for slot, ids in enumerate(wholes):
+                if ids[: len(prompt)] != prompt:
+                    (responses[slot],) = self._ids([rendered.answers[slot]])
+                    self._check_apart(prompt, ids, responses[slot], source, indices[slot])
+                    findings.append(Finding(None, slot, JOINED, ""))
+        truncated = group.truncated or [False] * len(group.responses)
+        closed = [
+            self._close(ids, source, index, cut=truncated[index])
+            for ids, index in zip(responses, indices, strict=True)
+        ]
+        placed = [f if f.slot is None else replace(f, slot=indices[f.slot]) for f in findings]
+        return self._started(prompt, source), closed, placed
+
+    def _started(self, prompt: list[int], source: str) -> list[int]:
+        """Return a prompt's ids with the beginning of the sequence, once."""
+        if self._text_start and prompt[:1] != self._text_start:
+            prompt = self._text_start + prompt
         bos = self.tokenizer.bos_token_id
         if bos is not None and prompt[:2] == [bos, bos]:
             found = "two beginning-of-sequence tokens"
             remedy = "The prompt's text and the template both write it: remove it from the text."
-            raise bad_field(group.source, "prompt", found, "one", remedy)
-        truncated = group.truncated or [False] * len(group.responses)
-        closed = [
-            self._close(ids, group.source, index, cut=truncated[index])
-            for ids, index in zip(responses, indices, strict=True)
+            raise bad_field(source, "prompt", found, "one", remedy)
+        return prompt
+
+    def _plain_prompt(
+        self, prompt: Prompt, source: str, arguments: Mapping[str, object] | None
+    ) -> str:
+        remedy = "The tokenizer has no chat template, or data.prompt_format is text."
+        if not isinstance(prompt, str):
+            raise bad_field(source, "prompt", "a conversation", "a text", remedy)
+        if arguments:
+            found = f"arguments of a chat template, {', '.join(arguments)}"
+            raise bad_field(source, "prompt", found, "a text alone", remedy)
+        return prompt
+
+    def _written_specials(self, prompt: Prompt, responses: Sequence[Any]) -> Iterator[Finding]:
+        """Yield the special tokens that are written in a prompt or in responses."""
+        texts: list[tuple[int | None, str]] = [
+            (None, response_text(message)) for message in as_messages(prompt)
         ]
-        return prompt, closed
+        texts += [(slot, response_text(each)) for slot, each in enumerate(responses)]
+        for slot, text in texts:
+            written = self._special.search(text)
+            if written is not None:
+                where = "a prompt" if slot is None else "responses"
+                reason = f"in whose text the special token {written[0]} is written"
+                reason = f"a prompt {reason}" if slot is None else reason
+                found = f"the special token {written[0]}, written in the text of {where}"
+                yield Finding("special_tokens", slot, reason, found)
 
-    def _strict(
-        self, prompt_text: str, whole_texts: list[str], source: str, indices: list[int]
-    ) -> tuple[list[int], list[list[int]]]:
-        prompt, *wholes = self._ids([prompt_text, *whole_texts])
-        for index, whole in zip(indices, wholes, strict=True):
-            if whole[: len(prompt)] != prompt:
-                at = _first_difference(prompt, whole)
-                tokens = self.tokenizer.convert_ids_to_tokens
-                raise bad_field(
-                    source,
-                    f"responses[{index}]",
-                    f"the prompt's tokens change once it follows: {tokens(prompt[at:])} "
-                    f"become {tokens(whole[at : len(prompt) + 1])}",
-                    "the prompt's tokens to begin the tokens of prompt + response",
-                    "Move white space at the boundary from the prompt into the responses, "
-                    "or set data.boundary: separate.",
-                )
-        return prompt, [whole[len(prompt) :] for whole in wholes]
+    def _check_apart(
+        self, prompt: list[int], whole: list[int], response: list[int], source: str, index: int
+    ) -> None:
+        """Check that a response that is tokenised by itself continues the prompt's text.
 
-    def _render(self, group: PreferenceGroup, indices: list[int]) -> tuple[str, list[str]]:
-        messages = as_messages(group.prompt)
-        try:
-            prompt = self._template(messages, add_generation_prompt=True)
-            wholes = [
-                self._template(
-                    [*messages, {"role": "assistant", "content": group.responses[index]}]
-                )
-                for index in indices
-            ]
-        # A template reports what it does not accept (a role, an order) as a TemplateError.
-        except _template_error() as error:
-            found = f"the chat template refuses it ({error})"
-            expected = "a conversation that the template accepts"
-            remedy = "Change the roles or their order, or the template."
-            raise bad_field(group.source, "prompt", found, expected, remedy) from error
-        for index, whole in zip(indices, wholes, strict=True):
-            if not whole.startswith(prompt):
-                same = _first_difference(prompt, whole)
-                raise bad_field(
-                    group.source,
-                    f"responses[{index}]",
-                    f"{whole[same : same + 40]!r} in the rendered answer where the rendered "
-                    f"prompt has {prompt[same : same + 40]!r}",
-                    "an answer that begins with its prompt",
-                    "The chat template's generation prompt is not part of an answer that it "
-                    "renders: use a template for training.",
-                )
-        return prompt, wholes
-
-    def _template(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
-        text: str = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt
+        Raises:
+            DataError: if it does not, or each response's tokens must follow the prompt's.
+        """
+        decode = partial(self.tokenizer.decode, clean_up_tokenization_spaces=False)
+        if self.boundary == "auto" and decode(prompt + response) == decode(whole):
+            return
+        at = first_difference(prompt, whole)
+        tokens = self.tokenizer.convert_ids_to_tokens
+        raise bad_field(
+            source,
+            f"responses[{index}]",
+            f"the prompt's tokens change once it follows: {tokens(prompt[at:])} "
+            f"become {tokens(whole[at : len(prompt) + 1])}",
+            "the prompt's tokens to begin the tokens of prompt + response",
+            "Move white space at the boundary from the prompt into the responses, "
+            f"or set data.boundary: {'auto' if self.boundary == 'strict' else 'separate'}.",
         )
-        return text
 
     # ---------------------------------------------------------------------------- end of turn
 
-    def _learn_end_of_turn(self) -> tuple[int, int | None]:
+    def _learn_end_of_turn(self, suffix: str, special: Mapping[str, int]) -> tuple[int, int | None]:
         """Find the token that ends an answer in the template, and how many tokens follow it.
 
         The second is None if the template writes no special token after an answer; the
         end-of-sequence token is then appended.
         """
-        messages = [
-            {"role": "user", "content": "a"},
-            {"role": "assistant", "content": _SENTINEL},
-        ]
-        try:
-            suffix = self._template(messages).rpartition(_SENTINEL)[2]
-        except _template_error() as error:
-            raise DataError(
-                "its chat template refuses a user's message with an assistant's answer "
-                f"({error}). Use a template for chats, or prompt_format: text.",
-                field="tokenizer",
-            ) from error
         (ids,) = self._ids([suffix])
-        special = set(self.tokenizer.all_special_ids)
-        special |= {i for i, t in self.tokenizer.added_tokens_decoder.items() if t.special}
-        position = next((i for i, token in enumerate(ids) if token in special), None)
+        known = set(special.values())
+        position = next((i for i, token in enumerate(ids) if token in known), None)
         if position is None:
             return self.tokenizer.eos_token_id, None
         return ids[position], len(ids) - position - 1
@@ -347,12 +455,24 @@ class GroupTokenizer:
         return closed[:-1] if cut else closed
 
 
-def _first_difference(prompt: Sequence[object], whole: Sequence[object]) -> int:
-    pairs = enumerate(zip(prompt, whole, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(prompt), len(whole)))
+def _plain_text(response: Any, index: int, source: str) -> str:
+    if isinstance(response, str):
+        return response
+    remedy = "The tokenizer has no chat template, or data.prompt_format is text."
+    raise bad_field(source, f"responses[{index}]", show(response), "a text", remedy)
 
 
-def _template_error() -> type[Exception]:
-    from jinja2 import TemplateError
-
-    return TemplateError
+def _contradictions(
+    responses: Mapping[int, list[int]], scores: Sequence[float]
+) -> Iterator[Finding]:
+    """Yield the responses that have the tokens of another one and another score."""
+    same: dict[tuple[int, ...], list[int]] = {}
+    for index, ids in responses.items():
+        same.setdefault(tuple(ids), []).append(index)
+    for indices in same.values():
+        if len({scores[index] for index in indices}) > 1:
+            listed = ", ".join(f"responses[{index}] {scores[index]:g}" for index in indices)
+            for index in indices:
+                found = f"the same tokens with different scores ({listed})"
+                reason = "with the tokens of another of their group and another score"
+                yield Finding("equal_tokens", index, reason, found)

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from mpo_lightning.data.conversation import context_columns
 from mpo_lightning.data.groups import DataError, PreferenceGroup, bad_field
 from mpo_lightning.files import whole_file
 
@@ -33,6 +34,7 @@ def canonical_row(group: PreferenceGroup) -> dict[str, object]:
         "responses": group.responses,
         "scores": group.scores,
         **truncated,
+        **context_columns(group.template_arguments),
         **group.extra,
     }
 

@@ -5,14 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mpo_lightning.batch import Message, Prompt, PromptItem
-from mpo_lightning.data.groups import (
-    DataError,
-    as_text,
-    bad_field,
-    check_object,
-    check_prompt,
-    is_list,
-)
+from mpo_lightning.data.conversation import as_text, check_prompt
+from mpo_lightning.data.groups import DataError, bad_field, check_object, is_list
 from mpo_lightning.data.sources import RowSource
 from mpo_lightning.generation.generate import Sample
 from mpo_lightning.rollouts.sample import answered_row

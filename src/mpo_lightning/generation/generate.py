@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mpo_lightning.batch import PromptItem, Request
 from mpo_lightning.data.groups import collect_errors
+from mpo_lightning.data.rendering import special_tokens
 from mpo_lightning.data.tokens import GroupTokenizer
 from mpo_lightning.errors import RolloutError
 
@@ -151,9 +152,8 @@ class ModelSampler:
         stops = stops if isinstance(stops, list) else [stops]
         stops += [tokenizer.end_of_turn, tokenizer.tokenizer.eos_token_id]
         self.stops = sorted({stop for stop in stops if stop is not None})
-        # Tokens that decoding leaves out. all_special_ids may not list all of them.
-        added = tokenizer.tokenizer.added_tokens_decoder.items()
-        self.special = {*tokenizer.tokenizer.all_special_ids, *(i for i, t in added if t.special)}
+        # Tokens that decoding leaves out.
+        self.special = set(special_tokens(tokenizer.tokenizer).values())
         # None if the model has no limit.
         self.context: int | None = getattr(model.config, "max_position_embeddings", None)
 
@@ -169,7 +169,10 @@ class ModelSampler:
             RolloutError: if the model's logits are not numbers.
         """
         prompts = collect_errors(
-            requests, lambda item: self.tokenizer.prompt_ids(item.prompt, item.source)
+            requests,
+            lambda item: self.tokenizer.prompt_ids(
+                item.prompt, item.source, item.template_arguments
+            ),
         )
         return self.answer(prompts, [request.key for request in requests], done)
 

@@ -1,5 +1,6 @@
 """Loading of a base model with an adapter, for generation."""
 
+import json
 import os
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -26,6 +27,7 @@ __all__ = [
     "policy_config",
     "put_adapter",
     "resolve_base",
+    "trained_date",
 ]
 
 
@@ -43,6 +45,11 @@ class ModelConfig:
         device: "auto" is this process's GPU if there is one, else the CPU.
         prompt_format: format as in training: "chat", "text", or "auto", which is chat where the
             tokenizer has a template.
+        chat_template_kwargs: arguments of the chat template, such as ``enable_thinking``, for all
+            prompts; a row's own go before.
+        date: date and time that the chat template gets if it asks for one, in ISO 8601. Defaults to
+            that of the adapter's training, or the present; an output that is continued keeps its
+            own.
         revision: branch, tag or commit of a hub model.
         trust_remote_code: let a hub model run its own code.
     """
@@ -54,6 +61,8 @@ class ModelConfig:
     quantization: Quantization = "none"
     device: str = "auto"
     prompt_format: PromptFormat = "auto"
+    chat_template_kwargs: dict[str, Any] | None = None
+    date: str | None = None
     revision: str | None = None
     trust_remote_code: bool = False
 
@@ -168,7 +177,22 @@ def load_group_tokenizer(config: ModelConfig) -> GroupTokenizer:
     path = config.tokenizer or resolve_base(config)
     with fields_below("model"):
         tokenizer = load_tokenizer(path, trust_remote_code=config.trust_remote_code)
-        return GroupTokenizer.without_limit(tokenizer, config.prompt_format)
+        return GroupTokenizer.without_limit(
+            tokenizer,
+            config.prompt_format,
+            template_arguments=config.chat_template_kwargs or {},
+            date=config.date or trained_date(config),
+        )
+
+
+def trained_date(config: ModelConfig) -> str | None:
+    """Return the date that the chat template got in the adapter's training, if it asked."""
+    path = None if config.adapter is None else Path(config.adapter) / RECORD
+    if path is None or not path.is_file():
+        return None
+    data = json.loads(path.read_text(encoding="utf-8")).get("data") or {}
+    date: str | None = data.get("settings", {}).get("date")
+    return date
 
 
 def load_sampler(

@@ -9,7 +9,7 @@ from hashlib import blake2b
 from typing import Any
 
 from mpo_lightning.batch import Request
-from mpo_lightning.data.groups import as_messages
+from mpo_lightning.data.conversation import as_messages
 from mpo_lightning.errors import RolloutError
 from mpo_lightning.generation.generate import Answers, Done, Sample, Sampling, ignore
 
@@ -122,7 +122,11 @@ class ServerSampler:
         # Not all servers accept more than 31 bits.
         seed = int.from_bytes(blake2b(content, digest_size=4).digest(), "little") >> 1
         # top_k is not part of OpenAI's interface.
-        more = {"top_k": sampling.top_k} if sampling.top_k else {}
+        more: dict[str, Any] = {"top_k": sampling.top_k} if sampling.top_k else {}
+        arguments = dict(request.template_arguments)
+        tools: Any = arguments.pop("tools", None)
+        if arguments:
+            more["chat_template_kwargs"] = arguments
         try:
             reply = self._client.chat.completions.create(
                 model=self.model,
@@ -133,6 +137,7 @@ class ServerSampler:
                 max_tokens=sampling.max_new_tokens,
                 seed=seed,
                 extra_body=more,
+                **({"tools": tools} if tools else {}),
             )
         except self._errors.BadRequestError as error:
             if any(sign in str(error) for sign in TOO_LONG):

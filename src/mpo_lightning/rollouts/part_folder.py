@@ -52,7 +52,8 @@ class PartFolder:
     Args:
         folder: path of the folder, created if missing.
         kind: name of the command that writes it.
-        settings: everything that the rows depend on; a folder with other settings is refused.
+        settings: everything that the rows depend on; a folder with other settings is refused. Its
+            own ``date`` holds, if it was begun before and chat templates write it.
         rows: number of input rows.
         rows_per_part: number of input rows of one part.
 
@@ -186,12 +187,15 @@ class PartFolder:
             if not foreign:
                 self._write_first(path, (json.dumps(wanted, indent=2) + "\n").encode())
             found = json.loads(path.read_bytes())
+            if self.settings.get("date") is not None:
+                # Chat templates may write the date: a folder that is continued keeps its own.
+                self.settings["date"] = wanted["settings"]["date"] = found["settings"]["date"]
         except FileNotFoundError as error:
             raise RolloutError(
                 f"{self.folder}: holds other files ({', '.join(foreign[:3])}) and no {SETTINGS}, "
                 "so it is no output of this command. Name another folder."
             ) from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise RolloutError(
                 f"{self.folder}: cannot be used for output: {error}. Name another folder, or "
                 "remove this one."

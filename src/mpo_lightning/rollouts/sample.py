@@ -1,16 +1,22 @@
 """Sampling of responses to prompts, into a folder of parts."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from typing import Any
 
 from mpo_lightning.batch import Request
+from mpo_lightning.data.conversation import CONTEXT, context_columns
 from mpo_lightning.data.prompts import OF_RESPONSES, PromptSource
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.errors import RolloutError
 from mpo_lightning.generation.generate import Answers, Done, ModelSampler, Sample, Sampling
-from mpo_lightning.generation.model import ModelConfig, load_sampler, model_identity
+from mpo_lightning.generation.model import (
+    ModelConfig,
+    load_group_tokenizer,
+    load_sampler,
+    model_identity,
+)
 from mpo_lightning.generation.server import ServerConfig, ServerSampler
 from mpo_lightning.rollouts.part_folder import PartFolder
 
@@ -70,10 +76,12 @@ def sample(
         name, load = server_sampler.model, lambda: server_sampler
     else:
         settings["model"] = model_identity(model)
+        settings["date"] = load_group_tokenizer(model).date
         settings["responses_per_batch"] = responses_per_batch
         name = " + ".join(part for part in (settings["model"]["base"], model.adapter) if part)
-        load = cache(lambda: load_sampler(model, how, responses_per_batch=responses_per_batch))
+        load = cache(lambda: load_sampler(dated, how, responses_per_batch=responses_per_batch))
     folder = PartFolder(out, "sample", settings, rows=len(source), rows_per_part=rows_per_part)
+    dated = replace(model, date=folder.settings.get("date") or model.date)
 
     def make(start: int, stop: int, report: DataReport, done: Done) -> list[dict[str, Any]]:
         rows = source.rows(start, stop)
@@ -150,6 +158,7 @@ def answered_row(
         "prompt": request.prompt,
         "responses": [drawn.text for drawn in samples],
         "truncated": [drawn.finish == "length" for drawn in samples],
-        **{k: v for k, v in row.items() if k != "prompt" and k not in OF_RESPONSES},
+        **context_columns(request.template_arguments),
+        **{k: v for k, v in row.items() if k not in ("prompt", *CONTEXT, *OF_RESPONSES)},
         "sampled": dict(how),
     }

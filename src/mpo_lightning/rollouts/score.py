@@ -1,17 +1,18 @@
 """Scoring of rows with responses, into a folder of parts with canonical rows."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
-from mpo_lightning.data.groups import (
-    bad_field,
-    check_field,
-    check_object,
-    check_prompt,
+from mpo_lightning.data.conversation import (
+    CONTEXT,
+    check_conversation,
     check_responses,
-    collect_errors,
+    context_columns,
+    parse_texts,
 )
+from mpo_lightning.data.groups import bad_field, check_field, check_object, collect_errors
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.sources import open_source
 from mpo_lightning.errors import RolloutError
@@ -25,6 +26,7 @@ from mpo_lightning.rollouts.scorers import (
     Scores,
     load_reward_model,
     reward_model_identity,
+    written_date,
 )
 
 __all__ = ["score"]
@@ -76,12 +78,17 @@ def score(
         name, load = function, lambda: by_function
     else:
         settings["reward_model"] = reward_model_identity(reward_model)
-        name, load = str(reward_model.path), cache(lambda: load_reward_model(reward_model))
+        settings["date"] = written_date(reward_model)
+        name, load = str(reward_model.path), cache(lambda: load_reward_model(dated))
     folder = PartFolder(out, "score", settings, rows=len(source), rows_per_part=rows_per_part)
+    dated = dataclasses.replace(reward_model, date=folder.settings.get("date") or reward_model.date)
 
     def make(start: int, stop: int, report: DataReport, done: Done) -> list[dict[str, Any]]:
         read = [_checked(*item, replace=replace) for item in source.rows(start, stop)]
-        scores = load()([item for item, _ in read], done)
+        scorer = load()
+        scores = scorer([item for item, _ in read], done)
+        while scorer.noted:
+            report.note(*scorer.noted.pop(0))
         made = (
             _row(item, row, values, name, report)
             for (item, row), values in zip(read, scores, strict=True)
@@ -93,18 +100,19 @@ def score(
 
 
 def _checked(source: str, row: object, *, replace: bool) -> tuple[Scorable, Mapping[str, Any]]:
-    given = check_object(row, source, "an object with prompt and responses")
-    fields = [check_field(given, name, source) for name in ("prompt", "responses")]
+    whole = check_object(row, source, "an object with prompt and responses")
+    given: Mapping[str, Any] = parse_texts(whole, source)[0]
+    prompt, arguments = check_conversation(given, source)
+    responses = check_responses(check_field(given, "responses", source), source)
     if given.get("scores") is not None and not replace:
         remedy = "Set replace: true to replace them, or rename the column to keep them."
         raise bad_field(source, "scores", "scores", "none yet", remedy)
-    prompt, responses = check_prompt(fields[0], source), check_responses(fields[1], source)
     truncated = given.get("truncated")
     if truncated is not None and len(truncated) != len(responses):
         found = f"{len(truncated)} entries for {len(responses)} responses"
         remedy = "Repair the row, or remove the column."
         raise bad_field(source, "truncated", found, "one for each response", remedy)
-    return Scorable(prompt, responses, source), given
+    return Scorable(prompt, responses, source, arguments), given
 
 
 def _row(
@@ -130,7 +138,9 @@ def _row(
     }
     if row.get("truncated") is not None:
         scored["truncated"] = [row["truncated"][slot] for slot in remaining]
-    others = {str(name): value for name, value in row.items() if name not in scored}
+    scored |= context_columns(item.template_arguments)
+    read = {*scored, *CONTEXT}
+    others = {str(name): value for name, value in row.items() if name not in read}
     for name, value in others.items():
         # Its entries may or may not belong to the responses.
         as_many = isinstance(value, list) and len(value) == len(scores) > len(remaining)

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from numbers import Real
@@ -12,8 +12,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mpo_lightning.batch import Prompt
-from mpo_lightning.data.groups import as_messages, as_text, bad_field
+from mpo_lightning.batch import Prompt, Response
+from mpo_lightning.data.conversation import as_text, response_text
+from mpo_lightning.data.groups import bad_field
+from mpo_lightning.data.rendering import ChatRenderer
 from mpo_lightning.errors import RolloutError, UserError, fields_below
 from mpo_lightning.files import digest_of_files
 from mpo_lightning.generation.generate import Done, ignore
@@ -25,7 +27,15 @@ from mpo_lightning.model.loading import (
     quantised_arguments,
 )
 
-__all__ = ["FunctionScorer", "RewardModel", "RewardModelConfig", "Scorable", "load_reward_model"]
+__all__ = [
+    "FunctionScorer",
+    "RewardModel",
+    "RewardModelConfig",
+    "Scorable",
+    "load_reward_model",
+    "reward_model_identity",
+    "written_date",
+]
 
 # None for a response beyond the scorer's length limit.
 Scores = list[float | None]
@@ -41,11 +51,13 @@ class Scorable:
         prompt: a text, or the conversation before the answer.
         responses: the answers.
         source: "file:row", for messages.
+        template_arguments: arguments of the chat template, such as ``tools``.
     """
 
     prompt: Prompt
-    responses: list[str]
+    responses: Sequence[Response]
     source: str
+    template_arguments: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +71,10 @@ class RewardModelConfig:
         quantization: quantise the linear layers: "none", "nf4" or "int8".
         input_format: "chat" renders prompt and response with the reward model's own chat template,
             "pair" passes them as a pair of texts; "auto" is chat where there is a template.
+        response_text: what to do with a response of which the chat template leaves out text, such
+            as reasoning: "error", or "keep" to score and count it.
+        date: date and time that the chat template gets if it asks for one, in ISO 8601. Defaults to
+            the present; an output that is continued keeps its own.
         max_length: limit on prompt + response, in tokens. Defaults to the model's own. A longer
             response has no score: it is left out and counted.
         responses_per_batch: responses that are scored together.
@@ -72,6 +88,8 @@ class RewardModelConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantization: Quantization = "none"
     input_format: Literal["auto", "chat", "pair"] = "auto"
+    response_text: Literal["error", "keep"] = "error"
+    date: str | None = None
     max_length: int | None = None
     responses_per_batch: int = 16
     device: str = "auto"
@@ -108,9 +126,9 @@ class RewardModel:
                 "reward_model.input_format is chat, but its tokenizer has no chat template. Set "
                 "its chat_template, or use pair."
             )
-        self.chat = config.input_format == "chat" or (
-            config.input_format == "auto" and has_template
-        )
+        self.renderer = _renderer(tokenizer, config)
+        # Differences between data and rendered texts, for the caller's report.
+        self.noted: list[tuple[str, str, int]] = []
         self.max_length = config.max_length or _own_limit(model)
         self._checked = False
 
@@ -171,13 +189,14 @@ class RewardModel:
 
     def _encode(self, item: Scorable) -> list[dict[str, list[int]]]:
         """Tokenise each response after its prompt."""
-        if not self.chat:
+        if self.renderer is None:
             prompt = as_text(item.prompt)
             if prompt is None:
                 found, expected = f"{len(item.prompt)} messages", "a text or a single user message"
                 remedy = "The reward model reads pairs of texts: it has no chat template."
                 raise bad_field(item.source, "prompt", found, expected, remedy)
-            encoded = self.tokenizer([prompt] * len(item.responses), item.responses, verbose=False)
+            texts = list(map(response_text, item.responses))
+            encoded = self.tokenizer([prompt] * len(texts), texts, verbose=False)
         else:
             # The template has written the special tokens.
             encoded = self.tokenizer(self._rendered(item), add_special_tokens=False, verbose=False)
@@ -188,21 +207,20 @@ class RewardModel:
         ]
 
     def _rendered(self, item: Scorable) -> list[str]:
-        from jinja2 import TemplateError
-
-        messages = as_messages(item.prompt)
-        try:
-            return [
-                self.tokenizer.apply_chat_template(
-                    [*messages, {"role": "assistant", "content": response}], tokenize=False
-                )
-                for response in item.responses
-            ]
-        except TemplateError as error:
-            found = f"the reward model's chat template refuses it ({error})"
-            expected = "a conversation that the template accepts"
-            remedy = "Change the roles or their order, or the template."
-            raise bad_field(item.source, "prompt", found, expected, remedy) from error
+        assert self.renderer is not None
+        rendered = self.renderer(item.prompt, item.responses, item.source, item.template_arguments)
+        for finding in rendered.findings:
+            if finding.kind == "response_text" and self.config.response_text == "error":
+                field = f"responses[{finding.slot}]"
+                found = f"{finding.found} by the reward model's template"
+                expected = "an answer that holds the response's text"
+                remedy = "Use another template, or set reward_model.response_text: keep."
+                raise bad_field(item.source, field, found, expected, remedy)
+            count = len(item.responses) if finding.slot is None else 1
+            to = "to " if finding.slot is None else ""
+            reason = f"responses {to}{finding.reason}, for the reward model"
+            self.noted.append((reason, item.source, count))
+        return [rendered.prompt + answer for answer in rendered.answers]
 
     def _scores(self, rows: list[dict[str, list[int]]]) -> list[float]:
         values = self._forward(rows)
@@ -265,6 +283,37 @@ def _own_limit(model: Any) -> int | None:
     return limit
 
 
+def _renderer(tokenizer: Any, config: RewardModelConfig) -> ChatRenderer | None:
+    """Return the renderer of conversations; None if prompt and response are a pair of texts."""
+    if tokenizer.chat_template is None or config.input_format == "pair":
+        return None
+    with fields_below("reward_model"):
+        return ChatRenderer(tokenizer, date=config.date)
+
+
+def _load_tokenizer(config: RewardModelConfig) -> Any:
+    from transformers import AutoTokenizer
+
+    assert config.path is not None
+    hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    try:
+        return AutoTokenizer.from_pretrained(config.path, **hub)
+    except (OSError, ImportError, KeyError, ValueError) as error:
+        raise RolloutError(
+            f"reward_model.path: {config.path}: no tokenizer can be loaded: {error}"
+        ) from error
+
+
+def written_date(config: RewardModelConfig) -> str | None:
+    """Return the date that the reward model's chat template writes; None if it writes none.
+
+    Raises:
+        RolloutError: if its tokenizer cannot be loaded.
+    """
+    renderer = _renderer(_load_tokenizer(config), config)
+    return None if renderer is None else renderer.date
+
+
 def load_reward_model(config: RewardModelConfig) -> RewardModel:
     """Load a reward model.
 
@@ -272,7 +321,7 @@ def load_reward_model(config: RewardModelConfig) -> RewardModel:
         RolloutError: if it is no sequence classifier, or lacks weights.
         PolicyError: if it cannot be quantised.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForSequenceClassification
 
     assert config.path is not None
     hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
@@ -290,7 +339,6 @@ def load_reward_model(config: RewardModelConfig) -> RewardModel:
         model, loaded = AutoModelForSequenceClassification.from_pretrained(
             config.path, use_safetensors=True, output_loading_info=True, **arguments
         )
-        tokenizer = AutoTokenizer.from_pretrained(config.path, **hub)
     except UserError:
         raise
     except (OSError, ImportError, KeyError, ValueError) as error:
@@ -306,7 +354,7 @@ def load_reward_model(config: RewardModelConfig) -> RewardModel:
     fix_bitsandbytes_modes(model)
     if config.quantization == "none":
         model = model.to(device)
-    return RewardModel(model, tokenizer, config)
+    return RewardModel(model, _load_tokenizer(config), config)
 
 
 # ------------------------------------------------------------------------------------- function
@@ -343,7 +391,8 @@ class FunctionScorer:
             found = getattr(found, part, None)
         if not callable(found):
             raise RolloutError(f"function: {path}: {module} has no function {name}.")
-        self.function: Callable[[Prompt, list[str]], Sequence[Any]] = found
+        self.function: Callable[[Prompt, list[Response]], Sequence[Any]] = found
+        self.noted: list[tuple[str, str, int]] = []
 
     def identity(self) -> dict[str, str | None]:
         """Return the function's address and a digest of its file."""

@@ -12,8 +12,9 @@ import pyarrow.parquet
 import pytest
 from jsonargparse import ArgumentParser
 
-from mpo_lightning.data.groups import DataError, check_row
+from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.reading import GroupReader, RowResult
+from mpo_lightning.data.rows import check_row
 from mpo_lightning.data.schemas.base import Converted, Schema, SkippedRow
 from mpo_lightning.data.schemas.detect import SCHEMAS, Canonical, detect
 from mpo_lightning.data.schemas.lists import BestOf, Generations, Nectar, Numbered, OnPolicy, Ranked
@@ -709,24 +710,6 @@ def test_prompt_of_texts_is_how_both_begin(chosen: str, rejected: str, prompt: s
     responses = [chosen[len(prompt) :], rejected[len(prompt) :]]
     assert (converted.row["prompt"], converted.row["responses"]) == (prompt, responses)
     assert converted.notes == ("to a prompt that is how chosen and rejected begin",) * 2
-
-
-@pytest.mark.parametrize("schema", [Pairs(), ScoredPairs()])
-def test_prompts_that_are_rendered_without_their_tools_are_counted(schema: Schema) -> None:
-    """As null and empty they change nothing."""
-    row: Row = {"prompt": "Why?", "chosen": "So.", "rejected": "No."}
-    row |= {"score_chosen": 2, "score_rejected": 1} if isinstance(schema, ScoredPairs) else {}
-    nothing = {"tools": None, "chat_template_kwargs": {}}
-    assert convert(schema, row | nothing).notes == ()
-    found = convert(schema, {**row, "tools": "[{}]", "chat_template_kwargs": {"thinking": False}})
-    assert (
-        found.notes
-        == (
-            "to a prompt that is rendered without its tools",
-            "to a prompt that is rendered without its chat_template_kwargs",
-        )
-        * 2
-    )
 
 
 def test_responses_that_repeat_their_prompt_are_counted() -> None:

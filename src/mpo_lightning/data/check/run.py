@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from mpo_lightning.batch import TokenGroup
 from mpo_lightning.data.check.report import CheckReport
 from mpo_lightning.data.check.sections import make_report
 from mpo_lightning.data.check.table import GroupTable
 from mpo_lightning.data.check.warnings import find_warnings
 from mpo_lightning.data.groups import DataError, PreferenceGroup
 from mpo_lightning.data.reading import Sources
+from mpo_lightning.data.rendering import RenderingRules
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.schemas.base import Schema
 from mpo_lightning.data.tokens import Boundary, GroupTokenizer, PromptFormat
@@ -28,8 +30,6 @@ from mpo_lightning.losses import AboveMean, Partition
 from mpo_lightning.losses.scores import AlphaUnit
 
 __all__ = ["check"]
-
-TokenLengths = Callable[[PreferenceGroup], tuple[int, list[int]]]
 
 
 def check(
@@ -42,7 +42,8 @@ def check(
     tokenizer: Any = None,
     max_length: int = 2048,
     prompt_format: PromptFormat = "auto",
-    boundary: Boundary = "strict",
+    boundary: Boundary = "auto",
+    chat_template_kwargs: dict[str, Any] | None = None,
     partition: Partition | None = None,
     alpha: float = 0.0,
     power: float = 1.0,
@@ -63,6 +64,7 @@ def check(
         max_length: limit on prompt + response, in tokens.
         prompt_format: as in training (data.prompt_format); see `PreferenceDataModule`.
         boundary: as in training (data.boundary); see `PreferenceDataModule`.
+        chat_template_kwargs: as in training (data.chat_template_kwargs).
         partition: rule that splits a group into chosen and rejected responses. Defaults to
             `AboveMean`.
         alpha: strength of deviation weights, >= 0; see `deviation_log_weights`.
@@ -78,11 +80,21 @@ def check(
             raise DataError(f"{name} must be a number >= 0, got {value}.")
     names = [files] if isinstance(files, str) else list(files)
     sources = Sources(files=names, schema=schema, columns=columns, default_split=default_split)
-    lengths = None if tokenizer is None else _token_lengths(tokenizer, prompt_format, boundary)
+    tokenize = None
+    if tokenizer is not None:
+        # Everything is counted, and nothing left out.
+        rules = RenderingRules.counting()
+        tokenize = GroupTokenizer.without_limit(
+            tokenizer,
+            prompt_format,
+            boundary,
+            rendering=rules,
+            template_arguments=chat_template_kwargs or {},
+        )
     table = GroupTable(by)
     reads = []
     for number, name in enumerate(names):
-        read = DataReport(name)
+        read, rendered = DataReport(name), DataReport(name)
         reads.append(read)
         for result in sources.results(name):
             group = result.count_in(read)
@@ -90,11 +102,12 @@ def check(
                 continue
             try:
                 group = group if transform is None else transform(group)
-                tokens = None if lengths is None else lengths(group)
+                tokens = None if tokenize is None else _lengths(tokenize(group, rendered))
             except DataError as error:
                 read.fail(error)
                 continue
             table.add(group, number, tokens)
+        read.add_notes(rendered)
     # Sums of scores near the end of float64's range are infinite, and quotients of what does not
     # vary undefined; what follows from them is reported as undefined.
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
@@ -105,17 +118,11 @@ def check(
             alpha=alpha,
             power=power,
             alpha_unit=alpha_unit,
-            max_length=None if lengths is None else max_length,
+            max_length=None if tokenize is None else max_length,
         )
     return replace(report, warnings=find_warnings(report))
 
 
-def _token_lengths(tokenizer: Any, prompt_format: PromptFormat, boundary: Boundary) -> TokenLengths:
-    tokenize = GroupTokenizer.without_limit(tokenizer, prompt_format, boundary)
-
-    def lengths(group: PreferenceGroup) -> tuple[int, list[int]]:
-        tokens = tokenize(group, DataReport(group.source))
-        assert tokens is not None
-        return len(tokens.prompt), list(map(len, tokens.responses))
-
-    return lengths
+def _lengths(tokens: TokenGroup | None) -> tuple[int, list[int]]:
+    assert tokens is not None
+    return len(tokens.prompt), list(map(len, tokens.responses))

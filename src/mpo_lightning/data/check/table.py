@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mpo_lightning.data.check.report import Flagged
 from mpo_lightning.data.check.statistics import Bools, Floats, Integers
+from mpo_lightning.data.conversation import response_text
 from mpo_lightning.data.groups import PreferenceGroup
 from mpo_lightning.data.prompt_identity import normalized, prompt_key
 from mpo_lightning.losses import Partition, deviations
@@ -115,12 +116,12 @@ class GroupTable:
         self.counts.append(len(group.responses))
         self.prompt_keys.append(int.from_bytes(prompt_key(group.prompt, size=8)))
         prompt = group.prompt
-        texts = [prompt] if isinstance(prompt, str) else [m["content"] for m in prompt]
+        texts = [prompt] if isinstance(prompt, str) else list(map(response_text, prompt))
         self.prompt_chars.append(sum(map(len, texts)))
         if tokens is not None:
             self.prompt_tokens.append(tokens[0])
             self.tokens.extend(tokens[1])
-        self._add_texts(group.responses, first=len(self.scores))
+        self._add_texts(list(map(response_text, group.responses)), first=len(self.scores))
         self.scores.extend(group.scores)
         for name, column in self.columns.items():
             column.add(group.extra.get(name), len(group.responses))

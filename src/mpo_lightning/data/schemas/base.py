@@ -5,12 +5,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal, get_origin
 
+from mpo_lightning.batch import Response
+from mpo_lightning.data.conversation import check_response
 from mpo_lightning.data.groups import (
     bad_field,
     check_field,
     check_list,
     check_number,
-    check_text,
     is_list,
     show,
     show_typed,
@@ -98,7 +99,7 @@ class Answer:
     """A response as a schema found it.
 
     Attributes:
-        text: the response, not yet checked.
+        text: the response, a text or a message, not yet checked.
         score: its score, not yet checked; None if it has none.
         text_field: the column of the text, for messages.
         score_field: the column of the score.
@@ -152,7 +153,7 @@ class PublicSchema(Schema):
             SkippedRow: if fewer responses than a group needs are left.
         """
         remaining: list[int] = []
-        texts: list[str] = []
+        texts: list[Response] = []
         scores: list[float] = []
         notes: list[str] = []
         for index, answer in enumerate(answers):
@@ -189,12 +190,12 @@ class PublicSchema(Schema):
             return "without text, left out"
         return None
 
-    def _text(self, answer: Answer, source: str) -> str:
+    def _text(self, answer: Answer, source: str) -> Response:
         if _is_blank(answer.text):
             remedy = "Remove the response, or leave such responses out (schema's `empty: drop`)."
             expected = "a text that is not empty"
             raise bad_field(source, answer.text_field, show(answer.text), expected, remedy)
-        return check_text(answer.text, answer.text_field, source)
+        return check_response(answer.text, answer.text_field, source)
 
     def _score(self, answer: Answer, source: str) -> float:
         if answer.score is None:
@@ -221,6 +222,8 @@ class ScoredSchema(PublicSchema):
 
 
 def _is_blank(text: object) -> bool:
+    if isinstance(text, Mapping):
+        return not any(value for name, value in text.items() if name not in ("role", "name"))
     return text is None or (isinstance(text, str) and not text.strip())
 
 

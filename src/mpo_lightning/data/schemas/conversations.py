@@ -54,7 +54,7 @@ def prompt_of(row: Row, name: str, source: str) -> object:
 
 
 def answer_text(value: object, field: str, source: str) -> object:
-    """Return the text of a response that is a text, or a conversation of one assistant message.
+    """Return a response that is a text, or a conversation of one assistant message.
 
     Raises:
         DataError: if it is a longer conversation, or another role's message.
@@ -66,13 +66,18 @@ def answer_text(value: object, field: str, source: str) -> object:
         found = f"messages of {show([turn.get('role') for turn in turns])}"
         remedy = "Keep the response; what comes before it belongs into the prompt."
         raise bad_field(source, field, found, "the assistant's message alone", remedy)
-    return turns[0].get("content")
+    return _answer(turns[0])
+
+
+def _answer(message: dict[str, object]) -> object:
+    """Return the text of a message, or the message if it has more than that."""
+    return message if message.keys() - {"role", "content"} else message.get("content")
 
 
 def split_conversation(
     value: object, field: str, source: str
 ) -> tuple[list[dict[str, object]], object]:
-    """Return the prompt (all messages but the last) and the response (the last one's text).
+    """Return the prompt (all messages but the last) and the response (the last one).
 
     Raises:
         DataError: if the last message is not the assistant's.
@@ -82,7 +87,7 @@ def split_conversation(
         found = f"a conversation that ends with {show(turns[-1].get('role') if turns else None)}"
         expected = "the assistant's message at the end"
         raise bad_field(source, field, found, expected, "Repair or remove the row.")
-    return turns[:-1], turns[-1].get("content")
+    return turns[:-1], _answer(turns[-1])
 
 
 def transcript(text: object, field: str, source: str) -> list[dict[str, object]]:

@@ -55,8 +55,6 @@ LARGER = frozenset(
         "responses",
     }
 )
-# Columns that TRL passes to the chat template besides the messages.
-TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 
 
 def _is_pair(columns: frozenset[str], row: Row) -> bool:
@@ -73,15 +71,6 @@ def _scores_in(columns: frozenset[str]) -> list[tuple[str, str]]:
 def _is_transcript(row: Row) -> bool:
     return row.get("prompt") is None and all(
         isinstance(row[name], str) and str(row[name]).startswith("\n\nHuman:") for name in PAIR
-    )
-
-
-def _template_notes(row: Row) -> Notes:
-    """Return a note on each column that should change the rendered prompt, and is not read."""
-    return tuple(
-        f"to a prompt that is rendered without its {name}"
-        for name in TEMPLATE_COLUMNS
-        if row.get(name)
     )
 
 
@@ -185,9 +174,8 @@ class _TwoPrompts(PublicSchema):
             scores_in: columns of the scores.
         """
         prompt, texts, notes = self._prompt_and_texts(row, source)
-        rendered = _template_notes(row)
         answers = [
-            Answer(text, score, name, score_in, notes=note + rendered)
+            Answer(text, score, name, score_in, notes=note)
             for name, text, score, score_in, note in zip(
                 PAIR, texts, scores, scores_in, notes, strict=True
             )
@@ -203,8 +191,7 @@ class Pairs(_TwoPrompts):
     With or without a column ``prompt``, as texts or as conversations. Without it the prompt is the
     messages before the last one, which must be the same for both; for texts it is the beginning
     that both share, up to white space (counted: answers may begin with the same words, too). Texts
-    that begin with the prompt are left as they are and counted. Prompts are rendered without
-    ``tools`` and ``chat_template_kwargs``; those that have some are counted.
+    that begin with the prompt are left as they are and counted.
     """
 
     columns: ClassVar[str] = "chosen, rejected, prompt or not"
