@@ -106,7 +106,7 @@ def _check_message(message: object, field: str, source: str) -> Message:
         raise bad_field(source, f"{field}.role", show(message["role"]), expected, "Rename it.")
     checked: Message = {"role": role}
     for name in REASONING:
-        if _check_part(given.get(name, ""), f"{field}.{name}", source):
+        if _check_part(given.get(name, ""), f"{field}.{name}", source).strip():
             checked[name] = given[name]
     if given.get("tool_calls"):
         checked["tool_calls"] = _check_calls(given["tool_calls"], f"{field}.tool_calls", source)
@@ -186,6 +186,8 @@ def check_response(response: object, field: str, source: str) -> Response:
     Raises:
         DataError: naming the row, the field, what was found, what was expected and what to do.
     """
+    if is_list(response) and len(response) == 1 and isinstance(response[0], Mapping):
+        response = response[0]
     if not isinstance(response, Mapping):
         return check_text(response, field, source)
     message = _check_message(response, field, source)

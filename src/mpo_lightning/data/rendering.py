@@ -38,8 +38,18 @@ Kind = Literal["prompt_text", "response_text", "white_space", "special_tokens", 
 PLAIN = "sentinel"
 # An answer whose beginning some templates take for reasoning.
 REASONED = "<think>\nsentinel\n</think>\n\nsentinel"
+# An answer with reasoning in a field of its own.
+THOUGHT: Message = {"role": "assistant", "content": PLAIN, "reasoning_content": PLAIN}
 # Name under which transformers gives templates the time.
 CLOCK = "strftime_now"
+# Before a template, it takes the place of that function: a fixed date's texts, by their directives.
+FIXED_CLOCK = (
+    "{%- macro strftime_now(format) -%}{%- set made = namespace(text=format) -%}"
+    "{%- for directive, text in directives.items() -%}"
+    "{%- set made.text = made.text.replace(directive, text) -%}"
+    "{%- endfor -%}{{- made.text -}}{%- endmacro %}{{ '' }}"
+)
+DIRECTIVES = [f"%{flag}{letter}" for flag in ("-", "") for letter in "aAbBcdHIjmMpSuUVwWxXyYzZFTDe"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,10 +156,11 @@ class ChatRenderer:
         texts = template.values() if isinstance(template, Mapping) else [template]
         self.date = date or now() if any(CLOCK in text for text in texts) else None
         try:
-            self._time = None if self.date is None else datetime.fromisoformat(self.date)
+            time = None if self.date is None else datetime.fromisoformat(self.date)
         except ValueError as error:
             expected = "a date such as 2026-01-31 or 2026-01-31T12:00:00"
             raise DataError(f"{error}; expected {expected}.", field="date") from error
+        self._directives = {each: time.strftime(each) for each in DIRECTIVES} if time else {}
         self._parts = False
         # Text around an answer, for groups whose template arguments are the general ones.
         self._around = ("", "")
@@ -169,7 +180,8 @@ class ChatRenderer:
                 f"({error}). Use a template for chats, or prompt_format: text.",
                 field="tokenizer",
             ) from error
-        if PLAIN not in plain:
+        # A template for texts writes the list itself.
+        if PLAIN not in plain or "{'type'" in plain:
             raise DataError(
                 f"its chat template leaves out an answer ({PLAIN!r} becomes {show(plain)}). Use a "
                 "template for training, or prompt_format: text.",
@@ -191,8 +203,8 @@ class ChatRenderer:
         with refusals(source):
             text = self._template(messages, None, arguments)
             headers = [
-                _between(text, self._template(messages, answer, arguments), answer)
-                for answer in (PLAIN, REASONED)
+                _between(text, self._template(messages, answer, arguments), start)
+                for answer, start in ((PLAIN, PLAIN), (REASONED, REASONED), (THOUGHT, PLAIN))
             ]
         # Where an answer does not begin with its prompt, training says so.
         return text + _shared_start([header for header in headers if header is not None])
@@ -258,9 +270,10 @@ class ChatRenderer:
     ) -> str:
         """Render messages with an answer, or with the generation prompt if there is none."""
         given = {**self.arguments, **(arguments or {})}
-        if self._time is not None:
-            # Templates find it before transformers' own.
-            given = {CLOCK: self._time.strftime, **given}
+        if self._directives:
+            template = self.tokenizer.get_chat_template(None, given.get("tools"))
+            fixed = {"chat_template": FIXED_CLOCK + template, "directives": self._directives}
+            given = {**given, **fixed}
         whole = [*messages] if answer is None else [*messages, as_message(answer)]
         if self._parts:
             whole = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in whole]
@@ -326,10 +339,15 @@ def _compare(
     if isinstance(response, str) and tail == before + response + after:
         return before, None
     body = prompt + tail.removesuffix(after)
-    header = _shared_start([before, tail])
+    header = before[: first_difference(before, tail)]
     pieces = list(_pieces(as_message(response)))
     where = [body.rfind(piece) for piece in pieces]
-    inside = [at >= 0 and at + len(p) > len(prompt) for at, p in zip(where, pieces, strict=True)]
+    # A generation prompt may hold the beginning of an answer, which is more than white space.
+    inside = [
+        at >= len(prompt)
+        or (at + len(piece) > len(prompt) and bool(body[at : len(prompt)].strip()))
+        for at, piece in zip(where, pieces, strict=True)
+    ]
     if all(inside):
         # What a template writes around reasoning and calls, the model writes.
         return header[: max(0, min(where) - len(prompt))], None
@@ -379,9 +397,13 @@ def first_difference(one: Sequence[object], other: Sequence[object]) -> int:
 
 
 def _shared_start(texts: Sequence[str]) -> str:
-    """Return the beginning that all of some texts share."""
+    """Return the beginning that all of some texts share, without spaces at its end.
+
+    Tokenizers join a space with the word that follows, so it belongs to the answer.
+    """
     # All others lie between the first and the last in order.
-    return min(texts)[: first_difference(min(texts), max(texts))] if texts else ""
+    shared = min(texts)[: first_difference(min(texts), max(texts))] if texts else ""
+    return shared.rstrip(" ")
 
 
 def _squeeze(text: str) -> str:

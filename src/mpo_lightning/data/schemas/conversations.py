@@ -71,7 +71,8 @@ def answer_text(value: object, field: str, source: str) -> object:
 
 def _answer(message: dict[str, object]) -> object:
     """Return the text of a message, or the message if it has more than that."""
-    return message if message.keys() - {"role", "content"} else message.get("content")
+    content = message.get("content")
+    return message if message.keys() - {"role", "content"} or is_list(content) else content
 
 
 def split_conversation(
