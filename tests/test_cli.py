@@ -23,6 +23,8 @@ from mpo_lightning import LoRA, MPOModule, PolicyConfig, PreferenceDataModule, l
 from mpo_lightning.batch import GroupBatch
 from mpo_lightning.cli import main
 from mpo_lightning.commands.names import COMMANDS
+from mpo_lightning.data import rendering
+from mpo_lightning.generation.model import ModelConfig, load_group_tokenizer
 from mpo_lightning.losses import IPO, MDPO, MPO, AboveQuantile, BestRest, EachMPO, TopBottom
 from mpo_lightning.model.reference_cache import ReferenceCache
 from tests import processes
@@ -671,3 +673,33 @@ def test_every_command_has_its_module() -> None:
 def test_an_unknown_command_is_refused_with_those_there_are() -> None:
     with pytest.raises(SystemExit, match="'trian' is not a command(.|\n)*fit"):
         main(["trian"])
+
+
+def test_run_whose_template_writes_the_date_goes_on_on_another_day(
+    config: Path, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(base, folder)
+    template = folder / "chat_template.jinja"
+    template.write_text("{{ strftime_now('%H:%M ') }}" + template.read_text("utf-8"), "utf-8")
+
+    def day(date: str, *more: str) -> list[dict[str, float]]:
+        monkeypatch.setattr(rendering, "now", lambda: date)
+        root = ["--data.cache", str(tmp_path / f"tokens-{date}"), *more]
+        return fit(config, tmp_path / "run", f"--model.policy.base={folder}", *root)
+
+    first = ["--trainer.max_epochs=-1", "--model.lr_scheduler=null"]
+    day("2026-01-31T23:59:00", *first, "--trainer.max_steps=2")
+    resumed = day("2026-02-01T00:01:00", *first, "--trainer.max_steps=4", "--ckpt_path=last")
+    shutil.rmtree(tmp_path / "run")
+    whole = day("2026-01-31T23:59:00", *first, "--trainer.max_steps=4")
+    losses = [[r["train/loss"] for r in rows if "train/loss" in r] for rows in (whole, resumed)]
+    assert losses[0][2:] == losses[1]
+    # What samples from the adapter asks with its date.
+    adapter = str(tmp_path / "run" / "checkpoints" / "last-adapter")
+    chosen = ModelConfig(base=str(folder), adapter=adapter)
+    monkeypatch.setattr(rendering, "now", lambda: "2026-02-01T00:01:00")
+    tokenizer = load_group_tokenizer(chosen)
+    assert tokenizer.date == "2026-01-31T23:59:00"
+    assert "23:59" in tokenizer.tokenizer.decode(tokenizer.prompt_ids("Why?", "x:1"))
+    assert load_group_tokenizer(ModelConfig(base=str(folder))).date == "2026-02-01T00:01:00"

@@ -106,7 +106,12 @@ MALFORMED: dict[str, tuple[Any, str, str, str]] = {
     "response a number": (row(responses=["a", 2]), "responses[1]", "2", "a text"),
     "response null": (row(responses=["a", None]), "responses[1]", "None", "a text"),
     "response a user's": (row(responses=["a", USER]), "responses[1].role", "'user'", "'assistant'"),
-    "response two messages": (row(responses=["a", [USER]]), "responses[1]", "[{'role'", "a text"),
+    "response two messages": (
+        row(responses=["a", [USER, USER]]),
+        "responses[1]",
+        "[{'role'",
+        "a text",
+    ),
     "response half a character": (
         row(responses=["a", "b\ud83d"]),
         "responses[1]",
