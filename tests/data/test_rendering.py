@@ -119,6 +119,10 @@ THOUGHTS = {
 LOST = "whose text the chat template leaves out or changes"
 
 
+def rule(name: str) -> str:
+    return f" (data.rendering.{name})"
+
+
 @pytest.mark.parametrize(
     ("template", "row", "slot"),
     [
@@ -143,13 +147,13 @@ def test_text_of_a_response_that_is_left_out(template: str, row: dict[str, Any],
     lost = [text for text in row["responses"] if not text.startswith(("no", "s", "So it"))]
     drop = RenderingRules(response_text="drop")
     group, report = tokenize(tokenizer, row, rendering=drop, min_responses=1)
-    assert report.changed == {f"{LOST}, left out": len(lost)}
-    assert report.examples == {f"{LOST}, left out": ["x:1"]}
+    assert report.changed == {f"{LOST}, left out{rule('response_text')}": len(lost)}
+    assert report.examples == {f"{LOST}, left out{rule('response_text')}": ["x:1"]}
     assert len(group.responses) == len(row["responses"]) - len(lost)
     # Kept as the template leaves them.
     keep = RenderingRules(response_text="keep", equal_tokens="keep")
     group, report = tokenize(tokenizer, row, rendering=keep)
-    assert report.changed[LOST] == len(lost)
+    assert report.changed[LOST + rule("response_text")] == len(lost)
     assert group.scores == tuple(row.get("scores", [0, 1]))
 
 
@@ -163,7 +167,11 @@ def test_responses_that_become_equal_contradict_each_other() -> None:
     group, report = tokenize(tokenizer, THOUGHTS, rendering=rules, min_responses=1)
     assert group.scores == (2.0,)
     assert (
-        report.changed["with the tokens of another of their group and another score, left out"] == 2
+        report.changed[
+            "with the tokens of another of their group and another score, left out"
+            + rule("equal_tokens")
+        ]
+        == 2
     )
 
 
@@ -183,7 +191,8 @@ def test_white_space_that_the_template_changes_is_counted(
     template: str, responses: list[str], count: int
 ) -> None:
     _, report = tokenize(with_template(template), {"responses": responses})
-    assert report.changed == {"whose white space the chat template removes or changes": count}
+    reason = "whose white space the chat template removes or changes"
+    assert report.changed == {reason + rule("white_space"): count}
     with pytest.raises(DataError, match=r"data\.rendering\.white_space"):
         tokenize(
             with_template(template),
@@ -220,10 +229,10 @@ def test_text_of_the_prompt_that_is_left_out(row: dict[str, Any], lost: str) -> 
     row = {"responses": ["a", "b", "c"], **row}
     reason = f"a prompt of which the chat template leaves out {lost}"
     _, report = tokenize(tokenizer, row)
-    assert report.changed == {f"to {reason}": 3}
+    assert report.changed == {f"to {reason}{rule('prompt_text')}": 3}
     group, report = tokenize(tokenizer, row, rendering=RenderingRules(prompt_text="drop"))
     assert group is None
-    assert report.dropped == {f"with {reason}": 1}
+    assert report.dropped == {f"with {reason}{rule('prompt_text')}": 1}
     with pytest.raises(DataError, match=r"^x:1: prompt: found .*data\.rendering\.prompt_text"):
         tokenize(tokenizer, row, rendering=RenderingRules(prompt_text="error"))
 
@@ -240,13 +249,13 @@ def test_special_tokens_written_in_a_text_are_counted(text: str) -> None:
     row = {"responses": ["no", text]}
     _, report = tokenize(make_tokenizer(), row)
     reason = f"in whose text the special token {token[0]} is written"
-    assert report.changed == {reason: 1}
+    assert report.changed == {reason + rule("special_tokens"): 1}
     group, _ = tokenize(
         make_tokenizer(), row, rendering=RenderingRules(special_tokens="drop"), min_responses=1
     )
     assert group.indices == (0,)
     _, report = tokenize(make_tokenizer(), {"prompt": text, "responses": ["a", "b"]})
-    assert report.changed == {f"to a prompt {reason}": 2}
+    assert report.changed == {f"to a prompt {reason}{rule('special_tokens')}": 2}
 
 
 def test_equal_tokens_of_responses_that_are_cut() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from transformers import GenerationConfig
 
 from mpo_lightning.cli import main
+from mpo_lightning.data import rendering
 from mpo_lightning.data.prompts import request
 from mpo_lightning.errors import RolloutError
 from mpo_lightning.generation.generate import Sampling
@@ -234,3 +236,25 @@ def test_bad_prompts_are_told_before_anything_is_loaded(
         main(command(path, str(tmp_path / "no model"), tmp_path / "out"))
     assert not (tmp_path / "out").exists()
     assert os.listdir(tmp_path) == ["groups.jsonl"]
+
+
+def test_folder_keeps_the_date_that_its_chat_template_wrote(
+    prompts: str, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(base, folder)
+    template = folder / "chat_template.jinja"
+    template.write_text("{{ strftime_now('%H:%M ') }}" + template.read_text("utf-8"), "utf-8")
+    out = tmp_path / "out"
+    monkeypatch.setattr(rendering, "now", lambda: "2026-01-31T23:59:00")
+    main(command(prompts, str(folder), out))
+    whole = content(out)
+    assert json.loads(whole["settings.json"])["settings"]["date"] == "2026-01-31T23:59:00"
+    (out / "part-00001.jsonl").unlink()
+    monkeypatch.setattr(rendering, "now", lambda: "2026-02-01T00:01:00")
+    main(command(prompts, str(folder), out))
+    assert content(out) == whole
+    # Begun on another day, another date is written.
+    main(command(prompts, str(folder), tmp_path / "other"))
+    other = content(tmp_path / "other")
+    assert json.loads(other["settings.json"])["settings"]["date"] == "2026-02-01T00:01:00"

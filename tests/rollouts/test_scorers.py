@@ -25,7 +25,7 @@ from mpo_lightning.rollouts.scorers import (
     Scorable,
     load_reward_model,
 )
-from tests.conftest import make_tokenizer, tiny_config
+from tests.conftest import CHAT_TEMPLATE, make_tokenizer, tiny_config
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Count."}]
 ITEMS = [
@@ -276,3 +276,58 @@ def test_function_s_name(scorers: Path) -> None:
     other.write_text("import no_such_module_either\n", encoding="utf-8")
     with pytest.raises(ModuleNotFoundError, match="no_such_module_either"):
         FunctionScorer("imports_in_vain:f")
+
+
+# ---------------------------------------------------------------- the reward model's chat template
+
+
+def scorer_with(template: str, **settings: Any) -> RewardModel:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
+    model = make_model(*MODELS["llama"])
+    return RewardModel(model, tokenizer, RewardModelConfig(path="x", **settings))
+
+
+THOUGHT = Scorable("Why?", ["<think>hm</think>So.", "No."], "x:1")
+
+
+def test_reward_model_s_template_that_leaves_out_reasoning() -> None:
+    template = CHAT_TEMPLATE.replace("content }}", "content.split('</think>')[-1] }}")
+    with pytest.raises(
+        DataError, match=r"^x:1: responses\[0\]: .*reward_model.response_text: keep"
+    ):
+        scorer_with(template)([THOUGHT])
+    scorer = scorer_with(template, response_text="keep")
+    (scores,) = scorer([THOUGHT])
+    # It is scored by what is left, and noted.
+    assert scores == scorer([Scorable("Why?", ["So.", "No."], "x:1")])[0]
+    reason = "responses whose text the chat template leaves out or changes, for the reward model"
+    assert scorer.noted == [(f"{reason} (reward_model.response_text)", "x:1", 1)]
+
+
+def test_reward_model_s_template_gets_tools_and_reasoning() -> None:
+    template = "{{ tools and tools[0].name }}" + CHAT_TEMPLATE.replace(
+        "{{ message.content }}", "{{ message.reasoning_content }}{{ message.content }}"
+    )
+    answer = {"role": "assistant", "content": "So.", "reasoning_content": "hm"}
+    item = Scorable("Why?", [answer, "No."], "x:1", {"tools": [{"name": "calc"}]})
+    scorer = scorer_with(template)
+    (scores,) = scorer([item])
+    assert scorer.noted == []
+    rendered = [
+        f"calc<|bos|><|user|>\nWhy?<|eos|>\n<|assistant|>\n{text}<|eos|>\n"
+        for text in ("hmSo.", "No.")
+    ]
+    ids = [scorer.tokenizer(text, add_special_tokens=False)["input_ids"] for text in rendered]
+    with torch.no_grad():
+        expected = [scorer.model(torch.tensor([row])).logits.item() for row in ids]
+    assert scores == pytest.approx(expected, rel=1e-5)
+
+
+def test_date_of_the_reward_model_s_template() -> None:
+    template = "{{ strftime_now('%d %b') }}" + CHAT_TEMPLATE
+    of_dates = [
+        scorer_with(template, date=date)([THOUGHT]) for date in ("2026-01-31", "2026-02-01")
+    ]
+    assert of_dates[0] != of_dates[1]
+    assert scorer_with(template, date="2026-01-31")([THOUGHT]) == of_dates[0]

@@ -39,6 +39,7 @@ from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.score_scales import Keep, select_responses
 
 __all__ = [
+    "SETTING",
     "Boundary",
     "GroupTokenizer",
     "OverLong",
@@ -55,7 +56,9 @@ Boundary = Literal["auto", "strict", "separate"]
 Ids = dict[int, list[int]]
 
 JOINED = "whose beginning would join the prompt's end, tokenised by themselves"
-# Rules of `RenderingRules`, as errors say them.
+# Name of a rule of `RenderingRules` in messages begins with it.
+SETTING = "data.rendering."
+# What each rule expects, as errors say it.
 EXPECTED = {
     "prompt_text": "a template that renders it",
     "response_text": "an answer that holds the response's text",
@@ -276,17 +279,18 @@ class GroupTokenizer:
             where = "prompt" if of_prompt else f"responses[{finding.slot}]"
             remedy = (
                 "Use another chat template, or repair the row; or set "
-                f"data.rendering.{finding.kind} to drop or keep."
+                f"{SETTING}{finding.kind} to drop or keep."
             )
             raise bad_field(source, where, finding.found, EXPECTED[finding.kind], remedy)
+        rule = "" if finding.kind is None else f" ({SETTING}{finding.kind})"
         if action == "drop" and of_prompt:
-            report.drop(f"with {finding.reason}", source)
+            report.drop(f"with {finding.reason}{rule}", source)
         elif action == "drop":
-            report.note(f"{finding.reason}, left out", source)
+            report.note(f"{finding.reason}, left out{rule}", source)
         elif of_prompt:
-            report.note(f"to {finding.reason}", source, responses)
+            report.note(f"to {finding.reason}{rule}", source, responses)
         else:
-            report.note(finding.reason, source)
+            report.note(f"{finding.reason}{rule}", source)
         return bool(action == "drop")
 
     def _too_long(self, source: str, field: str, tokens: str, limit: str) -> DataError:

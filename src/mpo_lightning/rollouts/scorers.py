@@ -219,6 +219,8 @@ class RewardModel:
             count = len(item.responses) if finding.slot is None else 1
             to = "to " if finding.slot is None else ""
             reason = f"responses {to}{finding.reason}, for the reward model"
+            if finding.kind == "response_text":
+                reason += " (reward_model.response_text)"
             self.noted.append((reason, item.source, count))
         return [rendered.prompt + answer for answer in rendered.answers]
 

@@ -11,6 +11,7 @@ from mpo_lightning.data.check.run import check
 from mpo_lightning.data.check.view import format_warnings
 from mpo_lightning.data.check.warnings import KINDS
 from mpo_lightning.losses import AboveThreshold
+from tests.conftest import CHAT_TEMPLATE, make_tokenizer, write_rows
 from tests.data.check.rows import Rows, group, plain
 
 Write = Callable[..., str]
@@ -108,10 +109,38 @@ def test_a_source_on_one_side_of_a_threshold_is_warned_of(write_jsonl: Write) ->
 
 
 def test_every_kind_of_warning_has_its_test_and_its_documentation() -> None:
-    tested = {*CASES, "shared-prompts", "schema-notes", "beyond-max-length"}
+    tested = {*CASES, "shared-prompts", "schema-notes", "rendering", "beyond-max-length"}
     assert {kind.name for kind in KINDS} == tested
     text = (Path(__file__).parents[3] / "docs" / "data-check.md").read_text(encoding="utf-8")
     table = text.partition("### Warnings")[2].partition("## ")[0]
     assert [line for line in table.splitlines() if line.startswith("| `")] == [
         f"| `{kind.name}` | {kind.threshold:g} | {kind.when} | {kind.why} |" for kind in KINDS
     ]
+
+
+def test_rows_that_training_would_refuse_are_counted_with_the_setting(tmp_path: Path) -> None:
+    """As they are rendered with the tokenizer's chat template; nothing is left out."""
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE.replace(
+        "message.content }}", "message.content | trim }}"
+    )
+    thought = {"role": "assistant", "content": "B", "thinking": "hm"}
+    rows = [
+        {"prompt": "Why?", "responses": ["So. ", "So.", "No."], "scores": [1, 0, 2]},
+        {"prompt": "Why?", "responses": ["So. ", "No."], "scores": [1, 0]},
+        {"prompt": "Name?", "responses": ["A", thought], "scores": [1, 0]},
+    ]
+    path = write_rows(tmp_path / "x.jsonl", rows)
+    assert "rendering" not in {warning.name for warning in check(path).warnings}
+    report = check(path, tokenizer=tokenizer)
+    (warning,) = (each for each in report.warnings if each.name == "rendering")
+    equal = "2 with the tokens of another of their group and another score"
+    assert f"{equal} (data.rendering.equal_tokens)" in warning.found
+    lost = "1 whose text the chat template leaves out or changes"
+    assert f"{lost} (data.rendering.response_text)" in warning.found
+    assert "white space" not in warning.found
+    assert warning.rows == [f"{path}:1", f"{path}:3"]
+    assert "schema-notes" not in {each.name for each in report.warnings}
+    trimmed = "whose white space the chat template removes or changes (data.rendering.white_space)"
+    assert report.total.read.changed[trimmed] == 2
+    assert report.total.read.kept == 3

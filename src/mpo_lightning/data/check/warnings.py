@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mpo_lightning.data.check.report import CheckReport, DataWarning, LengthBias, Tokens
+from mpo_lightning.data.rendering import RenderingRules
+from mpo_lightning.data.tokens import SETTING
 
 __all__ = ["KINDS", "Kind", "find_warnings"]
 
@@ -77,12 +79,36 @@ def _of(count: int, whole: int, what: str) -> str:
     remedy="Look at the rows; the schema's settings say what can be done about them.",
 )
 def _schema_notes(report: CheckReport, threshold: float) -> Found | None:
+    noted = _noted(report, lambda note: SETTING not in note)
+    return None if noted is None else (f"responses noted while reading: {noted[0]}", noted[1])
+
+
+def _noted(report: CheckReport, wanted: Callable[[str], bool]) -> Found | None:
+    """Return the notes that are wanted with their numbers, and the first rows."""
     read = report.total.read
-    if read.changed.total() <= threshold:
-        return None
-    found = "; ".join(f"{count:,} {note}" for note, count in read.changed.most_common())
-    rows = [row for note in read.changed for row in read.examples[note]]
-    return f"responses noted while reading: {found}", rows[:3]
+    notes = [(note, count) for note, count in read.changed.most_common() if wanted(note)]
+    rows = [row for note, _ in notes for row in read.examples[note]]
+    return ("; ".join(f"{count:,} {note}" for note, count in notes), rows[:3]) if notes else None
+
+
+# Rules of rendering that stop training unless they are set.
+ERRORS = tuple(
+    f"({SETTING}{name})" for name, rule in vars(RenderingRules()).items() if rule == "error"
+)
+
+
+@_kind(
+    "rendering",
+    threshold=0,
+    when="responses whose tokens contradict the data",
+    why="Text that the chat template leaves out is not learned, and responses that become equal "
+    "teach the opposite of each other. Training stops at such a row.",
+    remedy="Use a chat template for training, repair the rows, or set the rule that is named to "
+    "drop or keep.",
+)
+def _rendering(report: CheckReport, threshold: float) -> Found | None:
+    noted = _noted(report, lambda note: note.endswith(ERRORS))
+    return None if noted is None else (f"responses not rendered as they are: {noted[0]}", noted[1])
 
 
 # ---------------------------------------------------------------------------------------- scores
