@@ -304,7 +304,7 @@ def test_text_that_all_answers_begin_with_belongs_to_the_prompt(template: str, h
     group, report = tokenize(tokenizer, row)
     assert make.prompt_ids("Why?", "x:1") == group.prompt.tolist()
     (reason,) = report.changed
-    assert reason == f"after {header!r} of the template, part of the prompt"
+    assert reason == f"after {header!r} of the chat template, part of the prompt"
 
 
 def test_thinking_template_of_answers_with_and_without_reasoning() -> None:

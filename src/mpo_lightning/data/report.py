@@ -100,11 +100,6 @@ class DataReport:
             if len(examples) < EXAMPLES and source not in examples:
                 examples.append(source)
 
-    def add_notes(self, other: Self) -> None:
-        """Add what another report on the same groups notes of responses."""
-        for reason, count in other.changed.items():
-            self._count(self.changed, reason, other.examples[reason], count)
-
     def add(self, part: Self) -> None:
         """Add the report on the groups that follow."""
         self.groups += part.groups

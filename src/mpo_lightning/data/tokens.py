@@ -345,7 +345,8 @@ class GroupTokenizer:
             # A text format has no other way to write them.
             findings += self._written_specials(group.prompt, chosen)
         if rendered.before_answers:
-            reason = f"after {show(rendered.before_answers)} of the template, part of the prompt"
+            written = show(rendered.before_answers)
+            reason = f"after {written} of the chat template, part of the prompt"
             findings += [Finding(None, slot, reason, "") for slot in range(len(chosen))]
         if self.boundary == "separate":
             prompt, *responses = self._ids([rendered.prompt, *rendered.answers])

@@ -142,5 +142,5 @@ def test_rows_that_training_would_refuse_are_counted_with_the_setting(tmp_path: 
     assert warning.rows == [f"{path}:1", f"{path}:3"]
     assert "schema-notes" not in {each.name for each in report.warnings}
     trimmed = "whose white space the chat template removes or changes (data.rendering.white_space)"
-    assert report.total.read.changed[trimmed] == 2
+    assert report.rendered.changed[trimmed] == 2
     assert report.total.read.kept == 3

@@ -319,6 +319,7 @@ class CheckReport:
     Attributes:
         files: report of each file.
         total: report of all files together.
+        rendered: differences between data and tokens in all files; none without a tokenizer.
         histogram: ``(from, to, count)`` of the scores; a single value where both are equal.
         deviations: summary of score minus the group's mean score, over all groups with contrast.
         group_skewness: mean over these groups of the skewness of a group's scores.
@@ -343,6 +344,7 @@ class CheckReport:
 
     files: list[FileReport]
     total: FileReport
+    rendered: DataReport
     histogram: list[tuple[float, float, int]]
     deviations: Summary
     group_skewness: float | None

@@ -92,9 +92,9 @@ def check(
             template_arguments=chat_template_kwargs or {},
         )
     table = GroupTable(by)
-    reads = []
+    reads, rendered = [], DataReport("total")
     for number, name in enumerate(names):
-        read, rendered = DataReport(name), DataReport(name)
+        read = DataReport(name)
         reads.append(read)
         for result in sources.results(name):
             group = result.count_in(read)
@@ -107,13 +107,13 @@ def check(
                 read.fail(error)
                 continue
             table.add(group, number, tokens)
-        read.add_notes(rendered)
     # Sums of scores near the end of float64's range are infinite, and quotients of what does not
     # vary undefined; what follows from them is reported as undefined.
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         report = make_report(
             table,
             reads,
+            rendered,
             partition=partition or AboveMean(),
             alpha=alpha,
             power=power,

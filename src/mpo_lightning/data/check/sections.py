@@ -47,6 +47,7 @@ EVEN = 0.99
 def make_report(
     table: GroupTable,
     reads: Sequence[DataReport],
+    rendered: DataReport,
     *,
     partition: Partition,
     alpha: float,
@@ -57,6 +58,7 @@ def make_report(
     """Compute all sections of a report but its warnings; the settings are those of `check`.
 
     ``reads`` has, for each file, counts of the rows that gave no group, and is completed here.
+    ``rendered`` has the differences between data and tokens.
     ``max_length`` is None where tokens were not counted.
     """
     groups = ScoredGroups.split(table, partition)
@@ -74,6 +76,7 @@ def make_report(
             responses=len(groups.scores),
             scores=summary(groups.scores),
         ),
+        rendered=rendered,
         histogram=histogram(groups.scores),
         deviations=deviations,
         group_skewness=mean(skewness),

@@ -169,10 +169,14 @@ def _more(count: int) -> Iterator[str]:
 
 
 def _lost(report: CheckReport) -> Iterator[str]:
-    read = report.total.read
-    for what, counts in (("dropped", read.dropped), ("noted", read.changed)):
+    read, rendered = report.total.read, report.rendered
+    for what, counts, examples in (
+        ("dropped", read.dropped, read.examples),
+        ("noted", read.changed, read.examples),
+        ("rendered", rendered.changed, rendered.examples),
+    ):
         for reason, count in counts.most_common():
-            yield f"{what}: {count:,} {reason} (first: {', '.join(read.examples[reason])})"
+            yield f"{what}: {count:,} {reason} (first: {', '.join(examples[reason])})"
     yield from read.failures()
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from mpo_lightning.data.check.report import CheckReport, DataWarning, LengthBias, Tokens
 from mpo_lightning.data.rendering import RenderingRules
+from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.tokens import SETTING
 
 __all__ = ["KINDS", "Kind", "find_warnings"]
@@ -79,16 +80,16 @@ def _of(count: int, whole: int, what: str) -> str:
     remedy="Look at the rows; the schema's settings say what can be done about them.",
 )
 def _schema_notes(report: CheckReport, threshold: float) -> Found | None:
-    noted = _noted(report, lambda note: SETTING not in note)
+    noted = _noted(report.total.read)
     return None if noted is None else (f"responses noted while reading: {noted[0]}", noted[1])
 
 
-def _noted(report: CheckReport, wanted: Callable[[str], bool]) -> Found | None:
-    """Return the notes that are wanted with their numbers, and the first rows."""
-    read = report.total.read
-    notes = [(note, count) for note, count in read.changed.most_common() if wanted(note)]
-    rows = [row for note, _ in notes for row in read.examples[note]]
-    return ("; ".join(f"{count:,} {note}" for note, count in notes), rows[:3]) if notes else None
+def _noted(report: DataReport, endings: tuple[str, ...] = ("",)) -> Found | None:
+    """Return the notes with certain endings and their numbers, and the first rows."""
+    notes = [each for each in report.changed.most_common() if each[0].endswith(endings)]
+    rows = [row for note, _ in notes for row in report.examples[note]]
+    found = "; ".join(f"{count:,} {note}" for note, count in notes)
+    return (found, list(dict.fromkeys(rows))[:3]) if notes else None
 
 
 # Rules of rendering that stop training unless they are set.
@@ -107,7 +108,7 @@ ERRORS = tuple(
     "drop or keep.",
 )
 def _rendering(report: CheckReport, threshold: float) -> Found | None:
-    noted = _noted(report, lambda note: note.endswith(ERRORS))
+    noted = _noted(report.rendered, ERRORS)
     return None if noted is None else (f"responses not rendered as they are: {noted[0]}", noted[1])
 
 
