@@ -40,9 +40,11 @@ KEYS = ("role", "content", *REASONING, "tool_calls", "tool_call_id", "name")
 SYSTEM = ("system", "system_prompt")
 CONTEXT = (*SYSTEM, "tools", "chat_template_kwargs")
 # Columns that would change the prompt, if anything read them.
-UNREAD = (
-    *("history", "input", "inputs", "context", "documents", "functions"),
-    *("image", "images", "video", "videos", "audio", "audios"),
+UNREAD = frozenset(
+    {
+        *("history", "input", "inputs", "context", "documents", "functions"),
+        *("image", "images", "video", "videos", "audio", "audios"),
+    }
 )
 # Columns that hold a list or an object: as a text they can be nothing else.
 STRUCTURED = frozenset(
@@ -186,9 +188,10 @@ def check_response(response: object, field: str, source: str) -> Response:
     Raises:
         DataError: naming the row, the field, what was found, what was expected and what to do.
     """
-    if is_list(response) and len(response) == 1 and isinstance(response[0], Mapping):
-        response = response[0]
-    if not isinstance(response, Mapping):
+    # Texts are by far the most, and quick to tell.
+    if not isinstance(response, str) and is_list(response) and len(response) == 1:
+        response = response[0] if isinstance(response[0], Mapping) else response
+    if isinstance(response, str) or not isinstance(response, Mapping):
         return check_text(response, field, source)
     message = _check_message(response, field, source)
     if message["role"] != "assistant":
@@ -263,10 +266,10 @@ def check_conversation(
             prompt.
     """
     checked = _with_system(check_prompt(check_field(row, prompt, source), source), row, source)
-    said = "\n".join(str(message["content"]) for message in as_messages(checked))
-    for name in UNREAD:
-        value = row.get(name)
-        if name == prompt or not value or (isinstance(value, str) and value.strip() in said):
+    for name in sorted(UNREAD & row.keys() - {prompt}):
+        value = row[name]
+        said = "\n".join(str(message["content"]) for message in as_messages(checked))
+        if not value or (isinstance(value, str) and value.strip() in said):
             continue
         found, expected = show(value), "no column that would change the prompt and is not read"
         remedy = (
@@ -293,14 +296,14 @@ def check_conversation(
 
 def _with_system(prompt: Prompt, row: Mapping[str, object], source: str) -> Prompt:
     given = {name: row[name] for name in SYSTEM if row.get(name) not in (None, "")}
+    if not given:
+        return prompt
     for name, text in given.items():
         _check_part(text, name, source)
     if len(set(given.values())) > 1:
         remedy = "Keep one of the columns, or rename the other (data.columns)."
         found = f"another text than in {SYSTEM[0]}"
         raise bad_field(source, SYSTEM[1], found, "one system prompt", remedy)
-    if not given:
-        return prompt
     ((name, text), *_) = given.items()
     messages = as_messages(prompt)
     if messages[0]["role"] not in ("system", "developer"):
@@ -322,7 +325,7 @@ def context_columns(arguments: Mapping[str, object]) -> dict[str, object]:
 # ----------------------------------------------------------------------------- structure in texts
 
 
-def parse_texts(row: Mapping[Any, object], source: str) -> tuple[dict[Any, object], list[str]]:
+def parse_texts(row: Mapping[Any, object], source: str) -> tuple[Mapping[Any, object], list[str]]:
     """Parse lists and messages that are written as texts, as JSON or as ``str()`` writes them.
 
     Args:
@@ -335,8 +338,7 @@ def parse_texts(row: Mapping[Any, object], source: str) -> tuple[dict[Any, objec
     Raises:
         DataError: if a text looks like messages and is none.
     """
-    parsed = dict(row)
-    names = []
+    parsed: dict[Any, object] = {}
     for name, value in row.items():
         if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
             continue
@@ -348,8 +350,7 @@ def parse_texts(row: Mapping[Any, object], source: str) -> tuple[dict[Any, objec
                 raise bad_field(source, str(name), show(value), expected, remedy)
         elif name in STRUCTURED or _are_messages(found):
             parsed[name] = found
-            names.append(str(name))
-    return parsed, names
+    return {**row, **parsed} if parsed else row, list(map(str, parsed))
 
 
 def _parsed(text: str) -> Any:
