@@ -23,7 +23,7 @@ from mpo_lightning import LoRA, MPOModule, PolicyConfig, PreferenceDataModule, l
 from mpo_lightning.batch import GroupBatch
 from mpo_lightning.cli import main
 from mpo_lightning.commands.names import COMMANDS
-from mpo_lightning.data import rendering
+from mpo_lightning.data import datamodule, rendering
 from mpo_lightning.generation.model import ModelConfig, load_group_tokenizer
 from mpo_lightning.losses import IPO, MDPO, MPO, AboveQuantile, BestRest, EachMPO, TopBottom
 from mpo_lightning.model.reference_cache import ReferenceCache
@@ -684,7 +684,7 @@ def test_run_whose_template_writes_the_date_goes_on_on_another_day(
     template.write_text("{{ strftime_now('%H:%M ') }}" + template.read_text("utf-8"), "utf-8")
 
     def day(date: str, *more: str) -> list[dict[str, float]]:
-        monkeypatch.setattr(rendering, "now", lambda: date)
+        monkeypatch.setattr(datamodule, "now", lambda: date)
         root = ["--data.cache", str(tmp_path / f"tokens-{date}"), *more]
         return fit(config, tmp_path / "run", f"--model.policy.base={folder}", *root)
 

@@ -148,7 +148,7 @@ def test_other_parts_are_refused(part: Any) -> None:
 # --------------------------------------------------------------------- columns beside the prompt
 
 
-@pytest.mark.parametrize("name", ["system", "system_prompt"])
+@pytest.mark.parametrize("name", ["system", "system_prompt", "system_message"])
 @pytest.mark.parametrize("prompt", ["2+2?", [USER], [BRIEF, USER]])
 def test_system_column_is_the_first_message(name: str, prompt: Any) -> None:
     group = check_row(row(prompt=prompt, **{name: "Be brief."}), "x:1")

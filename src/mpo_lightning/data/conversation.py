@@ -37,12 +37,13 @@ LAST_ROLES = ("user", "tool")
 REASONING = ("reasoning_content", "reasoning", "thinking")
 KEYS = ("role", "content", *REASONING, "tool_calls", "tool_call_id", "name")
 # Columns that change how a prompt is rendered, and that are read with every format.
-SYSTEM = ("system", "system_prompt")
+SYSTEM = ("system", "system_prompt", "system_message")
 CONTEXT = (*SYSTEM, "tools", "chat_template_kwargs")
 # Columns that would change the prompt, if anything read them.
 UNREAD = frozenset(
     {
-        *("history", "input", "inputs", "context", "documents", "functions"),
+        *("history", "chat_history", "conversation_history", "input", "inputs", "context"),
+        *("documents", "functions"),
         *("image", "images", "video", "videos", "audio", "audios"),
     }
 )
@@ -253,8 +254,8 @@ def check_conversation(
 ) -> tuple[Prompt, dict[str, object]]:
     """Return a row's prompt and the arguments of the chat template that renders it.
 
-    The columns ``system`` (or ``system_prompt``), ``tools`` and ``chat_template_kwargs`` are read
-    with the prompt.
+    The columns ``system`` (or ``system_prompt``, ``system_message``), ``tools`` and
+    ``chat_template_kwargs`` are read with the prompt.
 
     Args:
         row: the row.
@@ -300,11 +301,11 @@ def _with_system(prompt: Prompt, row: Mapping[str, object], source: str) -> Prom
         return prompt
     for name, text in given.items():
         _check_part(text, name, source)
-    if len(set(given.values())) > 1:
-        remedy = "Keep one of the columns, or rename the other (data.columns)."
-        found = f"another text than in {SYSTEM[0]}"
-        raise bad_field(source, SYSTEM[1], found, "one system prompt", remedy)
-    ((name, text), *_) = given.items()
+    (name, text), *others = given.items()
+    for other, another in others:
+        if another != text:
+            remedy = "Keep one of the columns, or rename the other (data.columns)."
+            raise bad_field(source, other, f"another text than in {name}", "one", remedy)
     messages = as_messages(prompt)
     if messages[0]["role"] not in ("system", "developer"):
         return [{"role": "system", "content": text}, *messages]

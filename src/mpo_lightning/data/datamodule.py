@@ -19,7 +19,7 @@ from mpo_lightning.data.prepare import prepare
 from mpo_lightning.data.prompt_dataset import PromptDataset
 from mpo_lightning.data.prompts import PromptSource, has_prompt_only
 from mpo_lightning.data.reading import BadRows, GroupReader
-from mpo_lightning.data.rendering import RenderingRules
+from mpo_lightning.data.rendering import RenderingRules, now
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.sampler import GroupSampler
 from mpo_lightning.data.schemas.base import Schema
@@ -289,6 +289,10 @@ class PreferenceDataModule(LightningDataModule):
                 self.tokenizer = load_tokenizer(
                     self.tokenizer_path, trust_remote_code=self.trust_remote_code
                 )
+        date = self.date
+        if date is None and self.trainer is not None:
+            # All processes of a run write the same.
+            date = self.trainer.strategy.broadcast(now())
         rendering = self.rendering
         if min_responses < 2:
             # Without a contrast, scores do not matter.
@@ -305,7 +309,7 @@ class PreferenceDataModule(LightningDataModule):
                 min_responses=min_responses,
                 rendering=rendering,
                 template_arguments=self.chat_template_kwargs or {},
-                date=self.date,
+                date=date,
             )
         if made.date is not None and made.date != self._told:
             rank_zero_info(f"data.date: the chat template writes the date; it gets {made.date}.")
