@@ -87,7 +87,7 @@ TABLE: dict[str, Bad] = {
     # ------------------------------------------------------------------------- files, encodings
     "empty file": Bad(b"", ("holds no rows",), ""),
     "blank lines only": Bad(b"\n \n\t\n", ("holds no rows",), ""),
-    "unknown suffix": Bad(b"a,b\n", ("suffix '.csv'", ".jsonl"), "", "data.csv"),
+    "unknown suffix": Bad(b"a,b\n", ("suffix '.xls'", ".jsonl"), "", "data.xls"),
     "no Parquet": Bad(GOOD_LINE, ("cannot be read as Parquet",), "", "data.parquet"),
     "object in .json": Bad(GOOD_LINE, ("found dict", "an array", ".jsonl"), "", "data.json"),
     "array in .jsonl": Bad(b"[" + GOOD_LINE + b"]", ("JSON array", "Rename the file to .json")),

@@ -213,7 +213,7 @@ UNREADABLE: dict[str, tuple[str, bytes, list[str]]] = {
     "cut .json": ("x.json", b'[{"a":', ["x.json", "not valid JSON", "line 1, column"]),
     "no Parquet": ("x.parquet", GOOD, ["x.parquet", "cannot be read as Parquet", "Write it again"]),
     "empty Parquet": ("x.parquet", b"", ["x.parquet", "cannot be read as Parquet"]),
-    "unknown suffix": ("x.csv", b"a,b\n", ["x.csv", "'.csv'", ".jsonl", ".json", ".parquet"]),
+    "unknown suffix": ("x.xls", b"a,b\n", ["x.xls", "'.xls'", ".jsonl", ".csv", ".parquet"]),
     "no suffix": ("x", GOOD, ["x: found suffix ''", ".jsonl"]),
 }
 
@@ -306,7 +306,7 @@ def test_hub_that_cannot_be_reached(data: str, split: str) -> None:
 def test_hub_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def load(name: str, split: str) -> Any:
+    def load(name: str, subset: str | None, split: str) -> Any:
         asked.append((name, split))
         return datasets.Dataset.from_list(ROWS)
 
@@ -317,7 +317,7 @@ def test_hub_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_broken_hub_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(name: str, split: str) -> Any:
+    def load(name: str, subset: str | None, split: str) -> Any:
         raise datasets.exceptions.DatasetGenerationError("An error occurred")
 
     monkeypatch.setattr(datasets, "load_dataset", load)

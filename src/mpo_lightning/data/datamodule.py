@@ -1,7 +1,6 @@
 """PreferenceDataModule: from files of scored groups to loaders of GroupBatch."""
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -93,8 +92,9 @@ class PreferenceDataModule(LightningDataModule):
             which are answered.
         predict_as: what predict does with rows. "groups" computes log-probabilities of their
             responses; "prompts" answers their prompts and ignores their responses; "auto" is
-            prompts where the first row has ``prompt`` (or ``instruction``) and no responses.
-        schema: format of the rows. Defaults to the one that the first row's columns fit.
+            prompts where most of the first 100 rows have ``prompt`` (or ``instruction``) and no
+            responses.
+        schema: format of the rows. Defaults to the one that most of the first 100 rows fit.
         columns: columns to rename: the name in the source, and the name to read it as.
         groups_per_batch: limit on the groups of a step on one process. Defaults to 8 where
             tokens_per_batch is not set either. Prompts alone are answered so many at a time, or 8.
@@ -247,7 +247,7 @@ class PreferenceDataModule(LightningDataModule):
         return self.prompts is not None
 
     def _holds_prompts(self) -> bool:
-        """Whether predict answers prompts, by the setting or the first row of each source.
+        """Whether predict answers prompts, by the setting or the first rows of each source.
 
         Raises:
             DataError: if some sources are prompts alone and others are not.
@@ -267,9 +267,12 @@ class PreferenceDataModule(LightningDataModule):
         return all(alone.values())
 
     def _has_prompts_only(self, source: RowSource) -> bool:
-        rows = (row for _, row in source.rows(0, len(source)) if isinstance(row, Mapping))
-        first = next(rows, {})
-        return has_prompt_only(rename_columns(first, self.columns or {}, source.name))
+        """Whether most of the first rows are prompts alone."""
+        found = [
+            has_prompt_only(rename_columns(row, self.columns or {}, name))
+            for name, row in source.first_objects()
+        ]
+        return 2 * sum(found) > len(found)
 
     def _load_prompts(self) -> PromptDataset:
         sources = [

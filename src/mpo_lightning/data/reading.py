@@ -17,10 +17,11 @@ from mpo_lightning.data.groups import (
     check_object,
 )
 from mpo_lightning.data.report import BadRows, DataReport
+from mpo_lightning.data.row_source import RawRow, RowSource
 from mpo_lightning.data.rows import check_row
 from mpo_lightning.data.schemas.base import Converted, Schema, SkippedRow
 from mpo_lightning.data.schemas.detect import Canonical, detect
-from mpo_lightning.data.sources import RawRow, RowSource, open_source, rename_columns
+from mpo_lightning.data.sources import open_source, rename_columns
 
 __all__ = ["BadRows", "GroupReader", "RowResult", "Sources", "refuse_lost_rows"]
 
@@ -63,7 +64,7 @@ class GroupReader:
 
     Args:
         data: file, folder or hub id, see `open_source`; or a source that is open.
-        schema: format of the rows. Defaults to the one that the first row's columns fit.
+        schema: format of the rows. Defaults to the one that most of the first 100 rows fit.
         columns: columns to rename: the name in the source, and the name to read it as.
 
     Raises:
@@ -104,22 +105,25 @@ class GroupReader:
             )
 
     def _detect(self) -> Schema:
-        for name, row in self.source.rows(0, len(self.source)):
-            if isinstance(row, Mapping):
-                absent = sorted(set(self.columns) - set(row))
-                if absent:
-                    raise DataError(
-                        f"{name}: data.columns renames {absent}; found the columns "
-                        f"{sorted(map(str, row))}."
-                    )
-                renamed, _ = parse_texts(rename_columns(row, self.columns, name), name)
-                return detect(renamed, name)
-        # No row is an object: their check says so.
-        return Canonical()
+        found = self.source.first_objects()
+        if not found:
+            # No row is an object: their check says so.
+            return Canonical()
+        absent = sorted(set(self.columns).difference(*(row for _, row in found)))
+        if absent:
+            name, row = found[0]
+            raise DataError(
+                f"{name}: data.columns renames {absent}; found the columns {sorted(map(str, row))}."
+            )
+        return detect([(name, self._parsed(name, row)[0]) for name, row in found])
+
+    def _parsed(self, name: str, row: Mapping[Any, object]) -> tuple[dict[Any, object], list[str]]:
+        """Return a row with its columns renamed and parsed, and the columns that were."""
+        return parse_texts(rename_columns(row, self.columns, name), name)
 
     def _convert(self, name: str, row: RawRow) -> Converted:
         given = check_object(row, name, "an object with prompt, responses and scores")
-        renamed, parsed = parse_texts(rename_columns(given, self.columns, name), name)
+        renamed, parsed = self._parsed(name, given)
         notes = tuple(f"of a row whose {column} is a list written as text" for column in parsed)
         try:
             converted = self.schema.convert(renamed, name)
@@ -134,7 +138,9 @@ class GroupReader:
     def _result(self, rows: list[tuple[str, RawRow]]) -> RowResult:
         first = rows[0][0]
         try:
-            converted = [self._convert(name, row) for name, row in rows]
+            converted: Sequence[Converted] = [self._convert(name, row) for name, row in rows]
+            if self._members is not None:
+                converted = self.schema.gather(converted, first)
             whole = converted[0].row if self._members is None else _merged(converted, first)
             group = check_row(whole, first)
         except SkippedRow as skipped:
@@ -162,7 +168,7 @@ class GroupReader:
         return np.argsort(groups, kind="stable"), np.concatenate([[0], np.cumsum(counts)])
 
 
-def _merged(parts: list[Converted], source: str) -> dict[str, object]:
+def _merged(parts: Sequence[Converted], source: str) -> dict[str, object]:
     """Return the canonical row of one prompt's rows.
 
     Raises:
@@ -198,7 +204,7 @@ class Sources:
 
     Attributes:
         files: sources; see `open_source`.
-        schema: format of the rows. Defaults to the one that the first row's columns fit.
+        schema: format of the rows. Defaults to the one that most of the first 100 rows fit.
         columns: columns to rename: the name in the source, and the name to read it as.
         default_split: split of a hub id or saved DatasetDict that names none.
     """

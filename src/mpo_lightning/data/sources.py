@@ -6,84 +6,79 @@ of rows can then be read without holding the others, so that several processes c
 
 import json
 import pickle
-from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from glob import glob, has_magic
 from hashlib import blake2b
 from itertools import accumulate
 from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
+from mpo_lightning.data.alpaca_eval import joined_if_answers, result_files
+from mpo_lightning.data.compressed import COMPRESSED, open_unpacked
+from mpo_lightning.data.csv_files import CsvFile
 from mpo_lightning.data.groups import DataError
+from mpo_lightning.data.llama_factory import DESCRIPTIONS, open_described
+from mpo_lightning.data.row_source import Parts, RawRow, RowSource, Values, digest_of
 from mpo_lightning.files import digest_of_files
 
 __all__ = ["RowSource", "Rows", "open_rows", "open_source", "rename_columns"]
 
-SUFFIXES = (".jsonl", ".json", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+# Files that are parts of the folder that holds them; a .json file may be its settings.
+PART_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 # Rows that are read at a time from Arrow tables.
 READ_AHEAD = 256
 
-# A row as it was read; in the place of a row that cannot be read, the DataError that says so.
-RawRow = object
 # In memory: a list of rows, or a data set of the ``datasets`` library.
 Rows = Sequence[Mapping[str, object]]
 
 
-class RowSource(ABC):
-    """The rows of one data set, in order.
-
-    Attributes:
-        name: the name that the user gave; rows are named ``name:number``.
-        digest: digest of the content.
-    """
-
-    name: str
-    digest: str
-
-    @abstractmethod
-    def __len__(self) -> int:
-        """Number of rows."""
-
-    @abstractmethod
-    def rows(self, start: int, stop: int) -> Iterator[tuple[str, RawRow]]:
-        """Yield ``("file:row", row)`` for the rows from start to stop, both counted from 0."""
-
-    def __getitem__(self, index: int) -> tuple[str, RawRow]:
-        """Return one row."""
-        return next(self.rows(index, index + 1))
-
-
-def open_source(data: str, *, default_split: str = "train") -> RowSource:
+def open_source(data: str, *, default_split: str = "train", subset: str | None = None) -> RowSource:
     """Open a source of rows.
 
     Args:
-        data: a ``.jsonl``, ``.json`` (an array of objects) or ``.parquet`` file, a folder of such
-            files, or a folder written by ``datasets.save_to_disk`` or a hub id, these two with a
-            split after a colon if wanted (``org/name:train_prefs``).
+        data: a ``.jsonl``, ``.json`` (an array of objects), ``.csv``, ``.tsv`` or ``.parquet``
+            file, all but the last also packed as ``.gz`` or ``.zst``; a folder, or a pattern like
+            ``runs/*/rows.jsonl``, of such files; a folder of AlpacaEval's results, with an
+            annotator after a colon if wanted; LLaMA-Factory's ``dataset_info.json`` with one of its
+            data sets after a colon; a folder written by ``datasets.save_to_disk`` or a hub id,
+            these two with a split after a colon if wanted (``org/name:train_prefs``).
         default_split: split of a hub id or saved DatasetDict that names none.
+        subset: configuration of a hub id. Defaults to its own default.
 
     Raises:
         DataError: if the source is missing, empty, or cannot be read as what it claims to be.
     """
     path = Path(data)
     name, _, split = data.partition(":")
-    if path.is_file():
+    if path.is_file() and path.name != DESCRIPTIONS:
         source = _open_file(path, data)
-    elif path.is_dir() and _parts(path):
-        source = _Parts(data, [_open_file(part, str(part)) for part in _parts(path)])
+    elif Path(name).is_file() and Path(name).name == DESCRIPTIONS:
+        source = open_described(Path(name), split, _open_named)
+    elif Path(name).is_dir() and (results := result_files(Path(name), split)):
+        source = joined_if_answers(_open_parts(results, data))
+    elif path.is_dir() and (parts := _parts(path)):
+        source = _open_parts(parts, data)
     elif path.is_dir():
         source = _saved_dataset(data, path, "", default_split)
-    elif path.suffix in SUFFIXES:
+    elif has_magic(data) and (matches := _matches(data)):
+        source = joined_if_answers(_open_parts(matches, data))
+    elif has_magic(data) or _kind(path) in SUFFIXES:
         raise DataError(f"{data}: no such file (working directory: {Path.cwd()}).")
     elif Path(name).is_dir():
         source = _saved_dataset(data, Path(name), split, default_split)
     else:
-        source = _hub_dataset(data, name, split or default_split)
+        source = _hub_dataset(data, name, split or default_split, subset)
     if not len(source):
         raise DataError(f"{data}: holds no rows.")
     return source
+
+
+def _open_named(name: str, split: str, subset: str | None) -> RowSource:
+    return open_source(name, default_split=split, subset=subset)
 
 
 def open_rows(rows: Rows, name: str) -> RowSource:
@@ -103,7 +98,7 @@ def open_rows(rows: Rows, name: str) -> RowSource:
     if isinstance(rows, Dataset):
         source = _in_memory_dataset(rows, name)
     elif isinstance(rows, list | tuple):
-        source = _Values(list(rows), name, _digest_of_values(rows))
+        source = Values(list(rows), name, _digest_of_values(rows))
     else:
         raise DataError(
             f"{name}: found {type(rows).__name__}; expected the name of a source, a list of names, "
@@ -137,46 +132,41 @@ def rename_columns(
     return renamed
 
 
+def _kind(path: Path) -> str:
+    """Return the suffix of a file, without that of its compression."""
+    return Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
+
+
 def _parts(folder: Path) -> list[Path]:
     """List the files of rows in a folder, such as ``sample`` and ``score`` write them."""
-    return sorted(path for path in folder.iterdir() if path.suffix in {".jsonl", ".parquet"})
+    return sorted(path for path in folder.iterdir() if _kind(path) in PART_SUFFIXES)
+
+
+def _matches(pattern: str) -> list[Path]:
+    return sorted(path for path in map(Path, glob(pattern, recursive=True)) if path.is_file())
+
+
+def _open_parts(paths: Sequence[Path], name: str) -> RowSource:
+    return Parts(name, [_open_file(path, str(path)) for path in paths])
 
 
 def _open_file(path: Path, name: str) -> RowSource:
     openers: dict[str, Callable[[Path, str], RowSource]] = {
         ".jsonl": _JsonLines,
         ".json": _json_array,
+        ".csv": CsvFile,
+        ".tsv": CsvFile,
         ".parquet": _Parquet,
     }
-    if path.suffix not in openers:
-        raise DataError(f"{name}: found suffix {path.suffix!r}; expected one of {SUFFIXES}.")
-    return openers[path.suffix](path, name)
-
-
-class _Parts(RowSource):
-    """Several files as one source."""
-
-    def __init__(self, name: str, parts: Sequence[RowSource]) -> None:
-        self.name = name
-        self.parts = parts
-        self.ends = list(accumulate(map(len, parts)))
-        self.digest = _digest_of(*(part.digest for part in parts))
-
-    def __len__(self) -> int:
-        return self.ends[-1]
-
-    def rows(self, start: int, stop: int) -> Iterator[tuple[str, RawRow]]:
-        """Yield the rows, each named by its own file."""
-        for number in range(bisect_right(self.ends, start), len(self.parts)):
-            part, end = self.parts[number], self.ends[number]
-            first = end - len(part)
-            if first >= stop:
-                return
-            yield from part.rows(max(start - first, 0), min(stop - first, len(part)))
-
-
-def _digest_of(*parts: str) -> str:
-    return blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
+    kind = _kind(path)
+    if kind not in openers or (kind == ".parquet" and path.suffix != kind):
+        raise DataError(
+            f"{name}: found suffix {path.suffix!r}; expected one of {SUFFIXES}, which may be "
+            f"followed by one of {tuple(COMPRESSED)} (not .parquet)."
+        )
+    if path.suffix in COMPRESSED:
+        return open_unpacked(path, lambda unpacked: openers[kind](unpacked, name), name)
+    return openers[kind](path, name)
 
 
 # ----------------------------------------------------------------------------------------- JSON
@@ -270,23 +260,6 @@ def _parse_line(line: bytes, source: str) -> RawRow:
     return row
 
 
-class _Values(RowSource):
-    """Rows that are all in memory."""
-
-    def __init__(self, values: Any, name: str, digest: str) -> None:
-        self.values = values
-        self.name = name
-        self.digest = digest
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def rows(self, start: int, stop: int) -> Iterator[tuple[str, RawRow]]:
-        """Yield the rows, counted from 1."""
-        for number, row in enumerate(self.values[start:stop], start=start + 1):
-            yield f"{self.name}:{number}", row
-
-
 def _digest_of_values(values: Sequence[Any]) -> str:
     content = blake2b(digest_size=16)
     for value in values:
@@ -311,7 +284,7 @@ def _json_array(path: Path, name: str) -> RowSource:
             f"{name}: found {type(rows).__name__}; expected an array of objects. "
             "Name a file with one object per line .jsonl."
         )
-    return _Values(rows, name, blake2b(raw, digest_size=16).hexdigest())
+    return Values(rows, name, blake2b(raw, digest_size=16).hexdigest())
 
 
 # ---------------------------------------------------------------------------------------- Arrow
@@ -364,7 +337,7 @@ class _Parquet(RowSource):
                     yield f"{self.name}:{row_number}", row
 
 
-class _Dataset(_Values):
+class _Dataset(Values):
     """A data set of the ``datasets`` library."""
 
     def rows(self, start: int, stop: int) -> Iterator[tuple[str, RawRow]]:
@@ -378,7 +351,7 @@ class _Dataset(_Values):
 def _mapped_dataset(dataset: Any, name: str) -> RowSource:
     files = [Path(file["filename"]) for file in dataset.cache_files]
     # The fingerprint says which rows of the files were selected.
-    return _Dataset(dataset, name, _digest_of(dataset._fingerprint, digest_of_files(*files)))
+    return _Dataset(dataset, name, digest_of(dataset._fingerprint, digest_of_files(*files)))
 
 
 def _in_memory_dataset(dataset: Any, name: str) -> RowSource:
@@ -421,12 +394,12 @@ def _saved_dataset(data: str, path: Path, split: str, default_split: str) -> Row
     return _mapped_dataset(dataset, data)
 
 
-def _hub_dataset(data: str, name: str, split: str) -> RowSource:
+def _hub_dataset(data: str, name: str, split: str, subset: str | None) -> RowSource:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
     try:
-        dataset = load_dataset(name, split=split)
+        dataset = load_dataset(name, subset, split=split)
     # The kind of error depends on what is missing: the server, the data set or the split.
     except (OSError, ValueError, DatasetsError) as error:
         raise DataError(

@@ -2,8 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import ClassVar, Literal, get_origin
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal, get_origin
 
 from mpo_lightning.batch import Response
 from mpo_lightning.data.conversation import check_response
@@ -34,6 +34,7 @@ __all__ = [
 
 Row = Mapping[str, object]
 OnBad = Literal["error", "drop"]
+Contradicting = Literal["error", "drop", "scores"]
 
 
 class SkippedRow(Exception):  # noqa: N818 (no error: the row is counted and reported)
@@ -69,6 +70,18 @@ class Schema(ABC):
     # True where a row holds one response: rows with the same prompt then make a group, in the order
     # of the file, and `convert` returns each as a group of one.
     one_response_a_row: ClassVar[bool] = False
+
+    def gather(self, rows: Sequence[Converted], source: str) -> Sequence[Converted]:
+        """Return the rows of one prompt, with one response each, in the order of its group.
+
+        Args:
+            rows: what `convert` made of the prompt's rows, where ``one_response_a_row``.
+            source: "file:row" of the first, for messages.
+
+        Raises:
+            DataError: if they cannot be one group.
+        """
+        return rows
 
     def __post_init__(self) -> None:
         for setting in fields(self):
@@ -211,14 +224,82 @@ class ScoredSchema(PublicSchema):
     Args:
         unscored: what to do with a response without a score (or rank): "error", or "drop" to leave
             it out.
+        contradicting: what to do with a row whose ``chosen`` response does not have the highest
+            score, or whose ``rejected`` one scores higher: "error", "drop" to leave the row out, or
+            "scores" to go by the scores and count it.
     """
 
     unscored: OnBad = "error"
+    contradicting: Contradicting = "error"
+
+    def canonical(
+        self,
+        row: Row,
+        source: str,
+        *,
+        prompt: object,
+        answers: Sequence[Answer],
+        read: Collection[str] | None = None,
+        models: Sequence[object] = (),
+    ) -> Converted:
+        """Return the canonical row of a prompt and its answers; see `PublicSchema.canonical`.
+
+        Raises:
+            DataError: if a response or score cannot be used, or scores contradict the row's order.
+            SkippedRow: if fewer responses than a group needs are left, or such a row is left out.
+        """
+        converted = super().canonical(
+            row, source, prompt=prompt, answers=answers, read=read, models=models
+        )
+        found = _contradiction(row, answers, converted.row)
+        if found is None:
+            return converted
+        if self.contradicting == "drop":
+            raise SkippedRow("whose scores contradict chosen and rejected")
+        if self.contradicting == "error":
+            remedy = (
+                "Repair the row. Or the schema's `contradicting` leaves such rows out (drop) or "
+                "goes by the scores (scores); the schema Pairs goes by chosen and rejected."
+            )
+            raise bad_field(source, *found, remedy)
+        note = f"called {found[0]}, against their scores"
+        return replace(converted, notes=(*converted.notes, note))
 
     def _reason_to_leave_out(self, answer: Answer) -> str | None:
         if self.unscored == "drop" and answer.score is None:
             return "without a score, left out"
         return super()._reason_to_leave_out(answer)
+
+
+def _contradiction(
+    row: Row, answers: Sequence[Answer], canonical: Mapping[str, Any]
+) -> tuple[str, str, str] | None:
+    """Return where scores contradict ``chosen`` and ``rejected``: field, found and expected."""
+    kept = canonical.get("kept_responses", range(len(answers)))
+    scores = dict(zip(kept, canonical["scores"], strict=True))
+    best, least = max(scores.values()), min(scores.values())
+    for name in ("chosen", "rejected"):
+        column = name if name in row else f"{name}_response"
+        text = _last_text(row.get(column))
+        called = [
+            scores[index]
+            for index in scores
+            if column == answers[index].text_field or _last_text(answers[index].text) == text
+        ]
+        if name == "chosen" and called and max(called) < best:
+            return column, f"the score {max(called):g}", f"the highest, {best:g}"
+        if name == "rejected" and called and min(called) == best > least:
+            return column, f"the highest score, {best:g}", "a lower one"
+    return None
+
+
+def _last_text(value: object) -> object:
+    """Return the text of a response that is a text, or the last message of a conversation."""
+    if is_list(value) and value:
+        value = value[-1]
+    if isinstance(value, Mapping):
+        value = value.get("content", value.get("value"))
+    return value
 
 
 def _is_blank(text: object) -> bool:

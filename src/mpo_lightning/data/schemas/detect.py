@@ -1,10 +1,12 @@
 """The known schemas, and detection of the one that a row fits."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from mpo_lightning.data.groups import DataError
+from mpo_lightning.data.schemas.alpaca_eval import AlpacaEval
 from mpo_lightning.data.schemas.base import Converted, Row, Schema
 from mpo_lightning.data.schemas.conversations import is_messages, messages
 from mpo_lightning.data.schemas.lists import BestOf, Generations, Nectar, Numbered, OnPolicy, Ranked
@@ -17,6 +19,7 @@ from mpo_lightning.data.schemas.pairs import (
     ScoredPairs,
     TranscriptPairs,
 )
+from mpo_lightning.data.schemas.rejected import Rejected
 from mpo_lightning.data.schemas.single_response import HelpSteer2, ScoredResponses, Unpaired
 from mpo_lightning.data.schemas.ultrafeedback import UltraFeedback
 
@@ -50,6 +53,7 @@ SCHEMAS: tuple[type[Schema], ...] = (
     Pairs,
     ScoredPairs,
     TranscriptPairs,
+    Rejected,
     HelpSteer2Preference,
     HelpSteer3,
     SafePairs,
@@ -57,23 +61,35 @@ SCHEMAS: tuple[type[Schema], ...] = (
     HelpSteer2,
     ScoredResponses,
     Unpaired,
+    AlpacaEval,
 )
 
 
-def detect(row: Row, source: str, schemas: Iterable[type[Schema]] = SCHEMAS) -> Schema:
-    """Return the schema that a row fits.
+def detect(rows: Sequence[tuple[str, Row]], schemas: Iterable[type[Schema]] = SCHEMAS) -> Schema:
+    """Return the schema that most of some rows fit, so that a bad one among them decides nothing.
+
+    Args:
+        rows: "file:row" and row, of at least one.
+        schemas: the schemas to choose from.
 
     Raises:
         DataError: if none fits, or more than one, with the columns found and the known schemas.
     """
     schemas = tuple(schemas)
-    columns = frozenset(map(str, row))
-    fitting = [schema for schema in schemas if schema.fits(columns, row)]
-    if len(fitting) == 1:
-        return fitting[0]()
+    fitting = [
+        tuple(schema for schema in schemas if schema.fits(frozenset(map(str, row)), row))
+        for _, row in rows
+    ]
+    # Of as many, the first.
+    most, _ = Counter(filter(None, fitting)).most_common(1)[0] if any(fitting) else ((), 0)
+    if len(most) == 1:
+        return most[0]()
+    source, row = rows[fitting.index(most)]
     known = "\n".join(f"  {schema.__name__}: {schema.columns}" for schema in schemas)
-    fits = " and ".join(schema.__name__ for schema in fitting) or "no schema"
+    fits = " and ".join(schema.__name__ for schema in most) or "no schema"
+    unscored = {"prompt", "responses"} <= set(row) and not most
+    hint = "\nThey have no scores: `mpo-lightning score` gives them some." if unscored else ""
     raise DataError(
-        f"{source}: the columns {sorted(columns)} fit {fits}. Name the schema (data.schema), or "
-        f"rename columns (data.columns). Known schemas:\n{known}"
+        f"{source}: the columns {sorted(map(str, row))} fit {fits}. Name the schema (data.schema), "
+        f"or rename columns (data.columns). Known schemas:\n{known}{hint}"
     )

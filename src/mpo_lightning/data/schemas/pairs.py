@@ -1,6 +1,6 @@
 """Formats with two responses per row, of which one is preferred."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -15,11 +15,17 @@ from mpo_lightning.data.schemas.base import (
     SkippedRow,
 )
 from mpo_lightning.data.schemas.conversations import (
-    is_messages,
     marked_turns,
     prompt_of,
     split_conversation,
     transcript,
+)
+from mpo_lightning.data.schemas.trainer_columns import (
+    as_messages,
+    has_prompt,
+    is_conversation,
+    is_response,
+    read_prompt,
 )
 
 __all__ = [
@@ -30,10 +36,12 @@ __all__ = [
     "SafePairs",
     "ScoredPairs",
     "TranscriptPairs",
+    "TwoPrompts",
 ]
 
 Notes = tuple[str, ...]
 PAIR = ("chosen", "rejected")
+PAIR_NAMES = (PAIR, ("chosen_response", "rejected_response"))
 SCORE_COLUMNS = (
     ("score_chosen", "score_rejected"),
     ("chosen_score", "rejected_score"),
@@ -57,10 +65,18 @@ LARGER = frozenset(
 )
 
 
+def _pair_in(columns: Collection[str]) -> tuple[str, str] | None:
+    """Return the columns of the chosen and the rejected response."""
+    return next((names for names in PAIR_NAMES if set(names) <= set(columns)), None)
+
+
 def _is_pair(columns: frozenset[str], row: Row) -> bool:
-    """Whether chosen and rejected are one response each."""
-    return columns >= set(PAIR) and all(
-        isinstance(row[name], str) or is_messages(row[name]) for name in PAIR
+    """Whether chosen and rejected are one response each, without larger groups beside them."""
+    names = _pair_in(columns)
+    # distilabel's two generations of a pair have no column of ratings.
+    larger = LARGER if "ratings" in columns else LARGER - {"generations"}
+    return (
+        names is not None and not columns & larger and all(is_response(row[name]) for name in names)
     )
 
 
@@ -70,7 +86,7 @@ def _scores_in(columns: frozenset[str]) -> list[tuple[str, str]]:
 
 def _is_transcript(row: Row) -> bool:
     return row.get("prompt") is None and all(
-        isinstance(row[name], str) and str(row[name]).startswith("\n\nHuman:") for name in PAIR
+        str(row.get(name)).startswith("\n\nHuman:") for name in PAIR
     )
 
 
@@ -88,7 +104,7 @@ def _common_start(one: str, other: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _TwoPrompts(PublicSchema):
+class TwoPrompts(PublicSchema):
     """Format that may give each response a prompt of its own.
 
     Args:
@@ -99,71 +115,75 @@ class _TwoPrompts(PublicSchema):
     differing_prompts: OnBad = "error"
 
     def _split(
-        self, values: Iterable[object], names: tuple[str, str], source: str
+        self, values: Iterable[object], names: Sequence[str], source: str
     ) -> tuple[list[dict[str, object]], list[object]]:
-        """Return the prompt of two conversations, and their last messages' texts.
+        """Return the prompt of several conversations, and their last messages' texts.
 
         Raises:
             DataError: if their prompts differ.
             SkippedRow: if they differ, and such rows are left out.
         """
-        (one, first), (other, second) = (
+        parts = [
             split_conversation(value, name, source)
             for value, name in zip(values, names, strict=True)
-        )
-        if one != other:
+        ]
+        first = parts[0][0]
+        for name, (prompt, _) in zip(names, parts, strict=True):
+            if prompt == first:
+                continue
             if self.differing_prompts == "drop":
                 raise SkippedRow("with responses to different prompts")
-            found, expected = f"the prompt {show(other)}", f"that of {names[0]}, {show(one)}"
+            found, expected = f"the prompt {show(prompt)}", f"that of {names[0]}, {show(first)}"
             remedy = (
                 "Repair or remove the row, or leave such rows out (schema's "
                 "`differing_prompts: drop`)."
             )
-            raise bad_field(source, names[1], found, expected, remedy)
-        return one, [first, second]
+            raise bad_field(source, name, found, expected, remedy)
+        return first, [response for _, response in parts]
 
     def _prompt_and_texts(
-        self, row: Row, source: str
-    ) -> tuple[object, list[object], tuple[Notes, Notes]]:
-        """Return prompt, chosen and rejected text of a row, and notes on each response.
+        self, row: Row, names: tuple[str, str], source: str
+    ) -> tuple[object, list[object], tuple[Notes, Notes], tuple[str, ...]]:
+        """Return prompt, both responses, notes on each, and the columns of the prompt.
 
-        The prompt is a column of its own, or the messages before the last one of both
+        The prompt has columns of its own, or it is the messages before the last one of both
         conversations, or the beginning that both texts share.
         """
-        prompt = None if row.get("prompt") is None else prompt_of(row, "prompt", source)
-        values = [check_field(row, name, source) for name in PAIR]
-        if all(map(is_messages, values)):
-            before, texts = self._split(values, PAIR, source)
-            if not before:
-                prompt = check_field(row, "prompt", source) if prompt is None else prompt
-                return prompt, texts, ((), ())
-            contents = [turn.get("content") for turn in before if turn.get("role") == "user"]
-            if prompt is not None and prompt != before and prompt not in contents:
-                expected = f"what comes before the last message of chosen, {show(before)}"
-                remedy = "Repair the row, or drop the column."
-                raise bad_field(source, "prompt", show(prompt), expected, remedy)
-            return before, texts, ((), ())
-        for name, value in zip(PAIR, values, strict=True):
+        values = [as_messages(check_field(row, name, source), name, source) for name in names]
+        if all(map(is_conversation, values)):
+            before, texts = self._split(values, names, source)
+            if before:
+                prompt = None if row.get("prompt") is None else prompt_of(row, "prompt", source)
+                contents = [turn.get("content") for turn in before if turn.get("role") == "user"]
+                if prompt is not None and prompt != before and prompt not in contents:
+                    expected = f"what comes before the last message of chosen, {show(before)}"
+                    remedy = "Repair the row, or drop the column."
+                    raise bad_field(source, "prompt", show(prompt), expected, remedy)
+                return before, texts, ((), ()), ("prompt",)
+            prompt, read = read_prompt(row, source)
+            return prompt, texts, ((), ()), read
+        for name, value in zip(names, values, strict=True):
             if not isinstance(value, str):
                 expected = "a text, or a list of messages, in both columns"
                 raise bad_field(source, name, show_typed(value), expected, "Convert the column.")
-        if prompt is not None:
+        if has_prompt(row):
+            prompt, read = read_prompt(row, source)
             repeat = ("that begins with its prompt",)
             chosen, rejected = (
                 repeat if isinstance(prompt, str) and str(value).startswith(prompt) else ()
                 for value in values
             )
-            return prompt, values, (chosen, rejected)
+            return prompt, values, (chosen, rejected), read
         start = _common_start(*map(str, values))
         if not start:
-            expected = f"the beginning of chosen, {show(values[0])}, which is the prompt"
+            expected = f"the beginning of {names[0]}, {show(values[0])}, which is the prompt"
             remedy = "Rename or add the column `prompt`."
-            raise bad_field(source, "rejected", show(values[1]), expected, remedy)
+            raise bad_field(source, names[1], show(values[1]), expected, remedy)
         note = ("to a prompt that is how chosen and rejected begin",)
-        return start, [str(value)[len(start) :] for value in values], (note, note)
+        return start, [str(value)[len(start) :] for value in values], (note, note), ()
 
     def _pair_of(
-        self, row: Row, source: str, scores: Sequence[object], scores_in: tuple[str, str]
+        self, row: Row, source: str, scores: Sequence[object], scores_in: tuple[str, ...] = ()
     ) -> Converted:
         """Return the canonical row of ``chosen`` and ``rejected``.
 
@@ -171,64 +191,64 @@ class _TwoPrompts(PublicSchema):
             row: the row.
             source: "file:row".
             scores: their scores.
-            scores_in: columns of the scores.
+            scores_in: columns of the scores. Defaults to those of the responses.
         """
-        prompt, texts, notes = self._prompt_and_texts(row, source)
+        names = _pair_in(row) or PAIR
+        prompt, texts, notes, prompt_in = self._prompt_and_texts(row, names, source)
         answers = [
             Answer(text, score, name, score_in, notes=note)
             for name, text, score, score_in, note in zip(
-                PAIR, texts, scores, scores_in, notes, strict=True
+                names, texts, scores, scores_in or names, notes, strict=True
             )
         ]
-        read = ("prompt", *PAIR, *scores_in)
+        read = (*prompt_in, "prompt", *names, *scores_in)
         return self.canonical(row, source, prompt=prompt, answers=answers, read=read)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pairs(_TwoPrompts):
-    """``chosen`` and ``rejected``, TRL's preference formats; they score 1 and 0.
+class Pairs(TwoPrompts):
+    """``chosen`` and ``rejected``, the preference formats of most trainers; they score 1 and 0.
 
-    With or without a column ``prompt``, as texts or as conversations. Without it the prompt is the
-    messages before the last one, which must be the same for both; for texts it is the beginning
-    that both share, up to white space (counted: answers may begin with the same words, too). Texts
-    that begin with the prompt are left as they are and counted.
+    Each is a text, a message or a conversation; ``chosen_response`` and ``rejected_response`` are
+    other names. The prompt is ``prompt``, or has a name of LLaMA-Factory, axolotl, OpenRLHF or
+    ms-swift: ``instruction`` (with a line ``input``), ``question``, ``query`` or ``input``, after
+    the pairs of ``history``; or the conversation in ``messages``, ``conversations`` or
+    ``conversation``. Without any of these the prompt is the messages before the last one, which
+    must be the same for both; for texts it is the beginning that both share, up to white space
+    (counted: answers may begin with the same words, too). Texts that begin with the prompt are left
+    as they are and counted.
     """
 
-    columns: ClassVar[str] = "chosen, rejected, prompt or not"
+    columns: ClassVar[str] = "chosen, rejected, prompt (or instruction, messages, ...) or not"
 
     @classmethod
     def fits(cls, columns: frozenset[str], row: Row) -> bool:
         """Whether there are one chosen and one rejected response, and no scores."""
-        return (
-            _is_pair(columns, row)
-            and not columns & LARGER
-            and not _scores_in(columns)
-            and not _is_transcript(row)
-        )
+        return _is_pair(columns, row) and not _scores_in(columns) and not _is_transcript(row)
 
     def convert(self, row: Row, source: str) -> Converted:
         """Return the canonical row."""
-        return self._pair_of(row, source, (1.0, 0.0), PAIR)
+        return self._pair_of(row, source, (1.0, 0.0))
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoredPairs(_TwoPrompts, ScoredSchema):
-    """Pairs with scores, as in HuggingFaceH4/ultrafeedback_binarized.
+class ScoredPairs(TwoPrompts, ScoredSchema):
+    """Pairs with scores, as in HuggingFaceH4/ultrafeedback_binarized; the rest is as for `Pairs`.
 
     The scores are in ``score_chosen``, ``chosen_score``, ``chosen_rating`` or ``chosen-rating``,
     and the same for rejected.
     """
 
-    columns: ClassVar[str] = "chosen, rejected, score_chosen, score_rejected, prompt or not"
+    columns: ClassVar[str] = "as for Pairs, with score_chosen and score_rejected"
 
     @classmethod
     def fits(cls, columns: frozenset[str], row: Row) -> bool:
         """Whether there are one chosen and one rejected response, and scores."""
-        return _is_pair(columns, row) and not columns & LARGER and bool(_scores_in(columns))
+        return _is_pair(columns, row) and bool(_scores_in(columns))
 
     def convert(self, row: Row, source: str) -> Converted:
         """Return the canonical row."""
-        found = _scores_in(frozenset(row))
+        found = _scores_in(frozenset(map(str, row)))
         if len(found) != 1:
             among = f"{found or 'none'} among {sorted(map(str, row))}"
             field, expected = "score_chosen, score_rejected", "one pair of score columns"
@@ -238,7 +258,7 @@ class ScoredPairs(_TwoPrompts, ScoredSchema):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TranscriptPairs(_TwoPrompts):
+class TranscriptPairs(TwoPrompts):
     """Anthropic/hh-rlhf: ``chosen`` and ``rejected`` are transcripts; they score 1 and 0.
 
     The prompt is all turns but the last, the assistant's. White space around a turn is
@@ -250,7 +270,7 @@ class TranscriptPairs(_TwoPrompts):
     @classmethod
     def fits(cls, columns: frozenset[str], row: Row) -> bool:
         """Whether chosen and rejected are transcripts."""
-        return _is_pair(columns, row) and not columns & LARGER and _is_transcript(row)
+        return _is_pair(columns, row) and _is_transcript(row)
 
     def convert(self, row: Row, source: str) -> Converted:
         """Return the canonical row."""
@@ -354,7 +374,7 @@ class SafePairs(PublicSchema):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arena(_TwoPrompts):
+class Arena(TwoPrompts):
     """lmsys/chatbot_arena_conversations and similar: the winner scores 1, the loser 0.
 
     Both score 0 where ``winner`` is "tie" or "tie (bothbad)", and have no contrast. Conversations

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from mpo_lightning.data.groups import bad_field, check_field, check_number, is_list, show
+from mpo_lightning.data.groups import bad_field, check_field, check_number, is_list
 from mpo_lightning.data.schemas.base import (
     Answer,
     Converted,
@@ -17,7 +17,16 @@ from mpo_lightning.data.schemas.conversations import (
     answer_text,
     is_messages,
     marked_turns,
-    prompt_of,
+    split_conversation,
+)
+from mpo_lightning.data.schemas.trainer_columns import (
+    CONVERSATIONS,
+    as_messages,
+    check_label,
+    has_prompt,
+    is_conversation,
+    is_label,
+    read_prompt,
 )
 
 __all__ = ["HelpSteer2", "ScoredResponses", "Unpaired"]
@@ -27,6 +36,8 @@ ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosit
 WEIGHTS_70B = (0.65, 0.8, 0.45, 0.55, -0.4)
 RESPONSE_COLUMNS = ("response", "completion")
 SCORE_COLUMNS = ("score", "reward", "rating")
+COMPLETION_COLUMNS = ("completion", "response", "output")
+LABEL_COLUMNS = ("label", "kto_tag")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +76,8 @@ class HelpSteer2(ScoredSchema):
 class ScoredResponses(ScoredSchema):
     """One scored response per row: ``prompt``, ``response`` (``completion``), ``score``.
 
-    The score is the column ``score``, ``reward`` or ``rating``, or a sum over several columns.
+    The prompt may have the other names that `Pairs` reads. The score is the column ``score``,
+    ``reward`` or ``rating``, or a sum over several columns.
 
     Args:
         weights: columns whose weighted sum is the score, with their weights. Defaults to the
@@ -88,7 +100,7 @@ class ScoredResponses(ScoredSchema):
     def fits(cls, columns: frozenset[str], row: Row) -> bool:
         """Whether there are a prompt, one response and one score."""
         return (
-            "prompt" in columns
+            has_prompt(row)
             and _has(RESPONSE_COLUMNS, row)
             and _has(SCORE_COLUMNS, row)
             # The attributes hold more than a score that was made from them.
@@ -98,7 +110,8 @@ class ScoredResponses(ScoredSchema):
     def convert(self, row: Row, source: str) -> Converted:
         """Return the canonical row, a group of one."""
         response = one_of(RESPONSE_COLUMNS, row, source)
-        read = ["prompt", response]
+        prompt, prompt_in = read_prompt(row, source)
+        read = [*prompt_in, response]
         if self.weights is None:
             score_field = one_of(SCORE_COLUMNS, row, source)
             score = row[score_field]
@@ -106,34 +119,59 @@ class ScoredResponses(ScoredSchema):
         else:
             score_field = "a weighted column"
             score = weighted_sum(row, self.weights, source)
-        prompt = prompt_of(row, "prompt", source)
-        text = answer_text(row[response], response, source)
+        text = answer_text(as_messages(row[response], response, source), response, source)
         answers = [Answer(text, score, response, score_field)]
         return self.canonical(row, source, prompt=prompt, answers=answers, read=read)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unpaired(PublicSchema):
-    """TRL's unpaired format: ``prompt``, ``completion`` and ``label``, which scores 1 or 0."""
+    """Responses that are wanted or not, as for KTO; ``label`` or ``kto_tag`` scores 1 or 0.
 
-    columns: ClassVar[str] = "prompt, completion, label (true or false); one response per row"
-    required: ClassVar[frozenset[str]] = frozenset({"prompt", "completion", "label"})
+    The response is ``completion``, ``response`` or ``output``, and the prompt has one of the names
+    that `Pairs` reads; or the response is the last message of a conversation (``completion``,
+    ``messages``, ``conversations`` or ``conversation``).
+    """
+
+    columns: ClassVar[str] = (
+        "prompt and completion, or messages, with label or kto_tag (true or false); "
+        "one response per row"
+    )
     one_response_a_row: ClassVar[bool] = True
 
     @classmethod
     def fits(cls, columns: frozenset[str], row: Row) -> bool:
-        """Whether there are a prompt, a completion and a label."""
-        return super().fits(columns, row) and isinstance(row["label"], bool)
+        """Whether there are one response, its prompt, and a label."""
+        labels = [row[name] for name in LABEL_COLUMNS if name in row]
+        return (
+            len(labels) == 1
+            and is_label(labels[0])
+            and _response_in(row) is not None
+            and not columns & {"chosen", "rejected"}
+        )
 
     def convert(self, row: Row, source: str) -> Converted:
         """Return the canonical row, a group of one."""
-        label = check_field(row, "label", source)
-        if not isinstance(label, bool):
-            raise bad_field(source, "label", show(label), "true or false", "Repair the row.")
-        completion = answer_text(row.get("completion"), "completion", source)
-        answers = [Answer(completion, float(label), "completion", "label")]
-        prompt = prompt_of(row, "prompt", source)
-        return self.canonical(row, source, prompt=prompt, answers=answers)
+        label_in = one_of(LABEL_COLUMNS, row, source)
+        label = check_label(check_field(row, label_in, source), label_in, source)
+        name = _response_in(row) or "completion"
+        value = as_messages(check_field(row, name, source), name, source)
+        prompt: object
+        if is_conversation(value) and len(value) > 1:
+            prompt, text = split_conversation(value, name, source)
+            read: tuple[str, ...] = (name,)
+        else:
+            prompt, read = read_prompt(row, source)
+            text = answer_text(value, name, source)
+        answers = [Answer(text, float(label), name, label_in)]
+        read = (*read, name, label_in)
+        return self.canonical(row, source, prompt=prompt, answers=answers, read=read)
+
+
+def _response_in(row: Row) -> str | None:
+    """Return the column of an unpaired response: one of its own, or else a conversation."""
+    names = COMPLETION_COLUMNS if has_prompt(row) else ("completion",)
+    return next((name for name in (*names, *CONVERSATIONS) if row.get(name) is not None), None)
 
 
 def _has(names: tuple[str, ...], row: Row) -> bool:

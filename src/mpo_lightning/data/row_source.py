@@ -1,0 +1,86 @@
+"""Sources of rows: the base class, and sources that are made of others or of values in memory."""
+
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import blake2b
+from itertools import accumulate, islice
+from typing import Any
+
+__all__ = ["Parts", "RawRow", "RowSource", "Values", "digest_of"]
+
+# A row as it was read; in the place of a row that cannot be read, the DataError that says so.
+RawRow = object
+
+
+class RowSource(ABC):
+    """The rows of one data set, in order.
+
+    Attributes:
+        name: the name that the user gave; rows are named ``name:number``.
+        digest: digest of the content.
+    """
+
+    name: str
+    digest: str
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of rows."""
+
+    @abstractmethod
+    def rows(self, start: int, stop: int) -> Iterator[tuple[str, RawRow]]:
+        """Yield ``("file:row", row)`` for the rows from start to stop, both counted from 0."""
+
+    def first_objects(self, count: int = 100) -> list[tuple[str, Mapping[Any, object]]]:
+        """Return the first rows that are objects, by which a format is recognised."""
+        rows = self.rows(0, len(self))
+        return list(islice(((name, row) for name, row in rows if isinstance(row, Mapping)), count))
+
+    def __getitem__(self, index: int) -> tuple[str, RawRow]:
+        """Return one row."""
+        return next(self.rows(index, index + 1))
+
+
+class Parts(RowSource):
+    """Several sources as one."""
+
+    def __init__(self, name: str, parts: Sequence[RowSource]) -> None:
+        self.name = name
+        self.parts = parts
+        self.ends = list(accumulate(map(len, parts)))
+        self.digest = digest_of(*(part.digest for part in parts))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def rows(self, start: int, stop: int) -> Iterator[tuple[str, RawRow]]:
+        """Yield the rows, each named by its own file."""
+        for number in range(bisect_right(self.ends, start), len(self.parts)):
+            part, end = self.parts[number], self.ends[number]
+            first = end - len(part)
+            if first >= stop:
+                return
+            yield from part.rows(max(start - first, 0), min(stop - first, len(part)))
+
+
+class Values(RowSource):
+    """Rows that are all in memory."""
+
+    def __init__(self, values: Any, name: str, digest: str) -> None:
+        self.values = values
+        self.name = name
+        self.digest = digest
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def rows(self, start: int, stop: int) -> Iterator[tuple[str, RawRow]]:
+        """Yield the rows, counted from 1."""
+        for number, row in enumerate(self.values[start:stop], start=start + 1):
+            yield f"{self.name}:{number}", row
+
+
+def digest_of(*parts: str) -> str:
+    """Return a digest of texts."""
+    return blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()

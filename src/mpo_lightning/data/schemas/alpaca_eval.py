@@ -1,0 +1,110 @@
+"""AlpacaEval: a judge's preference between an answer and the baseline's, for several models."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+from mpo_lightning.data.groups import bad_field, check_field, check_number, show
+from mpo_lightning.data.schemas.base import Answer, Converted, OnBad, Row, ScoredSchema
+
+__all__ = ["AlpacaEval"]
+
+BASELINE = 0.5
+# Columns that pass through; further ones, such as the judge's own words, do not.
+SHARED = ("dataset", "datasplit", "annotator", "input")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlpacaEval(ScoredSchema):
+    """Annotations of AlpacaEval: rows with one instruction make a group.
+
+    An answer (``output_2``) scores the probability that it is preferred to the baseline's
+    (``output_1``), which is ``preference`` minus 1; the baseline is in the group once and scores
+    1/2, as does a draw, which older annotations write as 0. A preference is null where the judge's
+    answer could not be read. Rows of answers that were not judged (``output``, ``generator``) may
+    be among them. ``models`` follows the responses; ``dataset``, ``datasplit`` and ``annotator``
+    pass through.
+
+    Args:
+        unscored: what to do with an answer that has no preference: "drop" to leave it out, or
+            "error".
+    """
+
+    unscored: OnBad = "drop"
+
+    columns: ClassVar[str] = (
+        "instruction, output_1, output_2, preference; one comparison with the baseline per row"
+    )
+    required: ClassVar[frozenset[str]] = frozenset(columns.partition(";")[0].split(", "))
+    one_response_a_row: ClassVar[bool] = True
+
+    def convert(self, row: Row, source: str) -> Converted:
+        """Return the canonical row of the answer, with the baseline's before it if it is judged."""
+        prompt = check_field(row, "instruction", source)
+        shared = {name: row[name] for name in SHARED if name in row}
+
+        def single(output_in: str, model: object, score: object) -> Converted:
+            answer = Answer(row.get(output_in), score, output_in, "preference")
+            return self.canonical(
+                shared, source, prompt=prompt, answers=[answer], models=[model or "unknown"]
+            )
+
+        if "preference" not in row:
+            return single("output", row.get("generator"), None)
+        answer = single("output_2", row.get("generator_2"), _score(row["preference"], source))
+        # Its name has no number in some files.
+        of_baseline = row.get("generator_1", row.get("generator"))
+        baseline = single("output_1", of_baseline, BASELINE)
+        both: dict[str, Any] = {
+            name: baseline.row[name] + answer.row[name]  # type: ignore[operator]
+            for name in ("responses", "scores", "models")
+        }
+        return Converted({**answer.row, **both}, answer.notes)
+
+    def gather(self, rows: Sequence[Converted], source: str) -> Sequence[Converted]:
+        """Return the baseline's answer once, and then the others.
+
+        Raises:
+            DataError: if the answers were compared with different ones, or by different judges.
+        """
+        judged = [row for row in rows if len(_list(row, "responses")) > 1]
+        for field, found in (
+            ("output_1", {_list(row, "responses")[0] for row in judged}),
+            ("annotator", {row.row.get("annotator") for row in judged}),
+        ):
+            if len(found) > 1:
+                shown = f"{len(found)} to one instruction, {show(sorted(map(str, found)))}"
+                expected = "the same for all, as their scores are compared"
+                remedy = "Read those that were judged in the same way."
+                raise bad_field(source, field, shown, expected, remedy)
+        baseline = [_single(row, 0) for row in judged[:1]]
+        known = [_identity(part) for part in baseline]
+        answers = [_single(row, -1) for row in rows]
+        # The baseline may have been compared with itself.
+        return [*baseline, *(answer for answer in answers if _identity(answer) not in known)]
+
+
+def _list(row: Converted, name: str) -> list[Any]:
+    return cast("list[Any]", row.row[name])
+
+
+def _identity(single: Converted) -> object:
+    return single.row["responses"], single.row["models"]
+
+
+def _single(row: Converted, index: int) -> Converted:
+    """Return one response of a row as a row."""
+    entries = {name: [_list(row, name)[index]] for name in ("responses", "scores")}
+    models = {"models": _list(row, "models")[index]}
+    return Converted({**row.row, **entries, **models}, row.notes if index else ())
+
+
+def _score(preference: object, source: str) -> float | None:
+    """Return the probability that an answer is preferred to the baseline's."""
+    if preference is None:
+        return None
+    value = check_number(preference, "preference", source)
+    if value != 0 and not 1 <= value <= 2:
+        expected = "1 to 2 (or 0, a draw)"
+        raise bad_field(source, "preference", f"{value:g}", expected, "Repair or remove the row.")
+    return value - 1 if value else BASELINE
