@@ -8,6 +8,9 @@ import pytest
 from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.reading import GroupReader, RowResult
 from mpo_lightning.data.schemas.base import Converted, Row, Schema
+from mpo_lightning.data.schemas.detect import Canonical
+from mpo_lightning.data.schemas.pairs import Pairs, ScoredPairs
+from mpo_lightning.data.schemas.single_response import ScoredResponses, Unpaired
 from tests.conftest import example_rows
 
 Write = Callable[..., str]
@@ -74,6 +77,62 @@ def test_columns_under_other_names(write_jsonl: Write) -> None:
         GroupReader(path, columns={"mark": "scores"})
     with pytest.raises(DataError, match="renames onto columns that are there already"):
         GroupReader(path, columns={"answers": "question"})
+
+
+WHOLE = example_rows(1)[0]
+PAIR = {"prompt": "Why?", "chosen": "So.", "rejected": "No."}
+UNPAIRED = {"prompt": "Why?", "completion": "So.", "label": True}
+SCORED = {"prompt": "Why?", "response": "So.", "score": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("bad", "good", "schema"),
+    [
+        ({**PAIR, "chosen": None}, PAIR, Pairs()),
+        ({}, PAIR, Pairs()),
+        ("{broken", PAIR, Pairs()),
+        (7, PAIR, Pairs()),
+        # It has another format than all others.
+        (WHOLE, PAIR, Pairs()),
+        ({**PAIR, "score_chosen": 2.0, "score_rejected": 1.0}, PAIR, Pairs()),
+        (
+            {**example_rows(1)[0], "responses": None, "scores": None},
+            example_rows(1)[0],
+            Canonical(),
+        ),
+        ({"prompt": None, "response": None, "score": None}, SCORED, ScoredResponses()),
+        ({"prompt": "Why?", "completion": "So.", "label": None}, UNPAIRED, Unpaired()),
+    ],
+)
+def test_a_bad_first_row_is_one_bad_row(
+    bad: Any, good: Any, schema: Schema, write_jsonl: Write
+) -> None:
+    path = write_jsonl([bad, good, {**good}, *[good] * 5])
+    reader = GroupReader(path)
+    assert reader.schema == schema
+    found = list(reader.results())
+    if bad != {**PAIR, "score_chosen": 2.0, "score_rejected": 1.0}:
+        assert [result.source for result in found if result.error] == [f"{path}:1"]
+    assert all(result.group for result in found[1:])
+
+
+def test_first_hundred_rows_decide(write_jsonl: Write) -> None:
+    """By what most of them are; where none can be told, the most usual columns are named."""
+    scored = {**PAIR, "score_chosen": 2.0, "score_rejected": 1.0}
+    assert GroupReader(write_jsonl([*[PAIR] * 51, *[scored] * 49])).schema == Pairs()
+    assert GroupReader(write_jsonl([*[PAIR] * 49, *[scored] * 51])).schema == ScoredPairs()
+    # Those that follow do not count.
+    assert GroupReader(write_jsonl([*[PAIR] * 100, *[scored] * 200])).schema == Pairs()
+    with pytest.raises(DataError, match=r"jsonl:2: the columns \['answer', 'question'\] fit no"):
+        GroupReader(write_jsonl([{"odd": 1}, *[{"question": "A?", "answer": "a"}] * 2]))
+
+
+def test_renamed_column_that_the_first_row_lacks(write_jsonl: Write) -> None:
+    rows = [{"q": "Why?", "chosen": "So.", "rejected": "No."} for _ in range(3)]
+    path = write_jsonl([{}, *rows])
+    first, *others = GroupReader(path, columns={"q": "prompt"}).results()
+    assert first.error is not None
+    assert prompts(others) == ["Why?"] * 3
 
 
 class Careless(Schema):

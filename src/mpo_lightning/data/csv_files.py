@@ -36,20 +36,22 @@ class CsvFile(RowSource):
             self.separator = "\t" if path.suffix == ".tsv" else ";" if by_semicolon else ","
             file.seek(0)
             records = self._records(file, 1, content)
-            _, line, columns = next(records, (0, 1, []))
-            if isinstance(columns, DataError):
-                raise columns
-            self.columns = columns
+            self.columns = self._header(*next(records, (0, 1, [])))
             for offset, line, _ in records:
                 self.offsets.append(offset)
                 self.lines.append(line)
-        twice = sorted({column for column in self.columns if self.columns.count(column) > 1})
+        self.digest = content.hexdigest()
+
+    def _header(self, _: int, line: int, columns: list[str] | DataError) -> list[str]:
+        if isinstance(columns, DataError):
+            raise columns
+        twice = sorted({column for column in columns if columns.count(column) > 1})
         if twice:
             raise DataError(
-                f"{name}:{line}: found the columns {twice} twice; expected each once. "
+                f"{self.name}:{line}: found the columns {twice} twice; expected each once. "
                 "Rename one of them."
             )
-        self.digest = content.hexdigest()
+        return columns
 
     def __len__(self) -> int:
         return len(self.offsets)

@@ -19,7 +19,7 @@ from mpo_lightning.data.groups import (
 from mpo_lightning.data.report import BadRows, DataReport
 from mpo_lightning.data.row_source import RawRow, RowSource
 from mpo_lightning.data.rows import check_row
-from mpo_lightning.data.schemas.base import Converted, Schema, SkippedRow
+from mpo_lightning.data.schemas.base import Converted, Row, Schema, SkippedRow
 from mpo_lightning.data.schemas.detect import Canonical, detect
 from mpo_lightning.data.sources import open_source, rename_columns
 
@@ -115,7 +115,16 @@ class GroupReader:
             raise DataError(
                 f"{name}: data.columns renames {absent}; found the columns {sorted(map(str, row))}."
             )
-        return detect([(name, self._parsed(name, row)[0]) for name, row in found])
+        rows: list[tuple[str, Row]] = []
+        errors: list[DataError] = []
+        for name, row in found:
+            try:
+                rows.append((name, self._parsed(name, row)[0]))
+            except DataError as error:
+                errors.append(error)
+        if not rows:
+            raise errors[0]
+        return detect(rows)
 
     def _parsed(self, name: str, row: Mapping[Any, object]) -> tuple[dict[Any, object], list[str]]:
         """Return a row with its columns renamed and parsed, and the columns that were."""

@@ -14,9 +14,10 @@ from jsonargparse import ArgumentParser
 
 from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.reading import GroupReader, RowResult
+from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.rows import check_row
 from mpo_lightning.data.schemas.alpaca_eval import AlpacaEval
-from mpo_lightning.data.schemas.base import Converted, Schema, SkippedRow
+from mpo_lightning.data.schemas.base import Converted, Schema, ScoredSchema, SkippedRow
 from mpo_lightning.data.schemas.detect import SCHEMAS, Canonical, detect
 from mpo_lightning.data.schemas.lists import BestOf, Generations, Nectar, Numbered, OnPolicy, Ranked
 from mpo_lightning.data.schemas.pairs import (
@@ -772,6 +773,95 @@ def test_attributes_by_weights() -> None:
     }
 
 
+# -------------------------------------------- scores that contradict what is chosen and rejected
+
+WRONG = {"prompt": "Hi", "chosen": "good", "rejected": "bad"}
+LIST = {"prompt": "Hi", "all_generated_responses": ["a", "b", "c"], "all_rm_scores": [2, 3, 1]}
+RATED = {"instruction": "Hi", "generations": ["a", "b", "c"], "ratings": [2, 3, 1]}
+NUMBERED = {"prompt": "Hi", "A0": "a", "A1": "b", "score_A0": 2, "score_A1": 3}
+# Schema, row, the field that is contradicted, and what its scores are.
+CONTRADICTIONS: list[tuple[type[ScoredSchema], Row, str, list[float]]] = [
+    (ScoredPairs, {**WRONG, "score_chosen": 3.0, "score_rejected": 8.0}, "chosen", [3, 8]),
+    (ScoredPairs, {**WRONG, "chosen-rating": 3.0, "rejected-rating": 8.0}, "chosen", [3, 8]),
+    (
+        ScoredPairs,
+        {
+            "chosen": [user("Hi"), assistant("good")],
+            "rejected": [user("Hi"), assistant("bad")],
+            "chosen_score": -1,
+            "rejected_score": 0,
+        },
+        "chosen",
+        [-1, 0],
+    ),
+    # The prompt is how both begin, so the responses are no longer those of the row.
+    (
+        ScoredPairs,
+        {"chosen": "One two", "rejected": "One three", "score_chosen": 1, "score_rejected": 2},
+        "chosen",
+        [1, 2],
+    ),
+    (OnPolicy, {**LIST, "chosen": [user("Hi"), assistant("a")]}, "chosen", [2, 3, 1]),
+    (OnPolicy, {**LIST, "chosen": "c", "rejected": "b"}, "chosen", [2, 3, 1]),
+    (OnPolicy, {**LIST, "chosen": "edited", "rejected": "b"}, "rejected", [2, 3, 1]),
+    (Generations, {**RATED, "chosen": "a", "rejected": "c"}, "chosen", [2, 3, 1]),
+    (Numbered, {**NUMBERED, "chosen": assistant("a")}, "chosen", [2, 3]),
+]
+
+
+@pytest.mark.parametrize(("schema", "row", "field", "scores"), CONTRADICTIONS)
+def test_scores_that_contradict_the_order(
+    schema: type[ScoredSchema], row: Row, field: str, scores: list[float]
+) -> None:
+    with pytest.raises(DataError, match=rf"x:1: {field}: found the .*`contradicting`"):
+        convert(schema(), row)
+    with pytest.raises(SkippedRow, match="^whose scores contradict chosen and rejected$"):
+        convert(schema(contradicting="drop"), row)
+    kept = convert(schema(contradicting="scores"), row)
+    assert kept.row["scores"] == scores
+    assert kept.notes[-1] == f"called {field}, against their scores"
+
+
+def test_order_against_scores_is_the_schema_of_pairs() -> None:
+    _, row, _, _ = CONTRADICTIONS[0]
+    assert convert(Pairs(), row).row["scores"] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("schema", "row"),
+    [
+        (ScoredPairs(), {**WRONG, "score_chosen": 8.0, "score_rejected": 8.0}),
+        (OnPolicy(), {**LIST, "chosen": "b", "rejected": "a"}),
+        (OnPolicy(), {**LIST, "chosen": "edited", "rejected": "also edited"}),
+        (OnPolicy(), {**LIST, "all_rm_scores": [3, 3, 1], "chosen": "a", "rejected": "b"}),
+        (OnPolicy(), {**LIST, "all_rm_scores": [1, 1, 1], "chosen": "a", "rejected": "b"}),
+        (
+            OnPolicy(),
+            {**LIST, "all_generated_responses": ["b", "b", "c"], "chosen": "b", "rejected": "c"},
+        ),
+        (Generations(), {**RATED, "ratings": [2, None, 1], "chosen": "a", "rejected": "c"}),
+    ],
+)
+def test_scores_that_do_not_contradict(schema: Schema, row: Row) -> None:
+    assert not any("against" in note for note in convert(schema, row).notes)
+
+
+def test_contradictions_are_one_bad_row_each_and_counted(tmp_path: Path) -> None:
+    good = {**WRONG, "score_chosen": 8.0, "score_rejected": 3.0}
+    bad = {**WRONG, "score_chosen": 3.0, "score_rejected": 8.0}
+    path = write_jsonl([bad, good, bad], tmp_path)
+    report = DataReport(path)
+    for result in GroupReader(path).results():
+        result.count_in(report)
+    assert report.failed == 2
+    assert f"{path}:1: chosen: found the score 3; expected the highest, 8." in report.errors[0]
+    report = DataReport(path)
+    for result in GroupReader(path, schema=ScoredPairs(contradicting="scores")).results():
+        result.count_in(report)
+    places = f"(first: {path}:1, {path}:3)"
+    assert f"responses: 2 called chosen, against their scores {places}" in str(report)
+
+
 # --------------------------------------------------------------------- rows of one response each
 
 
@@ -832,6 +922,10 @@ def test_renaming_that_cannot_be_done(names: dict[str, str], words: str, tmp_pat
         (lambda: Nectar(scores="rank"), "scores must be one of negative_rank, normal"),  # type: ignore[arg-type]
         (lambda: Pairs(differing_prompts="keep"), "differing_prompts must be one of"),  # type: ignore[arg-type]
         (lambda: OnPolicy(empty="keep"), "empty must be one of error, drop"),  # type: ignore[arg-type]
+        (
+            lambda: OnPolicy(contradicting="keep"),
+            "contradicting must be one of error, drop, scores",
+        ),  # type: ignore[arg-type]
         (lambda: HelpSteer2(weights={}), "weights must name columns"),
         (lambda: SafePairs(weights={"nicer": 1.0}), "weights must be of better, safer"),
     ],

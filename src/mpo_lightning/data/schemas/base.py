@@ -278,18 +278,24 @@ def _contradiction(
     kept = canonical.get("kept_responses", range(len(answers)))
     scores = dict(zip(kept, canonical["scores"], strict=True))
     best, least = max(scores.values()), min(scores.values())
-    for name in ("chosen", "rejected"):
-        column = name if name in row else f"{name}_response"
+
+    def called(column: str) -> list[float]:
         text = _last_text(row.get(column))
-        called = [
+        return [
             scores[index]
             for index in scores
             if column == answers[index].text_field or _last_text(answers[index].text) == text
         ]
-        if name == "chosen" and called and max(called) < best:
-            return column, f"the score {max(called):g}", f"the highest, {best:g}"
-        if name == "rejected" and called and min(called) == best > least:
-            return column, f"the highest score, {best:g}", "a lower one"
+
+    chosen, rejected = (
+        name if name in row else f"{name}_response" for name in ("chosen", "rejected")
+    )
+    if found := called(chosen):
+        if max(found) == best:
+            return None
+        return chosen, f"the score {max(found):g}", f"the highest, {best:g}"
+    if (found := called(rejected)) and min(found) == best > least:
+        return rejected, f"the highest score, {best:g}", "a lower one"
     return None
 
 

@@ -84,7 +84,10 @@ def detect(rows: Sequence[tuple[str, Row]], schemas: Iterable[type[Schema]] = SC
     most, _ = Counter(filter(None, fitting)).most_common(1)[0] if any(fitting) else ((), 0)
     if len(most) == 1:
         return most[0]()
-    source, row = rows[fitting.index(most)]
+    # If none fits, the most usual columns are shown.
+    usual, _ = Counter(frozenset(row) for _, row in rows).most_common(1)[0]
+    at = fitting.index(most) if most else [frozenset(row) for _, row in rows].index(usual)
+    source, row = rows[at]
     known = "\n".join(f"  {schema.__name__}: {schema.columns}" for schema in schemas)
     fits = " and ".join(schema.__name__ for schema in most) or "no schema"
     unscored = {"prompt", "responses"} <= set(row) and not most

@@ -67,7 +67,7 @@ class Rejected(TwoPrompts):
             Answer(text, score, name, name)
             for name, text, score in zip(names, texts, scores, strict=True)
         ]
-        read = (*read, rejected_in)
+        read = (*read, *REJECTED)
         return self.canonical(row, source, prompt=prompt, answers=answers, read=read)
 
 
@@ -76,6 +76,9 @@ def _chosen(row: Row, source: str) -> tuple[Turns, tuple[str, ...]]:
     found = [name for name in CONVERSATIONS if row.get(name) is not None]
     if found:
         name = one_of(found, row, source)
+        if isinstance(row[name], str):
+            expected = "a list of messages"
+            raise bad_field(source, name, show(row[name]), expected, "Convert the column.")
         return _turns(row[name], name, source), (name,)
     prompt, prompt_in = read_prompt(row, source)
     name = one_of(RESPONSES, row, source)

@@ -23,6 +23,7 @@ __all__ = [
 # Columns that hold a prompt as a text (or messages), and those that hold a conversation.
 PROMPTS = ("prompt", "instruction", "question", "query")
 CONVERSATIONS = ("messages", "conversations", "conversation")
+ALL_PROMPTS = (*PROMPTS, "input", *CONVERSATIONS)
 # Keys of a message.
 KEYS = (("role", "content"), ("from", "value"))
 CALLS = frozenset({"function_call", "tool_call"})
@@ -133,8 +134,8 @@ def _calls(content: object, field: str, source: str) -> list[dict[str, object]]:
 
 
 def has_prompt(row: Row) -> bool:
-    """Whether a row has a column that `read_prompt` reads."""
-    return any(row.get(name) is not None for name in (*PROMPTS, "input", *CONVERSATIONS))
+    """Whether a row has a column that `read_prompt` reads, though it may be null."""
+    return any(name in row for name in ALL_PROMPTS)
 
 
 def read_prompt(row: Row, source: str) -> tuple[object, tuple[str, ...]]:
@@ -156,7 +157,7 @@ def read_prompt(row: Row, source: str) -> tuple[object, tuple[str, ...]]:
     if not names:
         names = tuple(name for name in CONVERSATIONS if row.get(name) is not None)
     if not names:
-        check_field(row, "prompt", source)
+        check_field(row, next((name for name in ALL_PROMPTS if name in row), "prompt"), source)
     if len(names) > 1 and names != ("instruction", "input"):
         remedy = "Rename or remove all but one of them (data.columns)."
         raise bad_field(source, " and ".join(names), "prompts in all of them", "one", remedy)
