@@ -2,13 +2,16 @@
 
 import csv
 import io
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mpo_lightning.data.groups import DataError
+from mpo_lightning.data.reading import GroupReader
 from mpo_lightning.data.sources import open_source
+from tests.data.schemas.rows import as_row, said
 
 Cells = list[dict[str, Any]]
 ROWS: Cells = [
@@ -111,3 +114,84 @@ def test_header_that_cannot_be_used(content: bytes, words: str, tmp_path: Path) 
     (tmp_path / "rows.csv").write_bytes(content)
     with pytest.raises(DataError, match=words):
         open_source(str(tmp_path / "rows.csv"))
+
+
+# ------------------------------------------------------------------------- groups that are in cells
+
+MESSAGES = [{"role": "user", "content": "Why, then?"}]
+ANSWERS = [[{"role": "assistant", "content": text}] for text in ("So.", "No.")]
+GROUP: dict[str, Any] = {"prompt": "Why?", "responses": ["So.", "No."], "scores": [1.0, 0.0]}
+TABLES: dict[str, tuple[Cells, dict[str, Any]]] = {
+    "lists": (
+        [{"prompt": "Why?", "responses": json.dumps(["So.", "No."]), "scores": "[7.5, -1]"}],
+        {**GROUP, "scores": [7.5, -1.0]},
+    ),
+    "lists as Python writes them": (
+        [{"prompt": "Why?", "responses": str(["It's so.", "No."]), "scores": str([7.5, -1])}],
+        {**GROUP, "responses": ["It's so.", "No."], "scores": [7.5, -1.0]},
+    ),
+    "texts that look like something else": (
+        [{"prompt": "007", "chosen": "1.0", "rejected": "NA"}],
+        {"prompt": "007", "responses": ["1.0", "NA"], "scores": [1.0, 0.0]},
+    ),
+    "messages and numbers": (
+        [
+            {
+                "prompt": json.dumps(MESSAGES),
+                "chosen": json.dumps(ANSWERS[0]),
+                "rejected": str(ANSWERS[1]),
+                "score_chosen": "2.50",
+                "score_rejected": " 1e0",
+            }
+        ],
+        {**GROUP, "prompt": MESSAGES, "scores": [2.5, 1.0]},
+    ),
+    "one response a row": (
+        [
+            {"prompt": "Why?", "response": "So.", "score": "0.5", "id": "01"},
+            {"prompt": "Why?", "response": "No.", "score": "-3", "id": "02"},
+        ],
+        {**GROUP, "scores": [0.5, -3.0], "id": ["01", "02"]},
+    ),
+    "labels": (
+        [
+            {"prompt": "Why?", "completion": "So.", "label": "TRUE"},
+            {"prompt": "Why?", "completion": "No.", "label": "False"},
+        ],
+        GROUP,
+    ),
+    "safe pairs": (
+        [
+            {
+                "prompt": "Why?",
+                "response_0": "So.",
+                "response_1": "No.",
+                "better_response_id": "0",
+                "safer_response_id": "1",
+            }
+        ],
+        {**GROUP, "better_response_id": "0", "safer_response_id": "1"},
+    ),
+    "a system prompt": (
+        [
+            {
+                "system": "Be brief.",
+                "instruction": "Why?",
+                "input": "",
+                "chosen": "So.",
+                "rejected": "No.",
+            }
+        ],
+        {**GROUP, "prompt": [said("system", "Be brief."), said("user", "Why?")]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_groups_in_cells(name: str, suffix: str, tmp_path: Path) -> None:
+    rows, expected = TABLES[name]
+    path = tmp_path / f"rows.{suffix}"
+    path.write_bytes(as_csv(rows, "\t" if suffix == "tsv" else ","))
+    (result,) = GroupReader(str(path)).results()
+    assert as_row(result) == expected

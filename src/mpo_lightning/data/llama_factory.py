@@ -151,6 +151,10 @@ class _Described(RowSource):
         for name in IN_MESSAGES:
             if name in renamed:
                 renamed[name] = self._messages(renamed[name])
+        turns = renamed.get("conversations")
+        # The conversation's own system prompt replaces the one in the column.
+        if is_list(turns) and any(_role(turn) == "system" for turn in turns[:1]):
+            renamed.pop("system", None)
         others = set(row) - set(self.columns) - READ_ELSEWHERE - set(renamed)
         return {**renamed, **{name: row[name] for name in row if name in others}}
 
@@ -163,3 +167,7 @@ class _Described(RowSource):
         message = {self.keys.get(key, key): part for key, part in value.items()}
         role = message.get("from")
         return message | {"from": self.roles.get(role, role)} if "from" in message else message
+
+
+def _role(message: object) -> object:
+    return message.get("from", message.get("role")) if isinstance(message, Mapping) else None

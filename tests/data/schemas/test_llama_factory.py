@@ -114,9 +114,33 @@ def test_roles_of_tools(content: str) -> None:
     ]
 
 
+def test_a_call_as_the_response(tmp_path: Path) -> None:
+    """With its arguments as an object, as templates expect them."""
+    call = {"from": "function_call", "value": json.dumps(CALL)}
+    found = group_of([{**SHAREGPT, "chosen": call}], tmp_path)
+    assert found["responses"] == [
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"type": "function", "function": CALL}],
+        },
+        "A stone.",
+    ]
+    assert found["scores"] == [1.0, 0.0]
+
+
+def test_system_and_tools_in_columns(tmp_path: Path) -> None:
+    row = {**SHAREGPT, "system": "Be brief.", "tools": '[{"name": "weather", "parameters": {}}]'}
+    (result,) = GroupReader(write([row], tmp_path)).results()
+    assert as_row(result) == {**GROUP, "prompt": [said("system", "Be brief."), *TURNS]}
+    assert result.group is not None
+    assert result.group.template_arguments == {"tools": [{"name": "weather", "parameters": {}}]}
+
+
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
+        ({**SHAREGPT, "images": ["a.png"]}, ["images: found ['a.png']; expected no column"]),
         ({**SHAREGPT, "chosen": None}, ["chosen: found null"]),
         ({**SHAREGPT, "chosen": {"from": "human", "value": "Hm"}}, ["chosen: found", "'user'"]),
         ({**SHAREGPT, "chosen": {"from": "gpt", "value": ""}}, ["chosen: found ''"]),
@@ -218,6 +242,44 @@ DESCRIBED: dict[str, tuple[Row, list[Row], Row]] = {
             }
         ],
         {**GROUP, "prompt": [said("system", "Be brief."), TURNS[2]]},
+    ),
+    "system prompts and tools": (
+        {
+            "formatting": "sharegpt",
+            "ranking": True,
+            "columns": {
+                "messages": "conversations",
+                "chosen": "chosen",
+                "rejected": "rejected",
+                "system": "sys",
+                "tools": "functions",
+            },
+        },
+        [{**SHAREGPT, "sys": "Be brief.", "functions": '[{"name": "weather"}]'}],
+        {**GROUP, "prompt": [said("system", "Be brief."), *TURNS]},
+    ),
+    "two system prompts, of which the conversation's counts": (
+        {
+            "formatting": "sharegpt",
+            "ranking": True,
+            "columns": {
+                "messages": "conversations",
+                "chosen": "chosen",
+                "rejected": "rejected",
+                "system": "system",
+            },
+        },
+        [
+            {
+                **SHAREGPT,
+                "system": "Be kind.",
+                "conversations": [
+                    {"from": "system", "value": "Be brief."},
+                    *SHAREGPT["conversations"],
+                ],
+            }
+        ],
+        {**GROUP, "prompt": [said("system", "Be brief."), *TURNS]},
     ),
     "kto": (
         {

@@ -77,8 +77,8 @@ def _answers(row: Row, responses_in: str, scores_in: str, source: str) -> list[A
 class Generations(ScoredSchema):
     """``generations`` and their ``ratings``, as distilabel and argilla write them.
 
-    The prompt is ``instruction``, or ``prompt``. Older versions write ratings as texts. A rating is
-    null where the judge's answer could not be read.
+    The prompt is ``instruction``, or ``prompt``. A rating is null where the judge's answer could
+    not be read.
 
     Args:
         unscored: what to do with a response without a rating: "drop" to leave it out, or "error".
@@ -98,10 +98,7 @@ class Generations(ScoredSchema):
         """Return the canonical row."""
         # After distilabel's step that makes pairs a row has both, and they are the same.
         prompt_in = "instruction" if row.get("instruction") is not None else "prompt"
-        answers = [
-            replace(answer, score=_number_in(answer.score))
-            for answer in _answers(row, "generations", "ratings", source)
-        ]
+        answers = _answers(row, "generations", "ratings", source)
         consumed = {"instruction", "prompt"} if _same_prompts(row) else {prompt_in}
         prompt, read = prompt_of(row, prompt_in, source), (*consumed, *self.required)
         return self.canonical(row, source, prompt=prompt, answers=answers, read=read)
@@ -109,14 +106,6 @@ class Generations(ScoredSchema):
 
 def _same_prompts(row: Row) -> bool:
     return row.get("prompt") in (None, row.get("instruction"))
-
-
-def _number_in(rating: object) -> object:
-    """Return a rating that is written as a text as a number, and anything else unchanged."""
-    try:
-        return float(rating) if isinstance(rating, str) else rating
-    except ValueError:
-        return rating
 
 
 @dataclass(frozen=True, kw_only=True)

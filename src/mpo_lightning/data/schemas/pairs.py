@@ -361,9 +361,9 @@ class SafePairs(PublicSchema):
         scores = [0.0, 0.0]
         for name, weight in self.weights.items():
             column = self.ids[name]
-            winner = check_field(row, column, source)
+            winner = check_number(check_field(row, column, source), column, source)
             if winner not in (0, 1):
-                raise bad_field(source, column, show(winner), "0 or 1", "Repair the row.")
+                raise bad_field(source, column, f"{winner:g}", "0 or 1", "Repair the row.")
             scores[int(winner == 1)] += weight
         prompt, read = check_field(row, "prompt", source), ("prompt", "response_0", "response_1")
         answers = [

@@ -168,10 +168,11 @@ def read_prompt(row: Row, source: str) -> tuple[object, tuple[str, ...]]:
         if not isinstance(value, str):
             raise bad_field(source, name, show_typed(value), "a text", "Convert the column.")
     prompt = "\n".join(str(value) for value in values if value)
+    read = (*names, "history", *(["input"] if names[0] == "instruction" else []))
     if row.get("history"):
         turns = _history(row["history"], source)
-        return [*turns, {"role": "user", "content": prompt}], (*names, "history")
-    return prompt, (*names, *(["history"] if "history" in row else []))
+        return [*turns, {"role": "user", "content": prompt}], read
+    return prompt, read
 
 
 def _history(value: object, source: str) -> list[dict[str, object]]:
