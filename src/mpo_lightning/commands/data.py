@@ -35,8 +35,8 @@ def _parser(purpose: str, function: Callable[..., Any]) -> SettingsParser:
         "files",
         nargs="+",
         type=str,
-        help="a .jsonl, .json or .parquet file, a folder of them or of datasets' save_to_disk, or "
-        "a hub id",
+        help="a .jsonl, .json, .csv, .tsv or .parquet file, a folder of them or of datasets' "
+        "save_to_disk, or a hub id",
     )
     parser.add_class_arguments(Sources, skip={"files", "default_split"}, instantiate=False)
     parser.add_argument(

@@ -76,11 +76,11 @@ class PreferenceDataModule(LightningDataModule):
 
     A row has ``prompt`` (a text, or a list of ``{"role", "content"}`` messages), ``responses`` (a
     list of texts) and ``scores`` (one number each, higher is better), or the columns of a known
-    public data set; see docs/data.md. A source is a ``.jsonl``, ``.json`` or ``.parquet`` file, a
-    folder of such files or of ``datasets.save_to_disk``, or a hub id, with a split after a colon
-    if wanted; in Python also rows in memory, as a list or a ``datasets.Dataset``, which messages
-    and predictions name after their use: ``train:17``. Token ids are computed once and cached on
-    disk.
+    public data set or another trainer; see docs/data.md. A source is a ``.jsonl``, ``.json``,
+    ``.csv``, ``.tsv`` or ``.parquet`` file, a folder of such files or of
+    ``datasets.save_to_disk``, or a hub id, with a split after a colon if wanted; in Python also
+    rows in memory, as a list or a ``datasets.Dataset``, which messages and predictions name after
+    their use: ``train:17``. Token ids are computed once and cached on disk.
 
     Args:
         tokenizer: folder or hub id of the tokenizer. Defaults to the model's base on the command

@@ -40,8 +40,8 @@ def sample(
     Run again after an interruption, it continues. Processes started by torchrun share the work.
 
     Args:
-        prompts: .jsonl, .json or .parquet file, folder of such files, saved data set or hub id,
-            with a column ``prompt`` (or ``instruction``): a text or a list of messages. Other
+        prompts: .jsonl, .json, .csv, .tsv or .parquet file, folder of such files, saved data set or
+            hub id, with a column ``prompt`` (or ``instruction``): a text or a list of messages. Other
             columns pass through.
         out: folder of the output.
         model: the model that answers.

@@ -47,8 +47,9 @@ def score(
     Run again after an interruption, it continues. Processes started by torchrun share the work.
 
     Args:
-        data: .jsonl, .json or .parquet file, folder of such files (as ``sample`` writes it), saved
-            data set or hub id, with the columns ``prompt`` and ``responses``. Others pass through.
+        data: .jsonl, .json, .csv, .tsv or .parquet file, folder of such files (as ``sample`` writes
+            it) or of AlpacaEval's answers, saved data set or hub id, with the columns ``prompt``
+            and ``responses``. Others pass through.
         out: folder of the output, which ``fit`` reads.
         reward_model: the model that scores, unless a function does.
         function: ``module:function`` that scores instead of a reward model: called as f(prompt,
