@@ -721,3 +721,21 @@ def test_sending_the_groups_to_a_worker_opens_no_files() -> None:
         assert all(map(torch.equal, got.responses, given.responses))
         assert got.prompt.dtype == given.prompt.dtype
         assert (got.scores, got.source, got.extra) == (given.scores, given.source, given.extra)
+
+
+# A row without an answer among groups, and a row with one among prompts.
+@pytest.mark.parametrize("prompts", [False, True])
+@pytest.mark.parametrize("bad", [{}, {"prompt": "Why?"}, {"prompt": None, "responses": None}])
+def test_a_bad_first_row_does_not_decide_what_predict_does(
+    bad: dict[str, Any], prompts: bool, tokenizer_folder: str, write_jsonl: Write
+) -> None:
+    groups = example_rows(4)
+    rows = [{"prompt": row["prompt"]} for row in groups] if prompts else groups
+    data = PreferenceDataModule(tokenizer=tokenizer_folder, predict=write_jsonl([bad, *rows]))
+    if prompts and bad == {"prompt": "Why?"}:
+        data.setup("predict")
+    else:
+        with pytest.raises(DataError, match=r"groups\.jsonl:1: ") as raised:
+            data.setup("predict")
+        assert ".jsonl:2" not in str(raised.value)
+    assert data._holds_prompts() == prompts

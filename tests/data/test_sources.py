@@ -113,6 +113,18 @@ def test_folder_of_parts_is_one_source(tmp_path: Path) -> None:
     ]
 
 
+def test_pattern_is_one_source(tmp_path: Path) -> None:
+    for run, rows in (("b", ROWS[2:]), ("a", ROWS[:2])):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "rows.jsonl").write_text(one_a_line(rows), encoding="utf-8")
+    found = list(read_rows(f"{tmp_path}/*/rows.jsonl"))
+    places = ["a/rows.jsonl:1", "a/rows.jsonl:2", "b/rows.jsonl:1"]
+    assert found == [(f"{tmp_path}/{place}", row) for place, row in zip(places, ROWS, strict=True)]
+    # A file is named by its name, whatever characters it has.
+    (tmp_path / "[x]*.jsonl").write_text(one_a_line(ROWS[:1]), encoding="utf-8")
+    assert [row for _, row in read_rows(f"{tmp_path}/[x]*.jsonl")] == ROWS[:1]
+
+
 @pytest.mark.parametrize("write", WRITERS)
 def test_any_range_of_rows(write: Callable[[Path], Path], tmp_path: Path) -> None:
     source = open_source(str(write(tmp_path)))

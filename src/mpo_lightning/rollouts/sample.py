@@ -41,8 +41,8 @@ def sample(
 
     Args:
         prompts: .jsonl, .json, .csv, .tsv or .parquet file, folder of such files, saved data set or
-            hub id, with a column ``prompt`` (or ``instruction``): a text or a list of messages. Other
-            columns pass through.
+            hub id, with a column ``prompt`` (or ``instruction``): a text or a list of messages.
+            Other columns pass through.
         out: folder of the output.
         model: the model that answers.
         server: the server that answers instead of a model.

@@ -59,6 +59,37 @@ ROWS: dict[str, tuple[type[Schema], list[Row], Row]] = {
         [{"messages": [ASKED], "chosen": [APPLE], "rejected": [STONE]}],
         OF_MESSAGES,
     ),
+    "chat_template.default, parts": (
+        Pairs,
+        [
+            {
+                "messages": [ASKED],
+                "chosen": {"role": "assistant", "content": [{"type": "text", "text": "An apple."}]},
+                "rejected": STONE,
+            }
+        ],
+        OF_MESSAGES,
+    ),
+    "chat_template.default, reasoning": (
+        Pairs,
+        [
+            {
+                "messages": [ASKED],
+                "chosen": {**APPLE, "reasoning_content": "Red and round."},
+                "rejected": {
+                    **STONE,
+                    "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}],
+                },
+            }
+        ],
+        {
+            **OF_MESSAGES,
+            "responses": [
+                {**APPLE, "reasoning_content": "Red and round."},
+                {**STONE, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]},
+            ],
+        },
+    ),
     "chat_template.default, texts": (Pairs, [{"conversation": [ASKED], **TEXTS}], OF_MESSAGES),
     "argilla/distilabel-intel-orca-dpo-pairs": (
         Pairs,

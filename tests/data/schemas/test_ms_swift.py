@@ -44,6 +44,17 @@ NO = said("assistant", "I don't know.")
             },
             GROUP,
         ),
+        (
+            {
+                "system": "You are a calculator.",
+                "conversation": [
+                    {"human": "1 + 1?", "assistant": "2"},
+                    {"human": "And 1 more?", "assistant": "3"},
+                ],
+                "rejected_response": "I don't know.",
+            },
+            GROUP,
+        ),
         # Query and response, with the turns before them.
         (
             {

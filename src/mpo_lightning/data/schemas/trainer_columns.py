@@ -26,6 +26,8 @@ CONVERSATIONS = ("messages", "conversations", "conversation")
 ALL_PROMPTS = (*PROMPTS, "input", *CONVERSATIONS)
 # Keys of a message.
 KEYS = (("role", "content"), ("from", "value"))
+# Keys of a message and its answer in one object, with their roles.
+EXCHANGE = {"human": "user", "assistant": "assistant"}
 CALLS = frozenset({"function_call", "tool_call"})
 ROLES = {
     "human": "user",
@@ -65,7 +67,7 @@ def _label(value: object) -> bool | None:
 
 def as_messages(value: object, field: str, source: str) -> object:
     """Return one message, or several, as a list of messages; anything else as it is."""
-    if isinstance(value, Mapping) and not any(map(is_list, value.values())):
+    if isinstance(value, Mapping) and not is_conversation(value):
         value = [value]
     return conversation(value, field, source) if is_conversation(value) else value
 
@@ -86,9 +88,9 @@ def is_conversation(value: object) -> TypeGuard[Any]:
 def conversation(value: object, field: str, source: str) -> list[dict[str, Any]]:
     """Return messages under the keys ``role`` and ``content``, with the roles of chat templates.
 
-    Keys may be ShareGPT's ``from`` and ``value``, roles also those of LLaMA-Factory and ms-swift.
-    Calls of tools that such a role has written as JSON become ``tool_calls``; those that follow
-    each other are made at once.
+    Keys may be ShareGPT's ``from`` and ``value``, or ``human`` and ``assistant`` in one object;
+    roles also those of LLaMA-Factory and ms-swift. Calls of tools that such a role has written as
+    JSON become ``tool_calls``; those that follow each other are made at once.
 
     Raises:
         DataError: if it is no list of messages, or a call cannot be read.
@@ -97,6 +99,9 @@ def conversation(value: object, field: str, source: str) -> list[dict[str, Any]]
     calling = False
     for index, message in enumerate(messages(value, field, source)):
         turn = dict(message)
+        if turn.keys() == EXCHANGE.keys():
+            turns += [{"role": role, "content": turn[key]} for key, role in EXCHANGE.items()]
+            continue
         for ours, theirs in zip(*KEYS, strict=True):
             if theirs in turn and ours not in message:
                 turn[ours] = turn.pop(theirs)
