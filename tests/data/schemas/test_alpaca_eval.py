@@ -99,14 +99,19 @@ def test_preferences_become_scores(row: Row, scores: list[float], tmp_path: Path
     assert as_row(found)["scores"] == scores
 
 
+LEFT_OUT = "without a score, left out"
+
+
 def test_answer_that_the_judge_left_out(tmp_path: Path) -> None:
-    rows = [*ROWS, judged("three", 0, None)]
-    first, second, left_out = results(rows, tmp_path)
+    rows = [*ROWS, judged("three", 0, None), judged("three", 2, None)]
+    first, second, third = results(rows, tmp_path)
     assert as_row(first)["models"] == as_row(second)["models"] == ["base", "one", "two"]
-    assert left_out.skipped == "without a score, left out"
-    assert left_out.source == f"{tmp_path}/rows.json:5"
-    *_, wrong = results(rows, tmp_path, AlpacaEval(unscored="error"))
+    assert (first.notes, second.notes) == ((LEFT_OUT,), ())
+    # Nobody's answer to it was judged, and the baseline alone is no group.
+    assert third.skipped == "with a single response"
+    *_, wrong, also = results(rows, tmp_path, AlpacaEval(unscored="error"))
     assert "rows.json:5: preference: found null" in str(wrong.error)
+    assert "rows.json:6: preference: found null" in str(also.error)
 
 
 @pytest.mark.parametrize(
@@ -141,15 +146,24 @@ def test_bad_annotation(row: Row, words: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["", f":{JUDGE}"])
 def test_folder_of_results(name: str, tmp_path: Path) -> None:
     folder = make_results(tmp_path / "results")
-    first, second, *unjudged = GroupReader(f"{folder}{name}").results()
+    first, second = GroupReader(f"{folder}{name}").results()
     assert as_row(first) == group(0, ["base", "one", "two"], [0.5, 0.75, 0.25])
     assert as_row(second) == group(1, ["base", "one", "two"], [0.5, 0.0, 1.0])
     assert first.source == f"{folder}/one/{JUDGE}/annotations.json:1"
-    # The baseline's answers and a new model's have no annotations of their own.
-    assert {each.skipped for each in unjudged} == {"without a score, left out"}
-    assert [each.source for each in unjudged] == [
-        f"{folder}/{model}/model_outputs.json:{row}" for model in ("base", "new") for row in (1, 2)
-    ]
+    # The new model's answers were not judged; the baseline's own file adds nothing.
+    assert first.notes == second.notes == (LEFT_OUT,)
+
+
+def test_answer_without_text(tmp_path: Path) -> None:
+    rows = [*ROWS, judged("three", 0, 1.0, output_2=" ")]
+    first, second = results(rows, tmp_path, AlpacaEval(empty="drop"))
+    assert as_row(first)["models"] == as_row(second)["models"] == ["base", "one", "two"]
+    assert first.notes == ("without text, left out",)
+
+
+def test_answers_among_annotations_that_nobody_judged(tmp_path: Path) -> None:
+    *_, alone = results([*ROWS, answer("one", 2), answer("two", 2)], tmp_path)
+    assert alone.skipped == LEFT_OUT
 
 
 @pytest.mark.parametrize("within", ["one", f"one/{JUDGE}", f"one/{JUDGE}/annotations.json"])

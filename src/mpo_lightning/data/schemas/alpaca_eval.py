@@ -1,15 +1,23 @@
 """AlpacaEval: a judge's preference between an answer and the baseline's, for several models."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
 from mpo_lightning.data.groups import bad_field, check_field, check_number, show
-from mpo_lightning.data.schemas.base import Answer, Converted, OnBad, Row, ScoredSchema
+from mpo_lightning.data.schemas.base import (
+    Answer,
+    Converted,
+    OnBad,
+    Row,
+    ScoredSchema,
+    SkippedRow,
+)
 
 __all__ = ["AlpacaEval"]
 
 BASELINE = 0.5
+OF_RESPONSES = ("responses", "scores", "models")
 # Columns that pass through; further ones, such as the judge's own words, do not.
 SHARED = ("dataset", "datasplit", "annotator", "input")
 
@@ -39,15 +47,21 @@ class AlpacaEval(ScoredSchema):
     one_response_a_row: ClassVar[bool] = True
 
     def convert(self, row: Row, source: str) -> Converted:
-        """Return the canonical row of the answer, with the baseline's before it if it is judged."""
+        """Return the canonical row of the answer, with the baseline's before it if it is judged.
+
+        The score of an answer that is to be left out is None, and a note says why.
+        """
         prompt = check_field(row, "instruction", source)
         shared = {name: row[name] for name in SHARED if name in row}
 
-        def single(output_in: str, model: object, score: object) -> Converted:
+        def single(output_in: str, model: object, score: float | None) -> Converted:
             answer = Answer(row.get(output_in), score, output_in, "preference")
-            return self.canonical(
-                shared, source, prompt=prompt, answers=[answer], models=[model or "unknown"]
-            )
+            reason = self._reason_to_leave_out(answer)
+            if reason is not None and output_in != "output_1":
+                left_out = _row({"prompt": prompt, **shared}, [answer.text], [None], [model])
+                return replace(left_out, notes=(reason,))
+            found = self.canonical(shared, source, prompt=prompt, answers=[answer])
+            return Converted({**found.row, "models": [model]})
 
         if "preference" not in row:
             return single("output", row.get("generator"), None)
@@ -55,48 +69,53 @@ class AlpacaEval(ScoredSchema):
         # Its name has no number in some files.
         of_baseline = row.get("generator_1", row.get("generator"))
         baseline = single("output_1", of_baseline, BASELINE)
-        both: dict[str, Any] = {
-            name: baseline.row[name] + answer.row[name]  # type: ignore[operator]
-            for name in ("responses", "scores", "models")
-        }
-        return Converted({**answer.row, **both}, answer.notes)
+        columns = [_of(baseline.row, name) + _of(answer.row, name) for name in OF_RESPONSES]
+        return replace(_row(answer.row, *columns), notes=answer.notes)
 
     def gather(self, rows: Sequence[Converted], source: str) -> Sequence[Converted]:
         """Return the baseline's answer once, and then the others.
 
         Raises:
             DataError: if the answers were compared with different ones, or by different judges.
+            SkippedRow: if none of them was judged.
         """
-        judged = [row for row in rows if len(_list(row, "responses")) > 1]
+        judged = [row.row for row in rows if len(_of(row.row, "responses")) > 1]
         for field, found in (
-            ("output_1", {_list(row, "responses")[0] for row in judged}),
-            ("annotator", {row.row.get("annotator") for row in judged}),
+            ("output_1", {_of(row, "responses")[0] for row in judged}),
+            ("annotator", {row.get("annotator") for row in judged}),
         ):
             if len(found) > 1:
                 shown = f"{len(found)} to one instruction, {show(sorted(map(str, found)))}"
                 expected = "the same for all, as their scores are compared"
                 remedy = "Read those that were judged in the same way."
                 raise bad_field(source, field, shown, expected, remedy)
-        baseline = [_single(row, 0) for row in judged[:1]]
-        known = [_identity(part) for part in baseline]
-        answers = [_single(row, -1) for row in rows]
-        # The baseline may have been compared with itself.
-        return [*baseline, *(answer for answer in answers if _identity(answer) not in known)]
+        if not judged:
+            raise SkippedRow(rows[0].notes[0])
+        baseline = _single(judged[0], 0)
+        singles, notes = [baseline], list[str]()
+        for row in rows:
+            answer = _single(row.row, -1)
+            # The baseline may have been compared with itself, and its answers may be there as well.
+            if all(answer[name] == baseline[name] for name in ("responses", "models")):
+                continue
+            notes += row.notes
+            if answer["scores"] != [None]:
+                singles.append(answer)
+        return [Converted(baseline, tuple(notes)), *map(Converted, singles[1:])]
 
 
-def _list(row: Converted, name: str) -> list[Any]:
-    return cast("list[Any]", row.row[name])
+def _row(shared: Row, *columns: list[Any]) -> Converted:
+    return Converted({**shared, **dict(zip(OF_RESPONSES, columns, strict=True))})
 
 
-def _identity(single: Converted) -> object:
-    return single.row["responses"], single.row["models"]
+def _of(row: Row, name: str) -> list[Any]:
+    return cast("list[Any]", row[name])
 
 
-def _single(row: Converted, index: int) -> Converted:
+def _single(row: Row, index: int) -> dict[str, Any]:
     """Return one response of a row as a row."""
-    entries = {name: [_list(row, name)[index]] for name in ("responses", "scores")}
-    models = {"models": _list(row, "models")[index]}
-    return Converted({**row.row, **entries, **models}, row.notes if index else ())
+    responses, scores, models = (_of(row, name)[index] for name in OF_RESPONSES)
+    return {**row, "responses": [responses], "scores": [scores], "models": models}
 
 
 def _score(preference: object, source: str) -> float | None:

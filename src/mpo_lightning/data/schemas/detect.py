@@ -91,8 +91,8 @@ def detect(rows: Sequence[tuple[str, Row]], schemas: Iterable[type[Schema]] = SC
     known = "\n".join(f"  {schema.__name__}: {schema.columns}" for schema in schemas)
     fits = " and ".join(schema.__name__ for schema in most) or "no schema"
     unscored = {"prompt", "responses"} <= set(row) and not most
-    hint = "\nThey have no scores: `mpo-lightning score` gives them some." if unscored else ""
+    hint = " They have no scores: `mpo-lightning score` gives them some." if unscored else ""
     raise DataError(
-        f"{source}: the columns {sorted(map(str, row))} fit {fits}. Name the schema (data.schema), "
-        f"or rename columns (data.columns). Known schemas:\n{known}{hint}"
+        f"{source}: the columns {sorted(map(str, row))} fit {fits}.{hint} Name the schema "
+        f"(data.schema), or rename columns (data.columns). Known schemas:\n{known}"
     )
