@@ -62,6 +62,32 @@ def test_any_range_where_a_row_holds_one_response(write_jsonl: Write) -> None:
             assert prompts(found) == prompts(whole[start:stop])
 
 
+ANSWERS = {
+    "label": {"prompt": "Why?", "completion": "So.", "label": True},
+    "score": {"instruction": "Why?", "response": "So.", "score": 1.0},
+    "kto_tag": {"question": "Why?", "output": "So.", "kto_tag": True},
+}
+
+
+@pytest.mark.parametrize("of", ANSWERS)
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("system", "Be brief."),
+        ("tools", [{"name": "f"}]),
+        ("chat_template_kwargs", {"enable_thinking": False}),
+        ("history", [["Hello", "Hi!"]]),
+    ],
+)
+def test_rows_of_other_conversations_make_other_groups(
+    of: str, column: str, value: Any, write_jsonl: Write
+) -> None:
+    row = ANSWERS[of]
+    other = {**row, column: value}
+    reader = GroupReader(write_jsonl([row, other, row, {**other}, {**row, column: None}]))
+    assert [len(r.group.responses) for r in reader.results() if r.group] == [3, 2]
+
+
 def test_columns_under_other_names(write_jsonl: Write) -> None:
     rows = [
         {"question": row["prompt"], "answers": row["responses"], "marks": row["scores"]}

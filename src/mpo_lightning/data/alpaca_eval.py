@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TypeGuard
 
 from mpo_lightning.data.groups import DataError
-from mpo_lightning.data.row_source import RawRow, RowSource, digest_of
+from mpo_lightning.data.row_source import RawRow, RowSource, Values, digest_of
 
-__all__ = ["joined_if_answers", "result_files"]
+__all__ = ["joined_if_answers", "result_files", "without_raw_completions"]
 
 ANSWER = frozenset({"instruction", "output", "generator"})
 
@@ -49,6 +49,14 @@ def result_files(folder: Path, annotator: str = "") -> list[Path]:
     judged = [path for path in judged if path.parent.name == (annotator or annotators[0])]
     models = {path.parent.parent for path in judged}
     return judged + [path for path in answers if path.parent not in models]
+
+
+def without_raw_completions(source: RowSource) -> RowSource:
+    """Drop what the judge wrote from annotations that are in memory: it takes most of it."""
+    for row in source.values if isinstance(source, Values) else ():
+        if isinstance(row, dict) and {"output_2", "preference"} <= row.keys():
+            row.pop("raw_completion", None)
+    return source
 
 
 def joined_if_answers(source: RowSource) -> RowSource:

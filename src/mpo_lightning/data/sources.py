@@ -16,7 +16,7 @@ from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
-from mpo_lightning.data.alpaca_eval import joined_if_answers, result_files
+from mpo_lightning.data.alpaca_eval import joined_if_answers, result_files, without_raw_completions
 from mpo_lightning.data.compressed import COMPRESSED, open_unpacked
 from mpo_lightning.data.csv_files import CsvFile
 from mpo_lightning.data.groups import DataError
@@ -147,7 +147,8 @@ def _matches(pattern: str) -> list[Path]:
 
 
 def _open_parts(paths: Sequence[Path], name: str) -> RowSource:
-    return Parts(name, [_open_file(path, str(path)) for path in paths])
+    parts = (_open_file(path, str(path)) for path in paths)
+    return Parts(name, [without_raw_completions(part) for part in parts])
 
 
 def _open_file(path: Path, name: str) -> RowSource:

@@ -55,6 +55,7 @@ NO = said("assistant", "I don't know.")
             },
             GROUP,
         ),
+        ({**ROW, "rejected_score": 2}, {**GROUP, "rejected_score": 2}),
         # Query and response, with the turns before them.
         (
             {
@@ -152,7 +153,9 @@ def test_a_rejected_response_that_calls_no_tool_answers_another_prompt(tmp_path:
             "rejected_messages: found the prompt",
         ),
         ({**ROW, "rejected_messages": [*ASKED, NO]}, "one of these columns"),
-        ({**ROW, "rejected_images": ["a.png"]}, "rejected_images: found a column that changes"),
+        ({**ROW, "rejected_response": None}, "rejected_response: found null"),
+        ({**ROW, "rejected_images": ["a.png"]}, "rejected_images: found others than in images"),
+        ({**ROW, "rejected_tools": [{"name": "f"}]}, "rejected_tools: found others than in tools"),
     ],
 )
 def test_a_bad_row_is_one_bad_row(bad: Row, words: str, tmp_path: Path) -> None:

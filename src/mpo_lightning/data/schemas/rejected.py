@@ -16,6 +16,8 @@ from mpo_lightning.data.schemas.trainer_columns import (
 __all__ = ["Rejected"]
 
 RESPONSES = ("response", "output", "completion")
+# Columns that change a prompt, and that may differ for the rejected response.
+OF_PROMPTS = ("tools", "images", "videos", "audios", "objects")
 Turns = list[dict[str, Any]]
 REJECTED = ("rejected_response", "rejected_messages")
 
@@ -43,12 +45,15 @@ class Rejected(TwoPrompts):
 
     def convert(self, row: Row, source: str) -> Converted:
         """Return the canonical row."""
-        for name, part in row.items():
-            if str(name).startswith("rejected_") and name not in REJECTED and part:
-                found, expected = "a column that changes the rejected prompt", "one prompt for both"
-                raise bad_field(source, name, found, expected, "Remove the column or the row.")
+        for name in OF_PROMPTS:
+            part = row.get(f"rejected_{name}")
+            if part and part != row.get(name):
+                found, expected = f"others than in {name}", "one prompt for all responses"
+                remedy = "Remove the column or the row."
+                raise bad_field(source, f"rejected_{name}", found, expected, remedy)
         whole, read = _chosen(row, source)
-        rejected_in = one_of([n for n in REJECTED if row.get(n) is not None], row, source)
+        given_in = [name for name in REJECTED if row.get(name) is not None]
+        rejected_in = one_of(given_in, row, source) if given_in else REJECTED[0]
         value = check_field(row, rejected_in, source)
         fields, given = [rejected_in], [value]
         if is_list(value) and not is_conversation(value):
