@@ -195,3 +195,5 @@ def test_groups_in_cells(name: str, suffix: str, tmp_path: Path) -> None:
     path.write_bytes(as_csv(rows, "\t" if suffix == "tsv" else ","))
     (result,) = GroupReader(str(path)).results()
     assert as_row(result) == expected
+    # That lists are written as texts is what such files are like.
+    assert result.notes == ()

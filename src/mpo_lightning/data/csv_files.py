@@ -24,6 +24,8 @@ class CsvFile(RowSource):
     What a cell holds (a number, a list in JSON) is not guessed here: "007" and "NA" stay texts.
     """
 
+    in_cells = True
+
     def __init__(self, path: Path, name: str) -> None:
         self.path = path
         self.name = name

@@ -115,6 +115,7 @@ class _Described(RowSource):
     def __init__(self, source: RowSource, name: str, described: Mapping[str, Any]) -> None:
         self.source = source
         self.name = name
+        self.in_cells = source.in_cells
         self.digest = digest_of(source.digest, json.dumps(described, sort_keys=True))
         in_alpaca = described.get("formatting", "alpaca") == "alpaca"
         unread = {"conversations"} if in_alpaca else IN_ALPACA

@@ -133,7 +133,8 @@ class GroupReader:
     def _convert(self, name: str, row: RawRow) -> Converted:
         given = check_object(row, name, "an object with prompt, responses and scores")
         renamed, parsed = self._parsed(name, given)
-        notes = tuple(f"of a row whose {column} is a list written as text" for column in parsed)
+        odd = [] if self.source.in_cells else parsed
+        notes = tuple(f"of a row whose {column} is a list written as text" for column in odd)
         try:
             converted = self.schema.convert(renamed, name)
             return Converted(converted.row, converted.notes + notes)

@@ -19,10 +19,12 @@ class RowSource(ABC):
     Attributes:
         name: the name that the user gave; rows are named ``name:number``.
         digest: digest of the content.
+        in_cells: whether all values are texts, so that lists among them are written as such.
     """
 
     name: str
     digest: str
+    in_cells: bool = False
 
     @abstractmethod
     def __len__(self) -> int:
@@ -50,6 +52,7 @@ class Parts(RowSource):
         self.parts = parts
         self.ends = list(accumulate(map(len, parts)))
         self.digest = digest_of(*(part.digest for part in parts))
+        self.in_cells = all(part.in_cells for part in parts)
 
     def __len__(self) -> int:
         return self.ends[-1]
