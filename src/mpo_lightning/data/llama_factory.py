@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mpo_lightning.data.groups import DataError, is_list
+from mpo_lightning.data.groups import DataError, is_list, show
 from mpo_lightning.data.row_source import RawRow, RowSource, digest_of
 
 __all__ = ["DESCRIPTIONS", "open_described"]
@@ -71,9 +71,9 @@ def open_described(
     except ValueError as error:
         raise DataError(f"{path}: cannot be read as JSON ({error}).") from error
     if not isinstance(known, dict) or not isinstance(known.get(name), dict):
-        listed = sorted(known) if isinstance(known, dict) else "nothing"
+        listed = show(sorted(known), 300) if isinstance(known, dict) else "nothing"
         raise DataError(
-            f"{path}: found {name!r}, and it describes {listed}. Name one of them after a colon, "
+            f"{path}: no data set {name!r} among {listed}. Name one of them after a colon, "
             f"{path}:<name>."
         )
     described = {key: value for key, value in known[name].items() if value is not None}

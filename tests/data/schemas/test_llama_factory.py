@@ -371,7 +371,7 @@ def test_description_that_cannot_be_followed(described: Row, words: str, tmp_pat
 @pytest.mark.parametrize("name", ["dataset_info.json", "dataset_info.json:gone"])
 def test_data_set_that_is_not_described(name: str, tmp_path: Path) -> None:
     describe({}, tmp_path)
-    with pytest.raises(DataError, match=r"it describes \['mine', 'other'\]\. Name one of them"):
+    with pytest.raises(DataError, match=r"no data set '.*' among \['mine', 'other'\]\. Name one"):
         open_source(f"{tmp_path}/{name}")
 
 

@@ -258,8 +258,8 @@ class ScoredSchema(PublicSchema):
             raise SkippedRow("whose scores contradict chosen and rejected")
         if self.contradicting == "error":
             remedy = (
-                "Repair the row. Or the schema's `contradicting` leaves such rows out (drop) or "
-                "goes by the scores (scores); the schema Pairs goes by chosen and rejected."
+                "Repair the row, leave such rows out or go by their scores (schema's "
+                "`contradicting`: drop or scores), or go by chosen and rejected (schema Pairs)."
             )
             raise bad_field(source, *found, remedy)
         note = f"called {found[0]}, against their scores"
