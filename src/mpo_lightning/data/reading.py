@@ -126,7 +126,9 @@ class GroupReader:
             raise errors[0]
         return detect(rows)
 
-    def _parsed(self, name: str, row: Mapping[Any, object]) -> tuple[dict[Any, object], list[str]]:
+    def _parsed(
+        self, name: str, row: Mapping[Any, object]
+    ) -> tuple[Mapping[Any, object], list[str]]:
         """Return a row with its columns renamed and parsed, and the columns that were."""
         return parse_texts(rename_columns(row, self.columns, name), name)
 
