@@ -78,6 +78,10 @@ def open_described(
         )
     described = {key: value for key, value in known[name].items() if value is not None}
     columns, tags = described.get("columns", {}), described.get("tags", {})
+    for key, names in (("columns", columns), ("tags", tags)):
+        texts = names.values() if isinstance(names, dict) else [names]
+        if not all(isinstance(text, str | None) for text in texts) or not isinstance(names, dict):
+            raise DataError(f"{where}: {key}: found {show(names)}; expected an object of texts.")
     by = described.get("formatting", "alpaca")
     unknown = sorted(
         (set(described) - KEYS - MIRRORS)
@@ -167,7 +171,7 @@ class _Described(RowSource):
             return value
         message = {self.keys.get(key, key): part for key, part in value.items()}
         role = message.get("from")
-        return message | {"from": self.roles.get(role, role)} if "from" in message else message
+        return message | {"from": self.roles.get(role, role)} if isinstance(role, str) else message
 
 
 def _role(message: object) -> object:

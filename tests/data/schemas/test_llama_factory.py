@@ -151,6 +151,10 @@ def test_system_and_tools_in_columns(tmp_path: Path) -> None:
             ["role: found 'narrator'"],
         ),
         (
+            {**SHAREGPT, "conversations": [{"from": ["human"], "value": "x"}, USER]},
+            ["role: found ['human']"],
+        ),
+        (
             {**SHAREGPT, "conversations": [USER, {"from": "function_call", "value": "{"}, USER]},
             ["conversations[1]: found '{'; expected a call in JSON"],
         ),
@@ -358,6 +362,8 @@ def test_a_column_that_is_not_described_and_matters(tmp_path: Path) -> None:
         ({"ranking": True, "columns": {"answer": "x"}}, r"\['columns.answer'\]"),
         ({"ranking": True, "tags": {"bot_tag": "x"}}, r"\['tags.bot_tag'\]"),
         ({"ranking": True, "formatting": "chatml"}, "found formatting 'chatml'"),
+        ({"ranking": True, "columns": ["chosen"]}, r"columns: found \['chosen'\]; expected an obj"),
+        ({"ranking": True, "tags": {"user_tag": 7}}, "tags: found {'user_tag': 7}; expected"),
         ({"ranking": True, "file_name": None}, "names neither file_name nor hf_hub_url"),
         ({"ranking": True, "file_name": "gone.json"}, r"gone.json: no such file"),
     ],

@@ -271,10 +271,15 @@ class ScoredSchema(PublicSchema):
         return super()._reason_to_leave_out(answer)
 
 
+_CALLED = {"chosen", "rejected", "chosen_response", "rejected_response"}
+
+
 def _contradiction(
     row: Row, answers: Sequence[Answer], canonical: Mapping[str, Any]
 ) -> tuple[str, str, str] | None:
     """Return where scores contradict ``chosen`` and ``rejected``: field, found and expected."""
+    if not _CALLED & row.keys():
+        return None
     kept = canonical.get("kept_responses", range(len(answers)))
     scores = dict(zip(kept, canonical["scores"], strict=True))
     best, least = max(scores.values()), min(scores.values())

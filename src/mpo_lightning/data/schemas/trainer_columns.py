@@ -28,7 +28,9 @@ ALL_PROMPTS = (*PROMPTS, "input", *CONVERSATIONS)
 KEYS = (("role", "content"), ("from", "value"))
 # Keys of a message and its answer in one object, with their roles.
 EXCHANGE = {"human": "user", "assistant": "assistant"}
-CALLS = frozenset({"function_call", "tool_call"})
+# Roles that need no translation.
+USUAL = ("system", "user", "assistant", "tool")
+CALLS = ("function_call", "tool_call")
 ROLES = {
     "human": "user",
     "gpt": "assistant",
@@ -95,9 +97,12 @@ def conversation(value: object, field: str, source: str) -> list[dict[str, Any]]
     Raises:
         DataError: if it is no list of messages, or a call cannot be read.
     """
+    given = messages(value, field, source)
+    if all(message.get("role") in USUAL for message in given):
+        return given
     turns: list[dict[str, Any]] = []
     calling = False
-    for index, message in enumerate(messages(value, field, source)):
+    for index, message in enumerate(given):
         turn = dict(message)
         if turn.keys() == EXCHANGE.keys():
             turns += [{"role": role, "content": turn[key]} for key, role in EXCHANGE.items()]
