@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
-from mpo_lightning.data.groups import bad_field, check_field, check_number, show
+from mpo_lightning.data.groups import bad_field, check_field, check_number
 from mpo_lightning.data.schemas.base import (
     Answer,
     Converted,
@@ -81,11 +81,11 @@ class AlpacaEval(ScoredSchema):
         """
         judged = [row.row for row in rows if len(_of(row.row, "responses")) > 1]
         for field, found in (
-            ("output_1", {_of(row, "responses")[0] for row in judged}),
-            ("annotator", {row.get("annotator") for row in judged}),
+            ("output_1", {repr(_of(row, "responses")[0]) for row in judged}),
+            ("annotator", {repr(row.get("annotator")) for row in judged}),
         ):
             if len(found) > 1:
-                shown = f"{len(found)} to one instruction, {show(sorted(map(str, found)))}"
+                shown = f"{len(found)} to one instruction, {' and '.join(sorted(found))[:120]}"
                 expected = "the same for all, as their scores are compared"
                 remedy = "Read those that were judged in the same way."
                 raise bad_field(source, field, shown, expected, remedy)

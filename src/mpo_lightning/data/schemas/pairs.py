@@ -394,12 +394,12 @@ class Arena(TwoPrompts):
         """Return the canonical row."""
         names = ("conversation_a", "conversation_b")
         winner = check_field(row, "winner", source)
-        if winner not in self.scores:
+        if not isinstance(winner, str) or winner not in self.scores:
             expected = f"one of {', '.join(self.scores)}"
             raise bad_field(source, "winner", show(winner), expected, "Repair or remove the row.")
         turns = (check_field(row, name, source) for name in names)
         prompt, texts = self._split(turns, names, source)
-        scores = self.scores[str(winner)]
+        scores = self.scores[winner]
         answers = [
             Answer(text, score, name, "winner")
             for name, text, score in zip(names, texts, scores, strict=True)
