@@ -4,11 +4,12 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from lightning.pytorch import Trainer
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["RunSchedule", "WarmupCosine"]
+__all__ = ["RunSchedule", "WarmupCosine", "at_step", "optimizer_steps"]
 
 
 class RunSchedule(ABC):
@@ -46,6 +47,36 @@ class WarmupCosine(RunSchedule):
             optimizer, round(self.warmup * total_steps), total_steps
         )
         return scheduler
+
+
+def at_step(
+    schedule: RunSchedule, total_steps: int, optimizer: Optimizer, step: int
+) -> tuple[LRScheduler, list[list[float]]]:
+    """Return a schedule as it is after some steps of a run, and its rates until then.
+
+    Args:
+        schedule: the schedule.
+        total_steps: number of optimizer steps of the run.
+        optimizer: the run's optimizer, whose first rates are taken; it is left alone.
+        step: number of steps.
+
+    Returns:
+        The scheduler of an optimizer without weights, and the learning rates of all parameter
+        groups at each step from 0 to ``step``.
+    """
+    groups = [
+        {"params": [torch.zeros(1)], "lr": group.get("initial_lr", group["lr"])}
+        for group in optimizer.param_groups
+    ]
+    # Some schedules change the momentum, too.
+    copy = SGD(groups, momentum=0.9)
+    scheduler = schedule(copy, total_steps)
+    rates = [[group["lr"] for group in copy.param_groups]]
+    for _ in range(step):
+        copy.step()
+        scheduler.step()
+        rates.append([group["lr"] for group in copy.param_groups])
+    return scheduler, rates
 
 
 def optimizer_steps(trainer: Trainer) -> int:

@@ -47,6 +47,7 @@ CODE = (
     "report.py",
     "score_scales.py",
     "sources.py",
+    "split_files.py",
     "schemas/base.py",
     "schemas/conversations.py",
     "schemas/detect.py",

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mpo_lightning.data.groups import DataError
+from mpo_lightning.data.split_files import files_of_split
 from mpo_lightning.files import digest_of_files
 
 __all__ = ["RowSource", "Rows", "open_rows", "open_source", "rename_columns"]
@@ -60,9 +61,9 @@ def open_source(data: str, *, default_split: str = "train") -> RowSource:
 
     Args:
         data: a ``.jsonl``, ``.json`` (an array of objects) or ``.parquet`` file, a folder of such
-            files, or a folder written by ``datasets.save_to_disk`` or a hub id, these two with a
+            files, or a folder written by ``datasets.save_to_disk`` or a hub id, these three with a
             split after a colon if wanted (``org/name:train_prefs``).
-        default_split: split of a hub id or saved DatasetDict that names none.
+        default_split: split of a source of several splits that names none.
 
     Raises:
         DataError: if the source is missing, empty, or cannot be read as what it claims to be.
@@ -71,8 +72,10 @@ def open_source(data: str, *, default_split: str = "train") -> RowSource:
     name, _, split = data.partition(":")
     if path.is_file():
         source = _open_file(path, data)
-    elif path.is_dir() and _parts(path):
-        source = _Parts(data, [_open_file(part, str(part)) for part in _parts(path)])
+    elif Path(name).is_dir() and (parts := _parts(Path(name))):
+        chosen = files_of_split(parts, name, split, default_split)
+        given = data if len(chosen) == len(parts) or split else f"{data}:{default_split}"
+        source = _Parts(given, [_open_file(part, str(part)) for part in chosen])
     elif path.is_dir():
         source = _saved_dataset(data, path, "", default_split)
     elif path.suffix in SUFFIXES:
@@ -138,8 +141,16 @@ def rename_columns(
 
 
 def _parts(folder: Path) -> list[Path]:
-    """List the files of rows in a folder, such as ``sample`` and ``score`` write them."""
-    return sorted(path for path in folder.iterdir() if path.suffix in {".jsonl", ".parquet"})
+    """List the files of rows in a folder, such as ``sample`` and ``score`` write them.
+
+    Of a data set as the hub keeps it, they are in the folder ``data``.
+    """
+    for place in (folder, folder / "data"):
+        files = sorted(place.iterdir()) if place.is_dir() else []
+        found = [path for path in files if path.suffix in {".jsonl", ".parquet"}]
+        if found:
+            return found
+    return []
 
 
 def _open_file(path: Path, name: str) -> RowSource:

@@ -58,8 +58,12 @@ def model_card(adapter: TrainedAdapter, facts: CardFacts) -> ModelCard:
     loss = "" if record is None else _class_of(record["loss"])
     modules = config.get("target_modules")
     if isinstance(modules, list):
+        modules = [*modules, *(config.get("target_parameters") or [])]
         kinds = sorted({name.rpartition(".")[2] for name in modules})
         modules = f"{', '.join(kinds)} ({len(modules)} entries)"
+    # Fused experts have another rank than layers.
+    ranks = config.get("rank_pattern") or {}
+    rank = max(config["r"], *ranks.values()) if ranks else config["r"]
     names = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora")
     text = _template().render(
         **vars(facts) | {"picture": PICTURE if facts.picture else None},
@@ -68,8 +72,10 @@ def model_card(adapter: TrainedAdapter, facts: CardFacts) -> ModelCard:
         loss_class=loss,
         quantization=adapter.quantization,
         dtype="auto" if record is None else record["base"]["dtype"],
-        lora={name: config[name] for name in names if name in config} | {"target_modules": modules},
-        vllm_rank=next((rank for rank in VLLM_RANKS if rank >= config["r"]), config["r"]),
+        lora={name: config[name] for name in names if name in config}
+        | {"target_modules": modules}
+        | ({"rank_pattern": ranks, "alpha_pattern": config["alpha_pattern"]} if ranks else {}),
+        vllm_rank=next((each for each in VLLM_RANKS if each >= rank), rank),
         metric_names=METRIC_NAMES,
         versions=package_versions(),
     )

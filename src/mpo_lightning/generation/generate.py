@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,25 @@ import torch
 from torch import Tensor
 
 from mpo_lightning.batch import PromptItem, Request
-from mpo_lightning.data.groups import collect_errors
+from mpo_lightning.data.limits import may_exceed, prompts_within
 from mpo_lightning.data.rendering import special_tokens
 from mpo_lightning.data.tokens import GroupTokenizer
 from mpo_lightning.errors import RolloutError
+from mpo_lightning.model.limits import limits_of
 
-__all__ = ["Answers", "Done", "Generation", "ModelSampler", "PromptAnswer", "Sample", "Sampling"]
+__all__ = [
+    "SHORT_OF_ROOM",
+    "Answers",
+    "Done",
+    "Generation",
+    "ModelSampler",
+    "PromptAnswer",
+    "Sample",
+    "Sampling",
+]
 
+# What reports say of prompts whose answers are cut before max_new_tokens.
+SHORT_OF_ROOM = "prompts leave less of the model's context than max_new_tokens"
 # Called with the number of prompts or rows that are newly finished.
 Done = Callable[[int], None]
 
@@ -37,8 +50,8 @@ class Generation:
     """Settings with which predict answers prompts, with one response each.
 
     Args:
-        max_new_tokens: limit on a response, its end of turn included; one that reaches it is marked
-            ``truncated``.
+        max_new_tokens: limit on a response, its end of turn included, or less where the prompt
+            leaves less of the model's context; one that reaches it is marked ``truncated``.
         temperature: divisor of the logits; 0 takes the most likely token.
         top_p: sample from the smallest set of tokens with this probability mass; 1 for all (arXiv
             1904.09751).
@@ -115,10 +128,12 @@ class Answers:
     Attributes:
         samples: the responses.
         refused: the reason why there are none.
+        short: whether the prompt leaves less room in the model's context than max_new_tokens.
     """
 
     samples: tuple[Sample, ...] = ()
     refused: str | None = None
+    short: bool = False
 
 
 # ------------------------------------------------------------------------------------ sampling
@@ -154,8 +169,7 @@ class ModelSampler:
         self.stops = sorted({stop for stop in stops if stop is not None})
         # Tokens that decoding leaves out.
         self.special = set(special_tokens(tokenizer.tokenizer).values())
-        # None if the model has no limit.
-        self.context: int | None = getattr(model.config, "max_position_embeddings", None)
+        self.limits = limits_of(model.config)
 
     def __call__(self, requests: Sequence[Request], done: Done = ignore) -> list[Answers]:
         """Answer the requests.
@@ -165,16 +179,21 @@ class ModelSampler:
             done: called with the number of newly answered requests.
 
         Raises:
-            DataError: for all prompts together that cannot be tokenised.
+            DataError: for all prompts together that cannot be tokenised, or hold a token beyond the
+                model's embedding.
             RolloutError: if the model's logits are not numbers.
         """
-        prompts = collect_errors(
-            requests,
-            lambda item: self.tokenizer.prompt_ids(
-                item.prompt, item.source, item.template_arguments
-            ),
-        )
+        prompts = prompts_within(requests, self.tokenizer, self.limits.tokens)
         return self.answer(prompts, [request.key for request in requests], done)
+
+    def check(self, requests: Sequence[Request]) -> None:
+        """Check that the model has all tokens of some prompts.
+
+        Raises:
+            DataError: for all prompts together that hold a token beyond the model's embedding.
+        """
+        if may_exceed(self.tokenizer.tokenizer, self.limits.tokens):
+            prompts_within(requests, self.tokenizer, self.limits.tokens)
 
     def answer(
         self, prompts: Sequence[list[int]], keys: Sequence[bytes], done: Done = ignore
@@ -189,27 +208,31 @@ class ModelSampler:
         Raises:
             RolloutError: if the model's logits are not numbers.
         """
-        answers: list[Answers] = [Answers()] * len(prompts)
-        fitting = []
-        for index, prompt in enumerate(prompts):
-            if self.context is None or len(prompt) + self.sampling.max_new_tokens <= self.context:
-                fitting.append(index)
-            else:
-                answers[index] = Answers(refused="with a prompt that leaves no room to answer")
-        done(len(prompts) - len(fitting))
+        most, positions = self.sampling.max_new_tokens, self.limits.positions
+        rooms = [most if positions is None else min(most, positions - len(p)) for p in prompts]
+        answers = [Answers(refused="with a prompt that leaves no room to answer")] * len(prompts)
         # Similar lengths share a batch, so that there is little padding.
-        fitting.sort(key=lambda index: len(prompts[index]))
+        fitting = sorted(
+            (index for index, room in enumerate(rooms) if room > 0),
+            key=lambda index: len(prompts[index]),
+        )
+        done(len(prompts) - len(fitting))
         size = max(1, self.responses_per_batch // self.sampling.n)
-        for at in range(0, len(fitting), size):
-            batch = fitting[at : at + size]
-            found = self._batch([prompts[i] for i in batch], [keys[i] for i in batch])
-            for index, samples in zip(batch, found, strict=True):
-                answers[index] = Answers(tuple(samples))
-            done(len(batch))
+        # A response may not depend on how much room the other prompts of its batch leave.
+        for room, those in groupby(fitting, key=rooms.__getitem__):
+            equal = list(those)
+            for at in range(0, len(equal), size):
+                batch = equal[at : at + size]
+                found = self._batch([prompts[i] for i in batch], [keys[i] for i in batch], room)
+                for index, samples in zip(batch, found, strict=True):
+                    answers[index] = Answers(tuple(samples), short=room < most)
+                done(len(batch))
         return answers
 
     @torch.inference_mode()
-    def _batch(self, prompts: list[list[int]], keys: list[bytes]) -> list[list[Sample]]:
+    def _batch(
+        self, prompts: list[list[int]], keys: list[bytes], max_new_tokens: int
+    ) -> list[list[Sample]]:
         """Sample the responses to a batch of prompts."""
         device, width = self.model.device, max(map(len, prompts))
         pad = self.stops[0]
@@ -224,7 +247,15 @@ class ModelSampler:
             for first in range(0, self.sampling.n, most):
                 slots = range(first, min(first + most, self.sampling.n))
                 last = slots.stop == self.sampling.n
-                rows = self._responses(ids, known, keys, slots, cache, keep_cache=not last)
+                rows = self._responses(
+                    ids,
+                    known,
+                    keys,
+                    slots,
+                    settings=self._settings(max_new_tokens),
+                    cache=cache,
+                    keep_cache=not last,
+                )
                 for number, row in enumerate(rows):
                     results[number // len(slots)].append(self._sample(row))
         return results
@@ -256,8 +287,9 @@ class ModelSampler:
         known: Tensor,
         keys: list[bytes],
         slots: range,
-        cache: Any,
         *,
+        settings: Any,
+        cache: Any,
         keep_cache: bool,
     ) -> list[list[int]]:
         """Generate some of each prompt's responses, as tokens, prompt after prompt."""
@@ -272,7 +304,7 @@ class ModelSampler:
         rows: Tensor = self.model.generate(
             input_ids=ids.repeat_interleave(count, 0),
             attention_mask=known.repeat_interleave(count, 0),
-            generation_config=self._settings(self.sampling.max_new_tokens),
+            generation_config=settings,
             logits_processor=LogitsProcessorList([*draw.warpers, draw]),
             **more,
         )[:, ids.shape[1] :]

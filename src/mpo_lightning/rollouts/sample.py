@@ -10,7 +10,14 @@ from mpo_lightning.data.conversation import CONTEXT, context_columns
 from mpo_lightning.data.prompts import OF_RESPONSES, PromptSource
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.errors import RolloutError
-from mpo_lightning.generation.generate import Answers, Done, ModelSampler, Sample, Sampling
+from mpo_lightning.generation.generate import (
+    SHORT_OF_ROOM,
+    Answers,
+    Done,
+    ModelSampler,
+    Sample,
+    Sampling,
+)
 from mpo_lightning.generation.model import (
     ModelConfig,
     load_group_tokenizer,
@@ -79,7 +86,7 @@ def sample(
         settings["date"] = load_group_tokenizer(model).date
         settings["responses_per_batch"] = responses_per_batch
         name = " + ".join(part for part in (settings["model"]["base"], model.adapter) if part)
-        load = cache(lambda: load_sampler(dated, how, responses_per_batch=responses_per_batch))
+        load = cache(lambda: _sampler(dated, how, responses_per_batch, source))
     folder = PartFolder(out, "sample", settings, rows=len(source), rows_per_part=rows_per_part)
     dated = replace(model, date=folder.settings.get("date") or model.date)
 
@@ -94,6 +101,15 @@ def sample(
 
     folder.fill(make, title="Sampling", unit="prompt", progress=progress)
     return folder
+
+
+def _sampler(
+    model: ModelConfig, how: Sampling, responses_per_batch: int, source: PromptSource
+) -> ModelSampler:
+    """Load a sampler that has all tokens of the prompts."""
+    sampler = load_sampler(model, how, responses_per_batch=responses_per_batch)
+    sampler.check([request for request, _, _ in source.rows(0, len(source))])
+    return sampler
 
 
 def _row(
@@ -112,6 +128,7 @@ def _row(
         report.drop(answers.refused, source)
         return None
     report.note("prompts came before and are answered anew", source, int(again))
+    report.note(SHORT_OF_ROOM, source, int(answers.short))
     remaining = []
     for drawn in answers.samples:
         if drawn.finish not in {"stop", "length"}:

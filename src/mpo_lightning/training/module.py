@@ -36,13 +36,18 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
-from mpo_lightning.batch import GroupBatch, GroupList, PromptBatch, RunData
+from mpo_lightning.batch import GroupBatch, GroupList, ModelLimits, PromptBatch, RunData
 from mpo_lightning.errors import fields_below
 from mpo_lightning.files import cache_folder
 from mpo_lightning.generation.generate import Generation, ModelSampler, PromptAnswer
 from mpo_lightning.losses import MPO, SetLoss
 from mpo_lightning.losses.base import Measured
-from mpo_lightning.model.loading import PolicyConfig, build_policy, refuse_unshardable
+from mpo_lightning.model.loading import (
+    PolicyConfig,
+    base_limits,
+    build_policy,
+    refuse_unshardable,
+)
 from mpo_lightning.model.logps import Layout
 from mpo_lightning.model.policy import Policy, PolicyError
 from mpo_lightning.model.reference_cache import ReferenceCache
@@ -53,7 +58,7 @@ from mpo_lightning.training.failures import FiniteSteps, MemoryAdvice
 from mpo_lightning.training.metrics import METRICS, GroupMetrics, group_statistics
 from mpo_lightning.training.predictions import prediction_rows
 from mpo_lightning.training.record import Record, training_record, write_record
-from mpo_lightning.training.resume import RunState
+from mpo_lightning.training.resume import RunState, follow_new_length
 from mpo_lightning.training.sigterm import SigtermHandler
 from mpo_lightning.training.throughput import Throughput
 
@@ -120,6 +125,7 @@ class MPOModule(LightningModule):
         self.generation = generation
         # Loaded by configure_model; opened when it is first needed.
         self.policy: Policy | None = None
+        self._limits: ModelLimits | None = None
         self._cache: ReferenceCache | None = None
         self.train_metrics = GroupMetrics()
         self.val_metrics = GroupMetrics()
@@ -134,6 +140,10 @@ class MPOModule(LightningModule):
         self.groups_counted = 0
         self._steps = FiniteSteps(on_nonfinite)
         self._run = RunState()
+        # Optimizer steps of the run, and of the run whose checkpoint it resumes from, where the
+        # schedule was told them.
+        self._schedule_steps: int | None = None
+        self._resumed_steps: int | None = None
         self._sigterm = SigtermHandler()
         # Metrics in the checkpoint that this run resumed from.
         self._earlier_metrics: dict[str, Any] = {}
@@ -143,6 +153,13 @@ class MPOModule(LightningModule):
         if self.policy is None:
             raise RuntimeError("The model is not loaded yet: call configure_model() first.")
         return self.policy
+
+    def limits(self) -> ModelLimits:
+        """Return the limits of the base on rows, from its configuration alone."""
+        if self._limits is None:
+            with fields_below("model.policy"):
+                self._limits = base_limits(self.policy_config)
+        return self._limits
 
     def configure_model(self) -> None:
         """Load the base and add the adapter, once; under ModelParallelStrategy shard it (FSDP2).
@@ -218,12 +235,28 @@ class MPOModule(LightningModule):
         return self._policy.reference(batch) if self._cache is None else self._cache.look_up(batch)
 
     def on_train_start(self) -> None:
-        """Handle SIGTERM, fill the reference cache, and begin with nothing accumulated."""
+        """Handle SIGTERM, fill the reference cache, and begin with nothing accumulated.
+
+        Warns of a learning rate that no longer follows the schedule of the checkpoint.
+        """
         self._sigterm.install()
         self._fill_cache(self.trainer.train_dataloader)
         self._steps.clear()
         self.train_metrics.reset()
         self._run.begin(self.trainer)
+        schedule = self.lr_scheduler
+        if self._resumed_steps is not None and (
+            schedule is None or isinstance(schedule, RunSchedule)
+        ):
+            schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+            follow_new_length(
+                schedule,
+                self.trainer.optimizers[0],
+                *schedulers,
+                before=self._resumed_steps,
+                now=self._schedule_steps,
+            )
+        self._resumed_steps = None
 
     def on_validation_start(self) -> None:
         """Fill the reference cache for the validation data."""
@@ -478,7 +511,8 @@ class MPOModule(LightningModule):
         if self.lr_scheduler is None:
             return optimizer
         if isinstance(self.lr_scheduler, RunSchedule):
-            scheduler = self.lr_scheduler(optimizer, optimizer_steps(self.trainer))
+            self._schedule_steps = optimizer_steps(self.trainer)
+            scheduler = self.lr_scheduler(optimizer, self._schedule_steps)
         else:
             scheduler = self.lr_scheduler(optimizer)
         return {
@@ -508,6 +542,7 @@ class MPOModule(LightningModule):
         checkpoint["base"] = self._base()
         checkpoint["optimizer_param_indexing"] = self._optimizer_param_indexing()
         checkpoint["skipped_steps"] = self._steps.skipped
+        checkpoint["schedule_steps"] = self._schedule_steps
         checkpoint["training"] = self._record()
 
     def _record(self) -> Record:
@@ -548,6 +583,7 @@ class MPOModule(LightningModule):
         if trainer is None or trainer.state.fn != TrainerFn.FITTING:
             return
         self._steps.skipped = checkpoint["skipped_steps"]
+        self._resumed_steps = checkpoint["schedule_steps"]
         self._earlier_metrics = checkpoint["training"]["metrics"]
         self._run.load(checkpoint, trainer)
 

@@ -12,11 +12,14 @@ import torch
 import torch.distributed
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from torch.optim import Optimizer
 
 from mpo_lightning.errors import CheckpointError
+from mpo_lightning.optim import RunSchedule, at_step
 
 __all__ = [
     "RunState",
+    "follow_new_length",
     "of_all_processes",
     "random_state",
     "restore_random_state",
@@ -121,6 +124,53 @@ class RunState:
 
 def _here(trainer: Trainer) -> _Boundary:
     return _Boundary(deepcopy(trainer.fit_loop.state_dict()), random_state())
+
+
+def follow_new_length(
+    schedule: RunSchedule | None,
+    optimizer: Optimizer,
+    scheduler: Any = None,
+    *,
+    before: int,
+    now: int | None,
+) -> None:
+    """Bring the learning rate of a resumed run to where a run of its length has it, and warn.
+
+    A schedule that does not depend on the length of the run is left alone.
+
+    Args:
+        schedule: the schedule; None for a constant rate.
+        optimizer: the optimizer, as it was restored.
+        scheduler: the schedule's scheduler, as it was restored.
+        before: optimizer steps of the run that wrote the checkpoint.
+        now: optimizer steps of this run, if the schedule knows them.
+    """
+    groups = optimizer.param_groups
+    restored = groups[0]["lr"]
+    if schedule is None or now is None:
+        for group in groups:
+            group["lr"] = group.get("initial_lr", group["lr"])
+        how = f"this one has no schedule: the rate is {groups[0]['lr']:.3g}"
+    elif before == now or scheduler.last_epoch > now:
+        return
+    else:
+        step, shorter = scheduler.last_epoch, min(before, now)
+        of_both = [at_step(schedule, steps, optimizer, shorter)[1] for steps in (before, now)]
+        if of_both[0] == of_both[1]:
+            return
+        here, rates = at_step(schedule, now, optimizer, step)
+        scheduler.load_state_dict(here.state_dict())
+        for group, rate in zip(groups, rates[-1], strict=True):
+            group["lr"] = rate
+        how = f"this one has {now}: after step {step} the rate is {groups[0]['lr']:.3g}"
+    if groups[0]["lr"] != restored:
+        rank_zero_warn(
+            "The learning rate does not go on as it began: the checkpoint is of a run of "
+            f"{before} optimizer steps, whose schedule it follows, and {how}, where it was "
+            f"{restored:.3g}. For the schedule of the checkpoint give trainer.max_epochs, "
+            "trainer.max_steps, trainer.accumulate_grad_batches, the number of devices and "
+            "model.lr_scheduler the values that the run began with."
+        )
 
 
 def random_state() -> RandomState:
