@@ -28,7 +28,8 @@ def limits_of(config: Any) -> ModelLimits:
     """
     text = config.get_text_config()
     tokens = getattr(text, "vocab_size", None)
-    positions = getattr(text, "max_position_embeddings", None)
+    stated = (getattr(text, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+    positions = next((value for value in stated if value is not None), None)
     without = text.model_type in WITHOUT_POSITIONS or getattr(text, "alibi", False) is True
     if without or positions is None or positions < 1:
         return ModelLimits(tokens, None)

@@ -33,6 +33,7 @@ __all__ = [
     "LoRA",
     "PolicyConfig",
     "Quantization",
+    "auto_class",
     "base_limits",
     "build_policy",
     "fix_bitsandbytes_modes",
@@ -369,7 +370,7 @@ def _loaded(config: PolicyConfig, load: Callable[[], Any]) -> Any:
         ) from error
 
 
-def _auto_class(settings: Any) -> Any:
+def auto_class(settings: Any) -> Any:
     """Return the class that loads a base: a few multimodal models are no causal language models."""
     from transformers import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -396,7 +397,7 @@ def _dtype(config: PolicyConfig, settings: Any) -> torch.dtype:
 def _from_settings(config: PolicyConfig, settings: Any, kwargs: dict[str, Any]) -> Any:
     """Return a base made without reading weights: random ones, or none on the meta device."""
     how = {name: value for name, value in kwargs.items() if name != "revision"}
-    return _auto_class(settings).from_config(settings, **how | {"dtype": _dtype(config, settings)})
+    return auto_class(settings).from_config(settings, **how | {"dtype": _dtype(config, settings)})
 
 
 def load_base(config: PolicyConfig, device: torch.device, *, flat_storage: bool = False) -> Any:
@@ -421,7 +422,7 @@ def load_base(config: PolicyConfig, device: torch.device, *, flat_storage: bool 
         kwargs |= quantised
     model, loaded = _loaded(
         config,
-        lambda: _auto_class(settings).from_pretrained(
+        lambda: auto_class(settings).from_pretrained(
             _name_of_base(config),
             config=settings,
             use_safetensors=True,
@@ -616,7 +617,7 @@ def _add_lora(base: Any, lora: LoRA) -> Any:
             f"{other[:3]} would be trained beside the adapters, and switching the adapters off "
             "would not restore them."
         )
-    if towers:
+    if towers and not isinstance(settings.target_modules, str):
         # Names of layers that the towers alone have.
         settings.target_modules = {
             target
