@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,7 @@ class Samples(Callback):
         )
         self._prompts = self._chosen_prompts(data, tokenizer)
         model = pl_module.policy.causal_lm
-        self._sampler = ModelSampler(model, tokenizer, self.sampling)
+        self._sampler = ModelSampler(model, tokenizer, self._within(model, self._prompts))
         self._before = self._answers(trainer, pl_module, reference=True)
         # `log_dir` is broadcast by the first process, so all processes ask for it.
         folder = trainer.log_dir or trainer.default_root_dir
@@ -147,6 +147,17 @@ class Samples(Callback):
             ]
         groups = data.datasets["val" if "val" in data.datasets else "train"].groups
         return [_Prompt(group.prompt.tolist(), group.source) for group in groups[: self.count]]
+
+    def _within(self, model: Any, prompts: list[_Prompt]) -> Sampling:
+        """Return the sampling, with a limit that fits the context after the longest prompt."""
+        limit, longest = self.sampling.max_new_tokens, max(len(prompt.ids) for prompt in prompts)
+        context = getattr(model.config, "max_position_embeddings", None)
+        if context is None or context - longest >= limit:
+            return self.sampling
+        # A prompt that fills the context is refused, and the refusal is its response.
+        limit = max(1, context - longest)
+        rank_zero_info(f"Samples: at most {limit} tokens, so that they fit the model's context.")
+        return replace(self.sampling, max_new_tokens=limit)
 
     def _answers(self, trainer: Trainer, module: MPOModule, *, reference: bool) -> list[Answers]:
         """Generate one response to each prompt."""

@@ -1,6 +1,6 @@
 """Token ids that a model has no embedding for, found before it computes anything."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,7 @@ def check_ids(
 
 
 def prompts_within(
-    requests: Sequence[Request], tokenizer: GroupTokenizer, tokens: int | None
+    requests: Iterable[Request], tokenizer: GroupTokenizer, tokens: int | None
 ) -> list[list[int]]:
     """Return the tokens of prompts, and check that a model has them all.
 

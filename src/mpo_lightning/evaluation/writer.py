@@ -19,7 +19,7 @@ from mpo_lightning.data.report import DataReport
 from mpo_lightning.errors import UserError
 from mpo_lightning.evaluation.formats import FORMATS
 from mpo_lightning.files import json_line, whole_file, write_whole
-from mpo_lightning.generation.generate import SHORT_OF_ROOM, PromptAnswer, Sample
+from mpo_lightning.generation.generate import PromptAnswer, Sample
 from mpo_lightning.rollouts.part_folder import ROWS_WRITTEN
 from mpo_lightning.training.predictions import SCHEMA
 
@@ -194,10 +194,7 @@ class _AnswerFile:
             for sample in answers.samples:
                 entry["row"] = self._row(item, sample, self.how)
                 entry["notes"] = {
-                    SHORT_OF_ROOM: answers.short,
-                    "responses truncated at max_new_tokens": (
-                        sample.finish == "length" and not answers.short
-                    ),
+                    "responses truncated at max_new_tokens": sample.finish == "length",
                     "responses empty": not sample.text.strip(),
                     "responses with special tokens in their midst, left out of the text": (
                         sample.special_tokens > 0

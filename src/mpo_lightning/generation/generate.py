@@ -6,11 +6,10 @@ prompt's responses, and not on the rest of the batch.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -24,19 +23,8 @@ from mpo_lightning.data.tokens import GroupTokenizer
 from mpo_lightning.errors import RolloutError
 from mpo_lightning.model.limits import limits_of
 
-__all__ = [
-    "SHORT_OF_ROOM",
-    "Answers",
-    "Done",
-    "Generation",
-    "ModelSampler",
-    "PromptAnswer",
-    "Sample",
-    "Sampling",
-]
+__all__ = ["Answers", "Done", "Generation", "ModelSampler", "PromptAnswer", "Sample", "Sampling"]
 
-# What reports say of prompts whose answers are cut before max_new_tokens.
-SHORT_OF_ROOM = "prompts leave less of the model's context than max_new_tokens"
 # Called with the number of prompts or rows that are newly finished.
 Done = Callable[[int], None]
 
@@ -50,8 +38,8 @@ class Generation:
     """Settings with which predict answers prompts, with one response each.
 
     Args:
-        max_new_tokens: limit on a response, its end of turn included, or less where the prompt
-            leaves less of the model's context; one that reaches it is marked ``truncated``.
+        max_new_tokens: limit on a response, its end of turn included; one that reaches it is marked
+            ``truncated``.
         temperature: divisor of the logits; 0 takes the most likely token.
         top_p: sample from the smallest set of tokens with this probability mass; 1 for all (arXiv
             1904.09751).
@@ -128,12 +116,10 @@ class Answers:
     Attributes:
         samples: the responses.
         refused: the reason why there are none.
-        short: whether the prompt leaves less room in the model's context than max_new_tokens.
     """
 
     samples: tuple[Sample, ...] = ()
     refused: str | None = None
-    short: bool = False
 
 
 # ------------------------------------------------------------------------------------ sampling
@@ -170,6 +156,8 @@ class ModelSampler:
         # Tokens that decoding leaves out.
         self.special = set(special_tokens(tokenizer.tokenizer).values())
         self.limits = limits_of(model.config)
+        # None if the model has no limit.
+        self.context = self.limits.positions
 
     def __call__(self, requests: Sequence[Request], done: Done = ignore) -> list[Answers]:
         """Answer the requests.
@@ -186,7 +174,7 @@ class ModelSampler:
         prompts = prompts_within(requests, self.tokenizer, self.limits.tokens)
         return self.answer(prompts, [request.key for request in requests], done)
 
-    def check(self, requests: Sequence[Request]) -> None:
+    def check(self, requests: Iterable[Request]) -> None:
         """Check that the model has all tokens of some prompts.
 
         Raises:
@@ -208,31 +196,27 @@ class ModelSampler:
         Raises:
             RolloutError: if the model's logits are not numbers.
         """
-        most, positions = self.sampling.max_new_tokens, self.limits.positions
-        rooms = [most if positions is None else min(most, positions - len(p)) for p in prompts]
-        answers = [Answers(refused="with a prompt that leaves no room to answer")] * len(prompts)
-        # Similar lengths share a batch, so that there is little padding.
-        fitting = sorted(
-            (index for index, room in enumerate(rooms) if room > 0),
-            key=lambda index: len(prompts[index]),
-        )
+        answers: list[Answers] = [Answers()] * len(prompts)
+        fitting = []
+        for index, prompt in enumerate(prompts):
+            if self.context is None or len(prompt) + self.sampling.max_new_tokens <= self.context:
+                fitting.append(index)
+            else:
+                answers[index] = Answers(refused="with a prompt that leaves no room to answer")
         done(len(prompts) - len(fitting))
+        # Similar lengths share a batch, so that there is little padding.
+        fitting.sort(key=lambda index: len(prompts[index]))
         size = max(1, self.responses_per_batch // self.sampling.n)
-        # A response may not depend on how much room the other prompts of its batch leave.
-        for room, those in groupby(fitting, key=rooms.__getitem__):
-            equal = list(those)
-            for at in range(0, len(equal), size):
-                batch = equal[at : at + size]
-                found = self._batch([prompts[i] for i in batch], [keys[i] for i in batch], room)
-                for index, samples in zip(batch, found, strict=True):
-                    answers[index] = Answers(tuple(samples), short=room < most)
-                done(len(batch))
+        for at in range(0, len(fitting), size):
+            batch = fitting[at : at + size]
+            found = self._batch([prompts[i] for i in batch], [keys[i] for i in batch])
+            for index, samples in zip(batch, found, strict=True):
+                answers[index] = Answers(tuple(samples))
+            done(len(batch))
         return answers
 
     @torch.inference_mode()
-    def _batch(
-        self, prompts: list[list[int]], keys: list[bytes], max_new_tokens: int
-    ) -> list[list[Sample]]:
+    def _batch(self, prompts: list[list[int]], keys: list[bytes]) -> list[list[Sample]]:
         """Sample the responses to a batch of prompts."""
         device, width = self.model.device, max(map(len, prompts))
         pad = self.stops[0]
@@ -247,15 +231,7 @@ class ModelSampler:
             for first in range(0, self.sampling.n, most):
                 slots = range(first, min(first + most, self.sampling.n))
                 last = slots.stop == self.sampling.n
-                rows = self._responses(
-                    ids,
-                    known,
-                    keys,
-                    slots,
-                    settings=self._settings(max_new_tokens),
-                    cache=cache,
-                    keep_cache=not last,
-                )
+                rows = self._responses(ids, known, keys, slots, cache, keep_cache=not last)
                 for number, row in enumerate(rows):
                     results[number // len(slots)].append(self._sample(row))
         return results
@@ -287,9 +263,8 @@ class ModelSampler:
         known: Tensor,
         keys: list[bytes],
         slots: range,
-        *,
-        settings: Any,
         cache: Any,
+        *,
         keep_cache: bool,
     ) -> list[list[int]]:
         """Generate some of each prompt's responses, as tokens, prompt after prompt."""
@@ -304,7 +279,7 @@ class ModelSampler:
         rows: Tensor = self.model.generate(
             input_ids=ids.repeat_interleave(count, 0),
             attention_mask=known.repeat_interleave(count, 0),
-            generation_config=settings,
+            generation_config=self._settings(self.sampling.max_new_tokens),
             logits_processor=LogitsProcessorList([*draw.warpers, draw]),
             **more,
         )[:, ids.shape[1] :]

@@ -10,14 +10,7 @@ from mpo_lightning.data.conversation import CONTEXT, context_columns
 from mpo_lightning.data.prompts import OF_RESPONSES, PromptSource
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.errors import RolloutError
-from mpo_lightning.generation.generate import (
-    SHORT_OF_ROOM,
-    Answers,
-    Done,
-    ModelSampler,
-    Sample,
-    Sampling,
-)
+from mpo_lightning.generation.generate import Answers, Done, ModelSampler, Sample, Sampling
 from mpo_lightning.generation.model import (
     ModelConfig,
     load_group_tokenizer,
@@ -108,7 +101,7 @@ def _sampler(
 ) -> ModelSampler:
     """Load a sampler that has all tokens of the prompts."""
     sampler = load_sampler(model, how, responses_per_batch=responses_per_batch)
-    sampler.check([request for request, _, _ in source.rows(0, len(source))])
+    sampler.check(request for request, _, _ in source.rows(0, len(source)))
     return sampler
 
 
@@ -128,7 +121,6 @@ def _row(
         report.drop(answers.refused, source)
         return None
     report.note("prompts came before and are answered anew", source, int(again))
-    report.note(SHORT_OF_ROOM, source, int(answers.short))
     remaining = []
     for drawn in answers.samples:
         if drawn.finish not in {"stop", "length"}:
