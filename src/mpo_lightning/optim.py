@@ -79,12 +79,17 @@ def at_step(
     return scheduler, rates
 
 
-def optimizer_steps(trainer: Trainer) -> int:
+def optimizer_steps(trainer: Trainer, done: tuple[int, int, int] = (0, 0, 0)) -> int:
     """Number of optimizer steps of the whole run.
 
     With a data module `trainer.estimated_stepping_batches` is avoided: it makes the training loader
     before a checkpoint is restored, and a resumed run would start from that loader
     (pytorch-lightning#20550).
+
+    Args:
+        trainer: the run's trainer.
+        done: optimizer steps, epochs, and batches of the epoch after them that a run has behind it,
+            perhaps with other settings.
     """
     data = getattr(trainer, "datamodule", None)
     if data is None or trainer.max_epochs in (None, -1):
@@ -95,5 +100,8 @@ def optimizer_steps(trainer: Trainer) -> int:
         batches = min(batches, limit)
     elif limit is not None:
         batches = int(batches * limit)
-    steps = math.ceil(batches / trainer.accumulate_grad_batches) * int(trainer.max_epochs or 1)
+    steps, epochs, beyond = done
+    window = trainer.accumulate_grad_batches
+    steps += math.ceil(batches / window) * (int(trainer.max_epochs or 1) - epochs)
+    steps -= beyond // window
     return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)

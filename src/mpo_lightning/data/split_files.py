@@ -51,7 +51,8 @@ def files_of_split(files: Sequence[Path], folder: str, split: str, default: str)
     )
     raise DataError(
         f"{folder}: {there}; {why}. Rows for training and for testing must not be mixed: name the "
-        f"file, such as {Path(folder) / (found or files)[0].name}."
+        f"file, such as {(found or files)[0]}, or the split after a colon, as in "
+        f"{folder}:{names[(found or files)[0]]}."
     )
 
 

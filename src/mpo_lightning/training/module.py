@@ -58,7 +58,7 @@ from mpo_lightning.training.failures import FiniteSteps, MemoryAdvice
 from mpo_lightning.training.metrics import METRICS, GroupMetrics, group_statistics
 from mpo_lightning.training.predictions import prediction_rows
 from mpo_lightning.training.record import Record, training_record, write_record
-from mpo_lightning.training.resume import RunState, follow_new_length
+from mpo_lightning.training.resume import RunState
 from mpo_lightning.training.sigterm import SigtermHandler
 from mpo_lightning.training.throughput import Throughput
 
@@ -140,10 +140,8 @@ class MPOModule(LightningModule):
         self.groups_counted = 0
         self._steps = FiniteSteps(on_nonfinite)
         self._run = RunState()
-        # Optimizer steps of the run, and of the run whose checkpoint it resumes from, where the
-        # schedule was told them.
+        # Optimizer steps of the run, if the schedule was told them.
         self._schedule_steps: int | None = None
-        self._resumed_steps: int | None = None
         self._sigterm = SigtermHandler()
         # Metrics in the checkpoint that this run resumed from.
         self._earlier_metrics: dict[str, Any] = {}
@@ -245,18 +243,10 @@ class MPOModule(LightningModule):
         self.train_metrics.reset()
         self._run.begin(self.trainer)
         schedule = self.lr_scheduler
-        if self._resumed_steps is not None and (
-            schedule is None or isinstance(schedule, RunSchedule)
-        ):
-            schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
-            follow_new_length(
-                schedule,
-                self.trainer.optimizers[0],
-                *schedulers,
-                before=self._resumed_steps,
-                now=self._schedule_steps,
+        if schedule is None or isinstance(schedule, RunSchedule):
+            self._schedule_steps = self._run.follow_schedule(
+                self.trainer, schedule, self._schedule_steps
             )
-        self._resumed_steps = None
 
     def on_validation_start(self) -> None:
         """Fill the reference cache for the validation data."""
@@ -532,7 +522,7 @@ class MPOModule(LightningModule):
             CheckpointError: in the middle of an optimizer step, when some weights may be updated
                 and others not.
         """
-        self._run.save(checkpoint)
+        self._run.save(checkpoint, self._schedule_steps)
         shapes = self._adapter_shapes()
         checkpoint["state_dict"] = {
             name: value for name, value in checkpoint["state_dict"].items() if name in shapes
@@ -542,7 +532,6 @@ class MPOModule(LightningModule):
         checkpoint["base"] = self._base()
         checkpoint["optimizer_param_indexing"] = self._optimizer_param_indexing()
         checkpoint["skipped_steps"] = self._steps.skipped
-        checkpoint["schedule_steps"] = self._schedule_steps
         checkpoint["training"] = self._record()
 
     def _record(self) -> Record:
@@ -583,7 +572,6 @@ class MPOModule(LightningModule):
         if trainer is None or trainer.state.fn != TrainerFn.FITTING:
             return
         self._steps.skipped = checkpoint["skipped_steps"]
-        self._resumed_steps = checkpoint["schedule_steps"]
         self._earlier_metrics = checkpoint["training"]["metrics"]
         self._run.load(checkpoint, trainer)
 
