@@ -17,7 +17,7 @@ import torch
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from mpo_lightning import files as package_files
 from mpo_lightning.cli import main
@@ -25,9 +25,9 @@ from mpo_lightning.data.groups import DataError
 from mpo_lightning.export.export import export
 from mpo_lightning.export.merging import Change
 from mpo_lightning.export.trained_adapter import ExportError
-from mpo_lightning.model.loading import LoRA, PolicyConfig, build_policy
+from mpo_lightning.model.loading import LoRA, PolicyConfig, auto_class, build_policy
 from mpo_lightning.model.policy import Policy, PolicyError, digest_of_weights
-from tests.conftest import example_rows, make_tokenizer, tiny_model
+from tests.conftest import example_rows, make_tokenizer, multimodal_config, tiny_model
 from tests.runs import write_recipe
 
 IDS = torch.arange(2, 40)[None]
@@ -268,6 +268,51 @@ def test_merged_model_is_the_policy(base: str, tmp_path: Path, lora: dict[str, b
     )
     tokenizer = AutoTokenizer.from_pretrained(out)
     assert tokenizer.chat_template == make_tokenizer().chat_template
+
+
+@pytest.mark.parametrize("name", ["gemma3", "qwen2_5_vl"])
+def test_the_language_model_of_a_wrapper_is_exported(tmp_path: Path, name: str) -> None:
+    """Alone for plain PEFT, or merged: both are the policy."""
+    config = multimodal_config(name)
+    tiny_model(config).save_pretrained(tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    adapter = make_adapter(tmp_path / "adapter", str(tmp_path / "base"))
+    kind = auto_class(config)
+    plain = kind.from_pretrained(tmp_path / "base")
+    before = logits(plain)
+    alone = logits(PeftModel.from_pretrained(plain, export(adapter, out=str(tmp_path / "alone"))))
+    merged = kind.from_pretrained(export(adapter, out=str(tmp_path / "merged"), merged=True))
+    torch.testing.assert_close(logits(merged), alone, rtol=0, atol=1e-4)
+    assert (alone - before).abs().max() > 1e-2
+
+
+def test_card_tells_the_rank_of_fused_experts(tmp_path: Path) -> None:
+    """PEFT gives two weights that are fused into one the rank of both."""
+    config = AutoConfig.for_model(
+        "qwen3_moe",
+        **{"vocab_size": 384, "hidden_size": 32, "intermediate_size": 64, "head_dim": 8},
+        **{"num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2},
+        **{"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2},
+        **{"bos_token_id": 0, "eos_token_id": 1},
+    )
+    tiny_model(config).save_pretrained(tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    (tmp_path / "rows.jsonl").write_text(json.dumps(example_rows(1)[0]) + "\n", encoding="utf-8")
+    recipe = write_recipe(
+        tmp_path,
+        str(tmp_path / "base"),
+        str(tmp_path / "rows.jsonl"),
+        trainer={"default_root_dir": str(tmp_path), "logger": False, "max_steps": 1},
+        model={"policy": {"base": str(tmp_path / "base"), "lora": {"r": 16}}},
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["mpo-lightning"])
+        main(["fit", "--config", str(recipe)])
+    out = export("last", run=str(tmp_path), out=str(tmp_path / "out"))
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "--max-lora-rank 32 " in card
+    assert re.search(r"rank_pattern.*gate_up_proj.* 32 ", card)
+    assert "down_proj, gate_up_proj, k_proj, o_proj, q_proj, v_proj (6 entries)" in card
 
 
 def test_sixteen_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
