@@ -139,6 +139,7 @@ def folder_of(folder: Path, files: list[str]) -> str:
 
 
 def files_read(data: str, **settings: str) -> list[str]:
+    """The files of a folder that are read, in order."""
     return list(dict.fromkeys(row["file"] for _, row in read_rows(data, **settings)))
 
 
@@ -151,8 +152,9 @@ def test_folder_of_splits_gives_the_one_that_is_wanted(tmp_path: Path, layout: s
         expected = [name for name in files if word in name]
         assert files_read(folder, default_split=split) == expected
         assert files_read(f"{folder}:{split}") == expected
-    assert files_read(folder) == [name for name in files if "train" in name]
-    assert open_source(folder).name == f"{folder}:train"
+    assert open_source(folder, default_split="train").name == f"{folder}:train"
+    with pytest.raises(DataError, match="not said which split is wanted.*as in .*test"):
+        open_source(folder)
 
 
 def test_folder_that_holds_its_files_as_the_hub_does(tmp_path: Path) -> None:

@@ -56,14 +56,15 @@ class RowSource(ABC):
         return next(self.rows(index, index + 1))
 
 
-def open_source(data: str, *, default_split: str = "train") -> RowSource:
+def open_source(data: str, *, default_split: str | None = None) -> RowSource:
     """Open a source of rows.
 
     Args:
         data: a ``.jsonl``, ``.json`` (an array of objects) or ``.parquet`` file, a folder of such
             files, or a folder written by ``datasets.save_to_disk`` or a hub id, these three with a
             split after a colon if wanted (``org/name:train_prefs``).
-        default_split: split of a source of several splits that names none.
+        default_split: split of a source of several splits that names none. Defaults to "train" of a
+            hub id or saved DatasetDict; a folder of splits is then refused.
 
     Raises:
         DataError: if the source is missing, empty, or cannot be read as what it claims to be.
@@ -77,13 +78,13 @@ def open_source(data: str, *, default_split: str = "train") -> RowSource:
         given = data if len(chosen) == len(parts) or split else f"{data}:{default_split}"
         source = _Parts(given, [_open_file(part, str(part)) for part in chosen])
     elif path.is_dir():
-        source = _saved_dataset(data, path, "", default_split)
+        source = _saved_dataset(data, path, "", default_split or "train")
     elif path.suffix in SUFFIXES:
         raise DataError(f"{data}: no such file (working directory: {Path.cwd()}).")
     elif Path(name).is_dir():
-        source = _saved_dataset(data, Path(name), split, default_split)
+        source = _saved_dataset(data, Path(name), split, default_split or "train")
     else:
-        source = _hub_dataset(data, name, split or default_split)
+        source = _hub_dataset(data, name, split or default_split or "train")
     if not len(source):
         raise DataError(f"{data}: holds no rows.")
     return source

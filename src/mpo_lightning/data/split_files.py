@@ -17,14 +17,16 @@ USES = {
 _SHARD = re.compile(r"-\d+-of-\d+$")
 
 
-def files_of_split(files: Sequence[Path], folder: str, split: str, default: str) -> list[Path]:
+def files_of_split(
+    files: Sequence[Path], folder: str, split: str, default: str | None
+) -> list[Path]:
     """Return the files that hold one split; all of them, if they are not of several splits.
 
     Args:
         files: the files of rows of a folder.
         folder: name of the folder, for messages.
         split: split that was asked for by name; "" for none.
-        default: use that the rows are wanted for: "train", "validation" or "test".
+        default: use that the rows are wanted for, if it is known: "train", "validation", "test".
 
     Raises:
         DataError: if the files are of several splits, and none or more than one of them is wanted.
@@ -38,12 +40,15 @@ def files_of_split(files: Sequence[Path], folder: str, split: str, default: str)
     elif len(set(uses.values()) - {None}) < 2:
         return list(files)
     else:
-        found = [file for file in files if uses[file] == USES.get(default, default)]
+        wanted = USES.get(default or "", default)
+        found = [file for file in files if wanted is not None and uses[file] == wanted]
     kinds = {(names[file], "".join(file.suffixes)) for file in found}
     if len(kinds) == 1 and (split or None not in uses.values()):
         return found
     why = (
-        f"none is named as {split or default}"
+        "it is not said which split is wanted"
+        if not (split or default)
+        else f"none is named as {split or default}"
         if not found
         else "they are of several splits, and some of none"
         if len(kinds) == 1
