@@ -202,6 +202,7 @@ def test_card_tells_what_the_run_did(run: Path, tmp_path: Path) -> None:
     assert written == {**recorded, "metrics_csv": None}
 
 
+@pytest.mark.filterwarnings("ignore:The learning rate does not go on as it began")
 def test_metrics_outlive_a_stop(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that goes on and is saved before its next validation has the last one's values."""
     again = Path(shutil.copytree(run, tmp_path / "again"))
