@@ -271,20 +271,46 @@ def test_merged_model_is_the_policy(base: str, tmp_path: Path, lora: dict[str, b
     assert tokenizer.chat_template == make_tokenizer().chat_template
 
 
-@pytest.mark.parametrize("name", ["gemma3", "qwen2_5_vl"])
-def test_the_language_model_of_a_wrapper_is_exported(tmp_path: Path, name: str) -> None:
-    """Alone for plain PEFT, or merged: both are the policy."""
+@pytest.mark.parametrize(
+    ("name", "loads"),
+    [("gemma3", "AutoModelForCausalLM"), ("qwen2_5_vl", "AutoModelForImageTextToText")],
+)
+def test_the_language_model_of_a_wrapper_is_exported(tmp_path: Path, name: str, loads: str) -> None:
+    """Alone for plain PEFT, or merged: both are the policy, and the card loads them."""
     config = multimodal_config(name)
     tiny_model(config).save_pretrained(tmp_path / "base")
     make_tokenizer().save_pretrained(tmp_path / "base")
-    adapter = make_adapter(tmp_path / "adapter", str(tmp_path / "base"))
+    run = short_run(tmp_path, optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 1.0}})
     kind = auto_class(config)
     plain = kind.from_pretrained(tmp_path / "base")
     before = logits(plain)
-    alone = logits(PeftModel.from_pretrained(plain, export(adapter, out=str(tmp_path / "alone"))))
-    merged = kind.from_pretrained(export(adapter, out=str(tmp_path / "merged"), merged=True))
-    torch.testing.assert_close(logits(merged), alone, rtol=0, atol=1e-4)
-    assert (alone - before).abs().max() > 1e-2
+    folder = export("last", run=run, out=str(tmp_path / "alone"))
+    alone = logits(PeftModel.from_pretrained(plain, folder))
+    merged = export("last", run=run, out=str(tmp_path / "merged"), merged=True)
+    torch.testing.assert_close(logits(kind.from_pretrained(merged)), alone, rtol=0, atol=1e-4)
+    assert (alone - before).abs().max() > 1e-3
+    for each in (folder, merged):
+        card = (each / "README.md").read_text(encoding="utf-8")
+        assert f"import {loads}, AutoTokenizer" in card
+        assert f" = {loads}.from_pretrained(" in card
+
+
+def short_run(folder: Path, **model: Any) -> str:
+    """Train the model in ``base`` for two steps."""
+    (folder / "rows.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in example_rows(4)), encoding="utf-8"
+    )
+    recipe = write_recipe(
+        folder,
+        str(folder / "base"),
+        str(folder / "rows.jsonl"),
+        trainer={"default_root_dir": str(folder), "logger": False, "max_steps": 2},
+        model={"policy": {"base": str(folder / "base"), "lora": {"r": 16}}, **model},
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["mpo-lightning"])
+        main(["fit", "--config", str(recipe)])
+    return str(folder)
 
 
 def test_card_tells_the_rank_of_fused_experts(tmp_path: Path) -> None:
@@ -298,18 +324,7 @@ def test_card_tells_the_rank_of_fused_experts(tmp_path: Path) -> None:
     )
     tiny_model(config).save_pretrained(tmp_path / "base")
     make_tokenizer().save_pretrained(tmp_path / "base")
-    (tmp_path / "rows.jsonl").write_text(json.dumps(example_rows(1)[0]) + "\n", encoding="utf-8")
-    recipe = write_recipe(
-        tmp_path,
-        str(tmp_path / "base"),
-        str(tmp_path / "rows.jsonl"),
-        trainer={"default_root_dir": str(tmp_path), "logger": False, "max_steps": 1},
-        model={"policy": {"base": str(tmp_path / "base"), "lora": {"r": 16}}},
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["mpo-lightning"])
-        main(["fit", "--config", str(recipe)])
-    out = export("last", run=str(tmp_path), out=str(tmp_path / "out"))
+    out = export("last", run=short_run(tmp_path), out=str(tmp_path / "out"))
     card = (out / "README.md").read_text(encoding="utf-8")
     assert "--max-lora-rank 32 " in card
     assert re.search(r"rank_pattern.*gate_up_proj.* 32 ", card)

@@ -75,6 +75,7 @@ def model_card(adapter: TrainedAdapter, facts: CardFacts) -> ModelCard:
         lora={name: config[name] for name in names if name in config}
         | {"target_modules": modules}
         | ({"rank_pattern": ranks, "alpha_pattern": config["alpha_pattern"]} if ranks else {}),
+        auto_class=_auto_class(record),
         vllm_rank=next((each for each in VLLM_RANKS if each >= rank), rank),
         metric_names=METRIC_NAMES,
         versions=package_versions(),
@@ -110,6 +111,17 @@ def _header(facts: CardFacts, record: Record | None, loss: str) -> ModelCardData
         tags=[*TAGS, loss.rpartition(".")[2].lower()] if loss else list(TAGS),
         **relation,
     )
+
+
+def _auto_class(record: Record | None) -> str:
+    """Return the transformers class that loads the base: a few multimodal ones have their own."""
+    from transformers.models.auto import modeling_auto as known
+
+    name = None if record is None else record["base"]["model"]
+    causal = known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    multimodal = known.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()
+    own = name in multimodal and name not in causal
+    return "AutoModelForImageTextToText" if own else "AutoModelForCausalLM"
 
 
 def _class_of(described: Any) -> str:

@@ -168,22 +168,22 @@ def _follow_new_length(
     restored = groups[0]["lr"]
     if schedule is None or now is None:
         rates = [group.get("initial_lr", group["lr"]) for group in groups]
+        changed = rates[0] != restored
         how = f"this one has no schedule: the rate is {rates[0]:.3g}"
     else:
         (config,) = trainer.lr_scheduler_configs
         step, shorter = config.scheduler.last_epoch, min(before, now)
         then, here = (at_step(schedule, steps, optimizer, shorter)[1] for steps in (before, now))
+        changed = then != here
         state, of_steps = at_step(schedule, now, optimizer, min(step, now))
         # A scheduler keeps the length with which it was made.
         config.scheduler = schedule(optimizer, now)
         config.scheduler.load_state_dict(state.state_dict())
         rates = of_steps[-1]
         how = f"this one has {now}: after step {step} the rate is {rates[0]:.3g}"
-        if then == here:
-            how = ""
     for group, rate in zip(groups, rates, strict=True):
         group["lr"] = rate
-    if how and rates[0] != restored:
+    if changed:
         rank_zero_warn(
             "The learning rate does not go on as it began: the checkpoint is of a run of "
             f"{before} optimizer steps, whose schedule it follows, and {how}, where it was "
