@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.optim import SGD
 
-from mpo_lightning.optim import WarmupCosine
+from mpo_lightning.optim import WarmupCosine, at_step
 
 
 def test_linear_warm_up_then_half_a_cosine() -> None:
@@ -27,3 +27,13 @@ def test_linear_warm_up_then_half_a_cosine() -> None:
 def test_share_of_warm_up_is_checked(warmup: float) -> None:
     with pytest.raises(ValueError, match="WarmupCosine: warmup must be in"):
         WarmupCosine(warmup=warmup)
+
+
+def test_a_schedule_at_a_step_leaves_the_optimizer_alone() -> None:
+    groups = [{"params": [torch.zeros(1)], "lr": 2.0}, {"params": [torch.zeros(1)], "lr": 1.0}]
+    optimizer = SGD(groups)
+    scheduler, rates = at_step(WarmupCosine(warmup=0.2), 10, optimizer, 3)
+    assert scheduler.last_epoch == 3
+    expected = [0.0, 1.0, 2.0, 1 + math.cos(math.pi / 8)]
+    assert rates == [pytest.approx([rate, rate / 2]) for rate in expected]
+    assert [group["lr"] for group in optimizer.param_groups] == [2.0, 1.0]

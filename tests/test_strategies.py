@@ -13,7 +13,14 @@ import yaml
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tests import processes
-from tests.conftest import example_rows, make_tokenizer, tiny_config, write_rows
+from tests.conftest import (
+    example_rows,
+    make_tokenizer,
+    multimodal_config,
+    tiny_config,
+    tiny_model,
+    write_rows,
+)
 from tests.runs import (
     OVERLAYS,
     ROOT,
@@ -136,6 +143,30 @@ def test_overlays_run_over_the_quick_start(toy_world: Path, tmp_path: Path, name
     assert result.returncode == 0, result.stderr[-3000:]
     assert len([row for row in metrics(tmp_path) if "train/loss" in row]) == 3
     assert any(weight.any() for key, weight in adapter(tmp_path).items() if "lora_B" in key)
+
+
+@pytest.fixture(scope="module")
+def wrapper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe for a multimodal model whose language model is trained."""
+    folder = tmp_path_factory.mktemp("wrapper")
+    tiny_model(multimodal_config("gemma3")).save_pretrained(folder / "base")
+    make_tokenizer().save_pretrained(folder / "base")
+    groups = write_rows(folder / "groups.jsonl", example_rows(8))
+    return write_recipe(folder, str(folder / "base"), groups, trainer={"max_epochs": 1})
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_language_model_of_a_wrapper_is_trained_the_same(
+    wrapper: Path, tmp_path: Path, name: str
+) -> None:
+    """DDP refuses weights that are trained and not used."""
+    options = ["--model.policy.gradient_checkpointing=true", "--data.groups_per_batch=2"]
+    single = wrapper.parent / "single"
+    if not single.is_dir():
+        fit(wrapper, single, *OVERLAYS["single"], "--data.groups_per_batch=4")
+    told = fit(wrapper, tmp_path, *OVERLAYS[name], *options).stderr
+    assert "none on model.vision_tower, model.multi_modal_projector, which no text" in told
+    assert_same_adapter(tmp_path, single, 1e-5)
 
 
 # ----------------------------------------------------------------------------------- the parts

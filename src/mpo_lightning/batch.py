@@ -3,7 +3,8 @@
 A `GroupBatch` is whole groups, laid out once and without padding: all token ids in one flat row,
 group after group, each group its prompt and then its responses. Both layouts in which a model can
 compute (the prompt shared, or one row per response) are made from it by ``model/logps.py``. A
-`PromptBatch` is prompts to be answered. `RunData` names what a run may ask of its data module.
+`PromptBatch` is prompts to be answered. `RunData` names what a run may ask of its data module,
+`RunModel` what the data module may ask of the module that is run.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,12 +22,14 @@ __all__ = [
     "GroupList",
     "GroupSpan",
     "Message",
+    "ModelLimits",
     "Prompt",
     "PromptBatch",
     "PromptItem",
     "Request",
     "Response",
     "RunData",
+    "RunModel",
     "TokenGroup",
 ]
 
@@ -376,6 +379,26 @@ class RunData(Protocol):
 
     def record(self) -> dict[str, Any]:
         """What was read and with which settings, as plain values without paths."""
+
+
+class ModelLimits(NamedTuple):
+    """Limits of a model on the rows that it can compute.
+
+    Attributes:
+        tokens: number of token ids of its embedding; None if it is unknown.
+        positions: limit on prompt + response, in tokens; None without a limit.
+    """
+
+    tokens: int | None = None
+    positions: int | None = None
+
+
+@runtime_checkable
+class RunModel(Protocol):
+    """What a data module may ask of the module that is run, before its model is loaded."""
+
+    def limits(self) -> ModelLimits:
+        """Return the limits of the model."""
 
 
 @runtime_checkable

@@ -4,11 +4,12 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from lightning.pytorch import Trainer
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["RunSchedule", "WarmupCosine"]
+__all__ = ["RunSchedule", "WarmupCosine", "at_step", "optimizer_steps"]
 
 
 class RunSchedule(ABC):
@@ -48,12 +49,47 @@ class WarmupCosine(RunSchedule):
         return scheduler
 
 
-def optimizer_steps(trainer: Trainer) -> int:
+def at_step(
+    schedule: RunSchedule, total_steps: int, optimizer: Optimizer, step: int
+) -> tuple[LRScheduler, list[list[float]]]:
+    """Return a schedule as it is after some steps of a run, and its rates until then.
+
+    Args:
+        schedule: the schedule.
+        total_steps: number of optimizer steps of the run.
+        optimizer: the run's optimizer, whose first rates are taken; it is left alone.
+        step: number of steps.
+
+    Returns:
+        The scheduler of an optimizer without weights, and the learning rates of all parameter
+        groups at each step from 0 to ``step``.
+    """
+    groups = [
+        {"params": [torch.zeros(1)], "lr": group.get("initial_lr", group["lr"])}
+        for group in optimizer.param_groups
+    ]
+    # Some schedules change the momentum, too.
+    copy = SGD(groups, momentum=0.9)
+    scheduler = schedule(copy, total_steps)
+    rates = [[group["lr"] for group in copy.param_groups]]
+    for _ in range(step):
+        copy.step()
+        scheduler.step()
+        rates.append([group["lr"] for group in copy.param_groups])
+    return scheduler, rates
+
+
+def optimizer_steps(trainer: Trainer, done: tuple[int, int, int] = (0, 0, 0)) -> int:
     """Number of optimizer steps of the whole run.
 
     With a data module `trainer.estimated_stepping_batches` is avoided: it makes the training loader
     before a checkpoint is restored, and a resumed run would start from that loader
     (pytorch-lightning#20550).
+
+    Args:
+        trainer: the run's trainer.
+        done: optimizer steps, epochs, and batches of the epoch after them that a run has behind it,
+            perhaps with other settings.
     """
     data = getattr(trainer, "datamodule", None)
     if data is None or trainer.max_epochs in (None, -1):
@@ -64,5 +100,8 @@ def optimizer_steps(trainer: Trainer) -> int:
         batches = min(batches, limit)
     elif limit is not None:
         batches = int(batches * limit)
-    steps = math.ceil(batches / trainer.accumulate_grad_batches) * int(trainer.max_epochs or 1)
+    steps, epochs, beyond = done
+    window = trainer.accumulate_grad_batches
+    steps += math.ceil(batches / window) * (int(trainer.max_epochs or 1) - epochs)
+    steps -= beyond // window
     return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)

@@ -17,6 +17,8 @@ WARNINGS = (
     # Metrics are summed over the processes before they are logged.
     "It is recommended to use .*sync_dist=True",
     "Precision .* is not supported by the model summary",
+    # PEFT looks for the ranks of fused experts among layers only.
+    "The following (rank|alpha)_pattern keys did not match any targeted module",
     # The `metrics.csv` of an earlier run is renamed before.
     "Experiment logs directory .* exists and is not empty",
 )

@@ -29,11 +29,12 @@ from mpo_lightning.callbacks.health import HealthWarning
 from mpo_lightning.callbacks.health_checks import Thresholds
 from mpo_lightning.callbacks.samples import SamplesError
 from mpo_lightning.cli import main
+from mpo_lightning.data.groups import DataError
 from mpo_lightning.losses import MPO
 from mpo_lightning.strategy import FSDP1, FSDP2
 from mpo_lightning.training.metrics import METRICS
 from mpo_lightning.training.resume import random_state
-from tests.conftest import example_rows
+from tests.conftest import example_rows, make_tokenizer
 from tests.runs import adapter
 
 SMALL = Thresholds(window=3, slow_after=3)
@@ -280,6 +281,19 @@ def test_prompts_that_leave_no_room_are_told(
     (row,) = json_lines(tmp_path / "samples.jsonl")
     assert row["before"] is None
     assert "leaves no room" in row["before_refused"]
+
+
+def test_prompts_with_a_token_that_the_model_lacks_are_named(
+    base: str, data: dict[str, str], tmp_path: Path
+) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["<|extra|>"])
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    module, groups = make(base, data)
+    groups.tokenizer_path = str(tmp_path / "tokenizer")
+    samples = Samples(prompts=["Hi", "<|extra|>"], max_new_tokens=6)
+    with pytest.raises(DataError, match=r"samples.prompts\[1\]: prompt: found token 384"):
+        trainer(tmp_path, samples, max_steps=1, limit_val_batches=0).fit(module, groups)
 
 
 @pytest.mark.parametrize("strategy", [FSDP1, FSDP2])

@@ -94,7 +94,8 @@ def test_choices_and_purposes_are_those_of_the_source() -> None:
     assert settings["data.trust_remote_code"].choices == ("true", "false")
     assert settings["data.columns"].kinds == ("a mapping", "null")
     assert settings["model.policy.lora.r"].purpose == "rank."
-    assert settings["data.max_length"].purpose == "limit on prompt + response, in tokens."
+    purpose = "limit on prompt + response, in tokens; the model's own, where that is lower."
+    assert settings["data.max_length"].purpose == purpose
     # The run's folder decides it.
     assert "checkpoint.dirpath" not in settings
 

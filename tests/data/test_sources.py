@@ -125,6 +125,93 @@ def test_pattern_is_one_source(tmp_path: Path) -> None:
     assert [row for _, row in read_rows(f"{tmp_path}/[x]*.jsonl")] == ROWS[:1]
 
 
+SPLITS = {
+    "data split": ["train.jsonl", "val.jsonl", "test.jsonl"],
+    "other words": ["Training.jsonl", "dev.jsonl", "eval.jsonl", "heldout.jsonl"],
+    "prefixes": ["mine_train.parquet", "mine_valid.parquet", "mine_test.parquet"],
+    "shards": [
+        "train-00000-of-00002.parquet",
+        "train-00001-of-00002.parquet",
+        "validation-00000-of-00001.parquet",
+        "test-00000-of-00001.parquet",
+    ],
+}
+
+
+def folder_of(folder: Path, files: list[str]) -> str:
+    """A folder of files; each row says which of them it is in."""
+    folder.mkdir(parents=True)
+    for name in files:
+        rows = [{"file": name, "number": number} for number in range(2)]
+        if name.endswith(".parquet"):
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / name)
+        else:
+            (folder / name).write_text(one_a_line(rows), encoding="utf-8")
+    return str(folder)
+
+
+def files_read(data: str, **settings: str) -> list[str]:
+    """The files of a folder that are read, in order."""
+    return list(dict.fromkeys(row["file"] for _, row in read_rows(data, **settings)))
+
+
+@pytest.mark.parametrize("layout", ["data split", "prefixes", "shards"])
+def test_folder_of_splits_gives_the_one_that_is_wanted(tmp_path: Path, layout: str) -> None:
+    """Training must not read what is kept for testing."""
+    files = SPLITS[layout]
+    folder = folder_of(tmp_path / "split", files)
+    for split, word in (("train", "train"), ("validation", "val"), ("test", "test")):
+        expected = [name for name in files if word in name]
+        assert files_read(folder, default_split=split) == expected
+        assert files_read(f"{folder}:{split}") == expected
+    assert open_source(folder, default_split="train").name == f"{folder}:train"
+    with pytest.raises(DataError, match="not said which split is wanted.*as in .*test"):
+        open_source(folder)
+
+
+def test_folder_that_holds_its_files_as_the_hub_does(tmp_path: Path) -> None:
+    folder_of(tmp_path / "name" / "data", SPLITS["shards"])
+    (tmp_path / "name" / "README.md").write_text("...", encoding="utf-8")
+    assert files_read(str(tmp_path / "name"), default_split="test") == [SPLITS["shards"][3]]
+
+
+@pytest.mark.parametrize(
+    ("files", "split", "message"),
+    [
+        (["train.jsonl", "test.jsonl"], "validation", "none is named as validation"),
+        (SPLITS["other words"], "validation", "2 kinds of them are named as validation"),
+        (["train.jsonl", "train.parquet", "val.jsonl"], "train", "2 kinds of them .* as train"),
+        (
+            ["train_sft.jsonl", "train_prefs.jsonl", "test_prefs.jsonl"],
+            "train",
+            "2 kinds of them are named as train",
+        ),
+        (["train.jsonl", "test.jsonl", "more.jsonl"], "train", "several splits, and some of none"),
+    ],
+    ids=str,
+)
+def test_folder_whose_split_is_not_clear_is_refused(
+    tmp_path: Path, files: list[str], split: str, message: str
+) -> None:
+    folder = folder_of(tmp_path / "split", files)
+    with pytest.raises(DataError, match=rf"(?s)its files are .*{message}.*name the file"):
+        open_source(folder, default_split=split)
+
+
+def test_split_of_a_folder_by_its_own_name(tmp_path: Path) -> None:
+    files = ["train_sft.jsonl", "train_prefs.jsonl", "test_prefs.jsonl"]
+    folder = folder_of(tmp_path / "split", files)
+    assert files_read(f"{folder}:train_prefs") == ["train_prefs.jsonl"]
+    with pytest.raises(DataError, match="none is named as train_gen"):
+        open_source(f"{folder}:train_gen")
+
+
+def test_folder_of_one_split_is_read_whole(tmp_path: Path) -> None:
+    """Named by the user, whatever its files are called."""
+    folder = folder_of(tmp_path / "mine", ["test-a.jsonl", "test-b.jsonl"])
+    assert files_read(folder, default_split="train") == ["test-a.jsonl", "test-b.jsonl"]
+
+
 @pytest.mark.parametrize("write", WRITERS)
 def test_any_range_of_rows(write: Callable[[Path], Path], tmp_path: Path) -> None:
     source = open_source(str(write(tmp_path)))

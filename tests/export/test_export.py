@@ -17,7 +17,7 @@ import torch
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from mpo_lightning import files as package_files
 from mpo_lightning.cli import main
@@ -25,9 +25,9 @@ from mpo_lightning.data.groups import DataError
 from mpo_lightning.export.export import export
 from mpo_lightning.export.merging import Change
 from mpo_lightning.export.trained_adapter import ExportError
-from mpo_lightning.model.loading import LoRA, PolicyConfig, build_policy
+from mpo_lightning.model.loading import LoRA, PolicyConfig, auto_class, build_policy
 from mpo_lightning.model.policy import Policy, PolicyError, digest_of_weights
-from tests.conftest import example_rows, make_tokenizer, tiny_model
+from tests.conftest import example_rows, make_tokenizer, multimodal_config, tiny_model
 from tests.runs import write_recipe
 
 IDS = torch.arange(2, 40)[None]
@@ -202,6 +202,7 @@ def test_card_tells_what_the_run_did(run: Path, tmp_path: Path) -> None:
     assert written == {**recorded, "metrics_csv": None}
 
 
+@pytest.mark.filterwarnings("ignore:The learning rate does not go on as it began")
 def test_metrics_outlive_a_stop(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that goes on and is saved before its next validation has the last one's values."""
     again = Path(shutil.copytree(run, tmp_path / "again"))
@@ -268,6 +269,66 @@ def test_merged_model_is_the_policy(base: str, tmp_path: Path, lora: dict[str, b
     )
     tokenizer = AutoTokenizer.from_pretrained(out)
     assert tokenizer.chat_template == make_tokenizer().chat_template
+
+
+@pytest.mark.parametrize(
+    ("name", "loads"),
+    [("gemma3", "AutoModelForCausalLM"), ("qwen2_5_vl", "AutoModelForImageTextToText")],
+)
+def test_the_language_model_of_a_wrapper_is_exported(tmp_path: Path, name: str, loads: str) -> None:
+    """Alone for plain PEFT, or merged: both are the policy, and the card loads them."""
+    config = multimodal_config(name)
+    tiny_model(config).save_pretrained(tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    run = short_run(tmp_path, optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 1.0}})
+    kind = auto_class(config)
+    plain = kind.from_pretrained(tmp_path / "base")
+    before = logits(plain)
+    folder = export("last", run=run, out=str(tmp_path / "alone"))
+    alone = logits(PeftModel.from_pretrained(plain, folder))
+    merged = export("last", run=run, out=str(tmp_path / "merged"), merged=True)
+    torch.testing.assert_close(logits(kind.from_pretrained(merged)), alone, rtol=0, atol=1e-4)
+    assert (alone - before).abs().max() > 1e-3
+    for each in (folder, merged):
+        card = (each / "README.md").read_text(encoding="utf-8")
+        assert f"import {loads}, AutoTokenizer" in card
+        assert f" = {loads}.from_pretrained(" in card
+
+
+def short_run(folder: Path, **model: Any) -> str:
+    """Train the model in ``base`` for two steps."""
+    (folder / "rows.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in example_rows(4)), encoding="utf-8"
+    )
+    recipe = write_recipe(
+        folder,
+        str(folder / "base"),
+        str(folder / "rows.jsonl"),
+        trainer={"default_root_dir": str(folder), "logger": False, "max_steps": 2},
+        model={"policy": {"base": str(folder / "base"), "lora": {"r": 16}}, **model},
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["mpo-lightning"])
+        main(["fit", "--config", str(recipe)])
+    return str(folder)
+
+
+def test_card_tells_the_rank_of_fused_experts(tmp_path: Path) -> None:
+    """PEFT gives two weights that are fused into one the rank of both."""
+    config = AutoConfig.for_model(
+        "qwen3_moe",
+        **{"vocab_size": 384, "hidden_size": 32, "intermediate_size": 64, "head_dim": 8},
+        **{"num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2},
+        **{"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2},
+        **{"bos_token_id": 0, "eos_token_id": 1},
+    )
+    tiny_model(config).save_pretrained(tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    out = export("last", run=short_run(tmp_path), out=str(tmp_path / "out"))
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "--max-lora-rank 32 " in card
+    assert re.search(r"rank_pattern.*gate_up_proj.* 32 ", card)
+    assert "down_proj, gate_up_proj, k_proj, o_proj, q_proj, v_proj (6 entries)" in card
 
 
 def test_sixteen_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

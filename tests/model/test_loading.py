@@ -9,15 +9,23 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from lightning.pytorch import Trainer
+from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, OPTConfig
 
 import mpo_lightning.model.loading
 from mpo_lightning import LoRA, MPOModule, PolicyConfig, PreferenceDataModule
 from mpo_lightning.batch import GroupBatch
 from mpo_lightning.losses import MPO
-from mpo_lightning.model.loading import build_policy
-from mpo_lightning.model.policy import PolicyError
-from tests.conftest import example_rows, plain_logps, random_groups, tiny_config, tiny_model
+from mpo_lightning.model.loading import auto_class, build_policy
+from mpo_lightning.model.policy import Policy, PolicyError
+from tests.conftest import (
+    example_rows,
+    multimodal_config,
+    plain_logps,
+    random_groups,
+    tiny_config,
+    tiny_model,
+)
 
 LAYERS = {"nf4": Linear4bit, "int8": Linear8bitLt}
 
@@ -255,3 +263,172 @@ def test_code_that_comes_with_a_model_is_not_run(base: str, tmp_path: Path) -> N
     with pytest.raises(PolicyError, match="trust_remote_code"):
         build_policy(PolicyConfig(base=str(tmp_path)), "auto")
     assert not ran.exists()
+
+
+# --------------------------------------------------------------------------- what is adapted
+
+
+def saved(folder: Path, config: Any) -> str:
+    tiny_model(config).save_pretrained(folder)
+    return str(folder)
+
+
+def adapted(
+    base: str, caplog: pytest.LogCaptureFixture, **settings: Any
+) -> tuple[Policy, set[str], str]:
+    """A policy, the modules that its adapters are on, and what was said of them."""
+    caplog.clear()
+    lora = LoRA(**{key: settings.pop(key) for key in list(settings) if hasattr(LoRA, key)})
+    policy = build_policy(PolicyConfig(base=base, lora=lora, **settings), "auto")
+    names = {n.partition(".lora_")[0] for n, p in policy.named_parameters() if p.requires_grad}
+    (line,) = [r.message for r in caplog.records if r.message.startswith("Adapters: ")]
+    return policy, names, line
+
+
+@pytest.mark.parametrize(
+    ("name", "towers"),
+    [
+        ("gemma3", "model.vision_tower, model.multi_modal_projector"),
+        ("llava", "model.vision_tower, model.multi_modal_projector"),
+        ("mistral3", "model.vision_tower, model.multi_modal_projector"),
+        ("qwen2_5_vl", "model.visual"),
+    ],
+)
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"], ".*(q|v)_proj"], ids=str)
+def test_only_the_language_model_of_a_wrapper_is_adapted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, towers: str, targets: Any
+) -> None:
+    """And plain PEFT loads the adapter on the same base."""
+    caplog.set_level("INFO")
+    base = saved(tmp_path / "base", multimodal_config(name))
+    policy, names, line = adapted(base, caplog, target_modules=targets, r=4)
+    assert len(names) == 2 * (7 if targets == "all-linear" else 2)
+    assert all(".language_model.layers." in each for each in names)
+    assert line.startswith("Adapters: rank 4 on 2 q_proj, 2 ")
+    assert line.endswith(f"; none on {towers}, which no text passes through.")
+    policy(GroupBatch.from_groups(random_groups([(5, [3, 1])]))).sum().backward()
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                # Every weight that is trained is used: DDP refuses others.
+                assert parameter.grad is not None
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        policy.save_adapter(tmp_path / "adapter")
+        config = AutoConfig.from_pretrained(base)
+        plain = auto_class(config).from_pretrained(base)
+        loaded = PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
+        ids = torch.arange(2, 40)[None]
+        expected = policy.eval().causal_lm(input_ids=ids).logits
+        torch.testing.assert_close(loaded(input_ids=ids).logits, expected)
+    stored = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert not {"fc1", "out_proj", "proj", "qkv"} & set(stored["target_modules"])
+
+
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_experts": 4}
+
+
+def experts_config(name: str) -> Any:
+    settings = {**tiny_config(pad_token_id=0).to_dict(), **EXPERTS, "head_dim": 8}
+    kept = {k: v for k, v in settings.items() if k not in {"model_type", "architectures"}}
+    kept |= {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
+    return AutoConfig.for_model(name, **kept, layer_types=["full_attention", "full_attention"])
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        (
+            "qwen3_moe",
+            {},
+            "rank 4 on 2 q_proj, 2 k_proj, 2 v_proj, 2 o_proj, 2 experts.down_proj; "
+            "rank 8 on 2 experts.gate_up_proj; none on the routers (2 mlp.gate).",
+        ),
+        (
+            "mixtral",
+            {},
+            "rank 4 on 2 q_proj, 2 k_proj, 2 v_proj, 2 o_proj, 2 experts.down_proj; "
+            "rank 8 on 2 experts.gate_up_proj; none on the routers (2 mlp.gate).",
+        ),
+        # PEFT finds no adapters for these experts by the names of layers.
+        (
+            "gpt_oss",
+            {},
+            "rank 4 on 2 q_proj, 2 k_proj, 2 v_proj, 2 o_proj; none on the fused experts "
+            "(2 experts.gate_up_proj, 2 experts.down_proj); none on the routers (2 mlp.router).",
+        ),
+        (
+            "qwen3_moe",
+            {"exclude_modules": ["experts"], "lora_dropout": 0.1},
+            "rank 4 on 2 q_proj, 2 k_proj, 2 v_proj, 2 o_proj; none on the fused experts "
+            "(2 experts.gate_up_proj, 2 experts.down_proj); none on the routers (2 mlp.gate).",
+        ),
+        (
+            "qwen3_moe",
+            {"target_modules": ["q_proj", "gate_proj", "up_proj", "down_proj", "gate"]},
+            "rank 4 on 2 q_proj, 2 experts.down_proj, 2 gate.weight; "
+            "rank 8 on 2 experts.gate_up_proj.",
+        ),
+        # The same, beside experts that are layers; one of its routers is a layer, too.
+        (
+            "qwen2_moe",
+            {"exclude_modules": ["o_proj"]},
+            "rank 4 on 2 q_proj, 2 k_proj, 2 v_proj, 2 gate_proj, 2 up_proj, 2 down_proj; "
+            "none on the fused experts (2 experts.gate_up_proj, 2 experts.down_proj); "
+            "none on the routers (2 mlp.gate, 2 mlp.shared_expert_gate).",
+        ),
+    ],
+    ids=str,
+)
+def test_what_is_adapted_of_a_mixture_of_experts_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, settings: dict[str, Any], said: str
+) -> None:
+    caplog.set_level("INFO")
+    base = saved(tmp_path / "base", experts_config(name))
+    policy, names, line = adapted(base, caplog, r=4, **settings)
+    assert line == f"Adapters: {said}"
+    assert any(n.endswith(".gate") for n in names) == ("gate.weight" in said)
+    assert policy.is_untrained()
+    batch = GroupBatch.from_groups(random_groups([(5, [3, 1])]))
+    assert torch.equal(policy.eval()(batch), policy.reference(batch))
+    policy.save_adapter(tmp_path / "adapter")
+    stored = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert sorted(stored["rank_pattern"].values()) == ([8] if "rank 8" in said else [])
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "mixtral"])
+@pytest.mark.parametrize("setting", [{"lora_dropout": 0.05}, {"use_dora": True}], ids=str)
+def test_what_fused_experts_have_not_is_refused_by_the_users_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, setting: dict[str, Any]
+) -> None:
+    base = saved(tmp_path / "base", experts_config(name))
+    (field,) = setting
+    with pytest.raises(
+        PolicyError,
+        match=rf"^lora\.{field}: the experts .*experts.gate_up_proj.* no {field}.*"
+        r"exclude_modules: \[experts\], which leaves k_proj, o_proj, q_proj, v_proj\.$",
+    ):
+        adapted(base, caplog, **setting)
+
+
+def test_half_of_a_fused_weight_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = saved(tmp_path / "base", experts_config("qwen3_moe"))
+    with pytest.raises(PolicyError, match="target_modules.*gate_proj without also.*up_proj"):
+        adapted(base, caplog, target_modules=["q_proj", "gate_proj"])
+
+
+def test_what_quantisation_leaves_of_experts_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    base = saved(tmp_path / "base", experts_config("qwen3_moe"))
+    policy, _, _ = adapted(base, caplog, quantization="nf4")
+    experts = sum(
+        p.nbytes for n, p in policy.named_parameters() if p.ndim == 3 and "lora_" not in n
+    )
+    assert experts == 2 * 4 * 3 * 32 * 32 * 4
+    assert (
+        f"Quantization: nf4 leaves {experts / 2**20:,.1f} MiB as they were, the fused experts "
+        "(experts.down_proj, experts.gate_up_proj)" in caplog.text
+    )

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, BloomConfig, GPT2Config
 
-from mpo_lightning.batch import GroupBatch, TokenGroup
+from mpo_lightning.batch import GroupBatch
 from mpo_lightning.model.attention import PromptSharing
 from mpo_lightning.model.loading import LoRA, PolicyConfig, build_policy
 from mpo_lightning.model.policy import Policy, PolicyError, decoder_layers
@@ -309,14 +309,6 @@ def test_check_stops_a_model_that_gives_nan(base: str, ragged_batch: GroupBatch)
         policy.check(ragged_batch)
 
 
-def test_check_stops_a_tokenizer_of_another_model(base: str) -> None:
-    policy = make(base)
-    ids = torch.tensor([1, 400])
-    batch = GroupBatch.from_groups([TokenGroup(ids, (ids, ids[:1]), (1.0, 2.0), "x:1", {})])
-    with pytest.raises(PolicyError, match="token 400.*only 384.*data.tokenizer"):
-        policy.check(batch)
-
-
 # ---------------------------------------------------------------------------------- bad settings
 
 
@@ -350,6 +342,34 @@ def test_weights_that_would_be_random_are_refused(base: str, tmp_path: Path) -> 
 def test_lora_targets_that_match_nothing_are_refused(base: str, targets: Any) -> None:
     with pytest.raises(PolicyError, match="target_modules.*nothing.*q_proj"):
         make(base, target_modules=targets)
+
+
+@pytest.mark.parametrize(
+    ("targets", "excluded"),
+    [
+        (["q_proj", "lm_head"], "lm_head"),
+        (".*(lm_head|v_proj)", "lm_head"),
+        (["embed_tokens"], "embed_tokens"),
+    ],
+)
+def test_an_adapter_on_one_end_of_a_tied_model_is_refused(
+    tmp_path: Path, targets: Any, excluded: str
+) -> None:
+    """Merged, it would change the other end as well."""
+    tiny_model(tiny_config(tie_word_embeddings=True)).save_pretrained(tmp_path)
+    with pytest.raises(
+        PolicyError, match=rf"(?s){excluded}.*tie_word_embeddings.*exclude_modules: \[{excluded}\]"
+    ):
+        make(str(tmp_path), target_modules=targets)
+    left = make(str(tmp_path), target_modules="all-linear", exclude_modules=[excluded])
+    assert left.is_untrained()
+
+
+def test_an_adapter_on_the_embedding_alone_is_untrained_until_it_is_trained(base: str) -> None:
+    policy = make(base, target_modules=["embed_tokens"])
+    assert policy.is_untrained()
+    shake(policy)
+    assert not policy.is_untrained()
 
 
 @pytest.mark.parametrize(

@@ -258,3 +258,24 @@ def test_folder_keeps_the_date_that_its_chat_template_wrote(
     main(command(prompts, str(folder), tmp_path / "other"))
     other = content(tmp_path / "other")
     assert json.loads(other["settings.json"])["settings"]["date"] == "2026-02-01T00:01:00"
+
+
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_a_token_that_the_model_lacks_is_found_before_anything_is_sampled(
+    write_jsonl: Callable[..., str], tmp_path: Path, place: str
+) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["<|extra|>"])
+    tokenizer.save_pretrained(tmp_path / "base")
+    tiny_model().save_pretrained(tmp_path / "base")
+    rows = [{"prompt": text} for text in CORPUS]
+    rows.insert(0 if place == "first" else 4, {"prompt": "Say <|extra|>."})
+    number = 1 if place == "first" else 5
+    data, base, out = write_jsonl(rows), str(tmp_path / "base"), tmp_path / "out"
+    with pytest.raises(
+        SystemExit, match=rf"jsonl:{number}: prompt: found token 384 .*expected tokens below 384"
+    ):
+        main(command(data, base, out))
+    assert not list(out.glob("*.jsonl"))
+    # The tokenizer's other tokens do no harm.
+    main(command(write_jsonl(rows[1:4], "others.jsonl"), base, tmp_path / "others"))

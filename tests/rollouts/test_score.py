@@ -242,3 +242,21 @@ def test_sampled_rows_are_scored(base: str, function: str, tmp_path: Path) -> No
     assert [group.prompt for group in groups] == CORPUS
     assert all(set(group.extra) == {"sampled", "scored_by"} for group in groups)
     assert all(group.truncated is not None for group in groups)
+
+
+def test_a_token_that_the_reward_model_lacks_is_found_before_anything_is_scored(
+    rows: list[dict[str, Any]], write_jsonl: Callable[..., str], tmp_path: Path
+) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["<|extra|>"])
+    tokenizer.save_pretrained(tmp_path / "model")
+    LlamaForSequenceClassification(tiny_config(num_labels=1)).save_pretrained(tmp_path / "model")
+    rows[7]["responses"][1] += " <|extra|>"
+    command = ["score", "--reward_model.path", str(tmp_path / "model"), *SMALL]
+    with pytest.raises(
+        SystemExit, match=r"jsonl:8: responses\[1\], after its prompt: found token 384 .*below 384"
+    ):
+        main([*command, "--data", write_jsonl(rows), "--out", str(tmp_path / "out")])
+    assert not list((tmp_path / "out").glob("*.jsonl"))
+    others = write_jsonl(rows[:7], "others.jsonl")
+    main([*command, "--data", others, "--out", str(tmp_path / "others")])

@@ -331,3 +331,12 @@ def test_date_of_the_reward_model_s_template() -> None:
     ]
     assert of_dates[0] != of_dates[1]
     assert scorer_with(template, date="2026-01-31")([THOUGHT]) == of_dates[0]
+
+
+def test_a_limit_beyond_the_models_own_is_the_models_own(tmp_path: Path) -> None:
+    model = make_model(*MODELS["gpt2"])
+    path = save(tmp_path, model)
+    for given, expected in ((None, 1024), (5000, 1024), (100, 100)):
+        assert (
+            load_reward_model(RewardModelConfig(path=path, max_length=given)).max_length == expected
+        )

@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback, Trainer
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from mpo_lightning import PreferenceDataModule
+from mpo_lightning.optim import RunSchedule, WarmupCosine, at_step
 from mpo_lightning.training.resume import of_all_processes, random_state, restore_random_state
-from tests.conftest import example_rows, make_tokenizer, write_rows
+from tests.conftest import StopAfterFirstEpoch, example_rows, make_tokenizer, write_rows
 from tests.runs import (
     GO_ON,
     OVERLAYS,
@@ -24,6 +30,7 @@ from tests.runs import (
     metrics,
     of_two,
 )
+from tests.training.fits import make_module, make_trainer
 
 PLAIN_FSDP2 = {
     "data_parallel_size": 2,
@@ -115,6 +122,114 @@ def test_optimizer_states_that_are_numbered_otherwise_are_refused(
         result = fit(recipe, tmp_path / "run", *OVERLAYS[strategy], *GO_ON, check=False)
         assert result.returncode == 1
         assert "optimizer's state by all weights, this strategy by trained" in result.stderr
+
+
+# ------------------------------------------------------------------------- runs of another length
+
+
+class Linear(RunSchedule):
+    """Falls to zero over the run."""
+
+    def __call__(self, optimizer: Optimizer, total_steps: int) -> LRScheduler:
+        return LambdaLR(optimizer, lambda step: max(0.0, 1 - step / total_steps))
+
+
+class OfTorch(RunSchedule):
+    """Keeps its length in its state, which a checkpoint restores."""
+
+    def __call__(self, optimizer: Optimizer, total_steps: int) -> LRScheduler:
+        return CosineAnnealingLR(optimizer, T_max=total_steps)
+
+
+class Constant(RunSchedule):
+    """Warms up over a number of steps that is not a share of the run."""
+
+    def __call__(self, optimizer: Optimizer, total_steps: int) -> LRScheduler:
+        return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 2))
+
+
+class Rates(Callback):
+    """The learning rate of each optimizer step."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+
+    def on_before_optimizer_step(self, trainer: Trainer, *_: Any) -> None:
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def rates(base: str, data: str, schedule: Any, checkpoint: Path, **settings: Any) -> list[float]:
+    """The rates of a run, which goes on from a checkpoint if there is one and leaves another."""
+    module = make_module(base, lr_scheduler=schedule)
+    seen = Rates()
+    trainer = make_trainer(callbacks=[seen], **settings)
+    files = PreferenceDataModule(tokenizer=base, train=data, groups_per_batch=2)
+    known = str(checkpoint) if checkpoint.exists() else None
+    trainer.fit(module, files, ckpt_path=known, weights_only=True)
+    trainer.save_checkpoint(checkpoint)
+    return seen.rates
+
+
+@pytest.mark.parametrize("schedule", [WarmupCosine(warmup=0.2), Linear(), OfTorch()], ids=repr)
+@pytest.mark.parametrize(
+    ("runs", "lengths"),
+    [
+        ([{"max_epochs": 1}, {"max_epochs": 3}], (4, 12)),
+        ([{"max_steps": 3, "max_epochs": 2}, {"max_steps": 6, "max_epochs": 2}], (3, 6)),
+        # Four steps are done, six to come.
+        ([{"max_epochs": 1}, {"max_epochs": 4, "accumulate_grad_batches": 2}], (4, 10)),
+    ],
+    ids=str,
+)
+def test_another_length_is_told_and_followed_from_the_first_step(
+    base: str, tmp_path: Path, schedule: RunSchedule, runs: Any, lengths: tuple[int, int]
+) -> None:
+    """The rates are those of a run of the new length; no step has the last one of the old."""
+    data = write_rows(tmp_path / "groups.jsonl", example_rows(8))
+    (first, then), (before, now) = runs, lengths
+    assert len(rates(base, data, schedule, tmp_path / "x.ckpt", **first)) == before
+    told = rf"of a run of {before} optimizer steps,.* this one has {now}: after"
+    with pytest.warns(UserWarning, match=told):
+        found = rates(base, data, schedule, tmp_path / "x.ckpt", **then)
+    optimizer = SGD([torch.zeros(1)], lr=0.05)
+    expected = [each for (each,) in at_step(schedule, now, optimizer, now)[1]]
+    assert found == pytest.approx(expected[before:now])
+    # What it leaves knows its length: with the same settings there is nothing to tell.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*learning rate.*")
+        assert rates(base, data, schedule, tmp_path / "x.ckpt", **then) == []
+
+
+@pytest.mark.parametrize("schedule", [Constant(), None, WarmupCosine()], ids=repr)
+def test_what_does_not_change_is_not_told(
+    base: str, write_jsonl: Callable[..., str], tmp_path: Path, schedule: Any
+) -> None:
+    data = write_jsonl(example_rows(8))
+    settings: dict[str, Any] = {"max_epochs": 2}
+    interrupted = {**settings, "callbacks": [StopAfterFirstEpoch()]}
+    module = make_module(base, lr_scheduler=schedule)
+    files = PreferenceDataModule(tokenizer=base, train=data, groups_per_batch=2)
+    trainer = make_trainer(**interrupted)
+    trainer.fit(module, files)
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    longer = settings if isinstance(schedule, WarmupCosine) else {"max_epochs": 4}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*learning rate.*")
+        found = rates(base, data, schedule, tmp_path / "x.ckpt", **longer)
+    assert found == rates(base, data, schedule, tmp_path / "y.ckpt", **longer)[4:]
+
+
+def test_a_schedule_that_is_switched_off_is_told(
+    base: str, write_jsonl: Callable[..., str], tmp_path: Path
+) -> None:
+    """Its last rate would stay for good, and that is often zero."""
+    data = write_jsonl(example_rows(8))
+    rates(base, data, WarmupCosine(), tmp_path / "x.ckpt")
+    with pytest.warns(
+        UserWarning, match="run of 4 optimizer steps.* no schedule: the rate is 0.05"
+    ):
+        found = rates(base, data, None, tmp_path / "x.ckpt", max_epochs=2)
+    assert found == [0.05] * 4
 
 
 # ------------------------------------------------------------------------------------- refusals

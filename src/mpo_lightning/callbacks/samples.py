@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from mpo_lightning.data.datamodule import PreferenceDataModule
+from mpo_lightning.data.limits import check_ids
 from mpo_lightning.data.tokens import GroupTokenizer
 from mpo_lightning.errors import UserError
 from mpo_lightning.generation.generate import Answers, ModelSampler, Sample, Sampling
@@ -115,7 +116,11 @@ class Samples(Callback):
         return getattr(trainer, "datamodule", None)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Generate the reference's responses; a resumed run gets the same ones."""
+        """Generate the reference's responses; a resumed run gets the same ones.
+
+        Raises:
+            DataError: if the model lacks a token of a prompt.
+        """
         if not self._on:
             return
         assert isinstance(pl_module, MPOModule)
@@ -128,6 +133,9 @@ class Samples(Callback):
             date=data.date,
         )
         self._prompts = self._chosen_prompts(data, tokenizer)
+        for prompt in self._prompts:
+            tokens = pl_module.limits().tokens
+            check_ids(prompt.ids, tokens, data.tokenizer, prompt.source, "prompt")
         model = pl_module.policy.causal_lm
         self._sampler = ModelSampler(model, tokenizer, self._within(model, self._prompts))
         self._before = self._answers(trainer, pl_module, reference=True)

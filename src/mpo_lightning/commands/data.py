@@ -41,9 +41,9 @@ def _parser(purpose: str, function: Callable[..., Any]) -> SettingsParser:
     parser.add_class_arguments(Sources, skip={"files", "default_split"}, instantiate=False)
     parser.add_argument(
         "--split",
-        type=str,
-        default="train",
-        help="split of a hub id or saved DatasetDict that is given without :SPLIT",
+        type=str | None,
+        help="split of a source of several splits that is given without :SPLIT (default: train; a "
+        "folder of splits needs one)",
     )
     parser.add_function_arguments(function, skip=OTHERS)
     return parser

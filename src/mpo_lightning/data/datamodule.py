@@ -11,9 +11,10 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
-from mpo_lightning.batch import GroupBatch, PromptBatch
+from mpo_lightning.batch import GroupBatch, ModelLimits, PromptBatch, RunModel
 from mpo_lightning.data.dataset import GroupDataset, Groups
 from mpo_lightning.data.groups import DataError, bad_field
+from mpo_lightning.data.limits import check_groups
 from mpo_lightning.data.prepare import prepare
 from mpo_lightning.data.prompt_dataset import PromptDataset
 from mpo_lightning.data.prompts import PromptSource, has_prompt_only
@@ -101,7 +102,7 @@ class PreferenceDataModule(LightningDataModule):
         tokens_per_batch: limit on the tokens of a step on one process: each group's prompt once and
             its responses. Both limits hold where both are set. Training batches then consist of
             groups of similar size; a group beyond the limit is a batch of its own.
-        max_length: limit on prompt + response, in tokens.
+        max_length: limit on prompt + response, in tokens; the model's own, where that is lower.
         over_long: what to do with a response beyond the limit. "drop_group", "drop_response" (the
             others are compared among themselves), "cut" or "error". A prompt that leaves no room
             for a response drops its group, or is an error.
@@ -231,6 +232,7 @@ class PreferenceDataModule(LightningDataModule):
 
         Raises:
             DataError: naming file, row and field of rows that cannot be used.
+            PolicyError: if the model's configuration cannot be read.
         """
         needed = ROLES_OF_STAGE[stage][0]
         if not self.sources[needed]:
@@ -238,9 +240,25 @@ class PreferenceDataModule(LightningDataModule):
         if stage == "predict" and self._holds_prompts():
             self.prompts = self._load_prompts()
             return
+        longest = self._longest()
+        if longest < self.max_length:
+            rank_zero_info(
+                f"data.max_length: {self.max_length} is more than the {longest} positions of the "
+                f"model, so that {longest} is the limit, beyond which data.over_long "
+                f"({self.over_long}) holds."
+            )
         for role in ROLES_OF_STAGE[stage]:
             if self.sources[role] and role not in self.datasets:
                 self.datasets[role] = self._load(role)
+
+    def _limits(self) -> ModelLimits:
+        """Return the limits of the run's model; none without a model."""
+        module = None if self.trainer is None else self.trainer.lightning_module
+        return module.limits() if isinstance(module, RunModel) else ModelLimits()
+
+    def _longest(self) -> int:
+        """Return the limit on prompt + response, in tokens."""
+        return min(self.max_length, self._limits().positions or self.max_length)
 
     def answers_prompts(self) -> bool:
         """Whether predict answers prompts without responses; known after setup."""
@@ -279,12 +297,13 @@ class PreferenceDataModule(LightningDataModule):
             PromptSource(self._open(source, "predict"), columns=self.columns)
             for source in self.sources["predict"]
         ]
-        prompts = PromptDataset(sources, self._tokenize(min_responses=1))
+        tokenize = self._tokenize(min_responses=1)
+        prompts = PromptDataset(sources, tokenize, self._limits().tokens)
         rank_zero_info(f"data.predict: {len(prompts)} prompts to answer")
         return prompts
 
     def _tokenize(self, *, min_responses: int) -> GroupTokenizer:
-        """Return the tokenizer of groups, by the settings."""
+        """Return the tokenizer of groups, by the settings and the model's limits."""
         if self.tokenizer is None:
             if self.tokenizer_path is None:
                 raise DataError("data.tokenizer is not set: the folder or hub id of a tokenizer.")
@@ -303,7 +322,7 @@ class PreferenceDataModule(LightningDataModule):
         with fields_below("data"):
             made = GroupTokenizer(
                 self.tokenizer,
-                max_length=self.max_length,
+                max_length=self._longest(),
                 over_long=self.over_long,
                 prompt_format=self.prompt_format,
                 boundary=self.boundary,
@@ -354,6 +373,8 @@ class PreferenceDataModule(LightningDataModule):
                 [part.selected + start for part, start in zip(parts, starts, strict=False)]
             ),
         )
+        with fields_below("data"):
+            check_groups(groups, self._limits().tokens, self.tokenizer, role)
         dataset = GroupDataset(groups)
         self._warn_of_large_groups(role, dataset)
         return dataset

@@ -75,6 +75,18 @@ class _Block:
         sizes: Integers = np.diff(self.prompt_ends).astype(np.int64) + of_responses
         return sizes
 
+    def largest_ids(self) -> Integers:
+        """Return the largest token id of each group."""
+        largest = []
+        ends_of_responses = self.token_ends[self.response_ends]
+        for ids, ends in (
+            (self.prompt_ids, self.prompt_ends),
+            (self.token_ids, ends_of_responses),
+        ):
+            # No prompt is empty, and no group without a response.
+            largest.append(np.maximum.reduceat(ids[: ends[-1]], ends[:-1]))
+        return np.maximum(*largest).astype(np.int64)
+
     def counts(self) -> Integers:
         """Return the number of responses of each group."""
         counts: Integers = np.diff(self.response_ends).astype(np.int64)
@@ -164,6 +176,12 @@ class Groups(Sequence[TokenGroup]):
         """Tokens of each group: its prompt once, and its responses."""
         sizes: Integers = _joined([block.sizes() for block in self._blocks], np.int64)
         return sizes[self.selected]
+
+    @property
+    def largest_ids(self) -> Integers:
+        """Largest token id of each group."""
+        ids: Integers = _joined([block.largest_ids() for block in self._blocks], np.int64)
+        return ids[self.selected]
 
     @property
     def counts(self) -> Integers:

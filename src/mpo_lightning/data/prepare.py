@@ -53,6 +53,7 @@ CODE = (
     "llama_factory.py",
     "alpaca_eval.py",
     "schemas/alpaca_eval.py",
+    "split_files.py",
     "schemas/base.py",
     "schemas/conversations.py",
     "schemas/detect.py",

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from torch.utils.data import Dataset
 
-from mpo_lightning.batch import PromptBatch, PromptItem, Request
-from mpo_lightning.data.groups import collect_errors
+from mpo_lightning.batch import PromptBatch, PromptItem
+from mpo_lightning.data.limits import prompts_within
 from mpo_lightning.data.prompts import PromptSource
 from mpo_lightning.data.sampler import GroupSampler, StepGroups
 from mpo_lightning.data.tokens import GroupTokenizer
@@ -22,21 +22,24 @@ class PromptDataset(Dataset[PromptBatch]):
     Args:
         sources: checked sources of prompts.
         tokenizer: tokenizer with the rules of training.
+        tokens: number of token ids of the model's embedding; None if it is unknown.
 
     Raises:
-        DataError: for all prompts together that cannot be tokenised.
+        DataError: for all prompts together that cannot be tokenised, or that hold a token beyond
+            the embedding.
     """
 
-    def __init__(self, sources: Sequence[PromptSource], tokenizer: GroupTokenizer) -> None:
+    def __init__(
+        self,
+        sources: Sequence[PromptSource],
+        tokenizer: GroupTokenizer,
+        tokens: int | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
         rows = [row for source in sources for row in source.rows(0, len(source))]
         self.items = [PromptItem(number, *row) for number, row in enumerate(rows)]
-        lengths = collect_errors([item.request for item in self.items], self._length)
-        self._order = np.argsort(lengths, kind="stable").tolist()
-
-    def _length(self, request: Request) -> int:
-        arguments = request.template_arguments
-        return len(self.tokenizer.prompt_ids(request.prompt, request.source, arguments))
+        prompts = prompts_within([item.request for item in self.items], tokenizer, tokens)
+        self._order = np.argsort([len(ids) for ids in prompts], kind="stable").tolist()
 
     def __len__(self) -> int:
         """Number of prompts."""

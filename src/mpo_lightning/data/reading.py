@@ -218,13 +218,13 @@ class Sources:
         files: sources; see `open_source`.
         schema: format of the rows. Defaults to the one that most of the first 100 rows fit.
         columns: columns to rename: the name in the source, and the name to read it as.
-        default_split: split of a hub id or saved DatasetDict that names none.
+        default_split: split of a source of several splits that names none; see `open_source`.
     """
 
     files: Sequence[str]
     schema: Schema | None = None
     columns: Mapping[str, str] | None = None
-    default_split: str = "train"
+    default_split: str | None = None
 
     def results(self, file: str) -> Iterator[RowResult]:
         """Read the groups of a file."""

@@ -22,6 +22,7 @@ from mpo_lightning.data.csv_files import CsvFile
 from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.llama_factory import DESCRIPTIONS, open_described
 from mpo_lightning.data.row_source import Parts, RawRow, RowSource, Values, digest_of
+from mpo_lightning.data.split_files import files_of_split
 from mpo_lightning.files import digest_of_files
 
 __all__ = ["RowSource", "Rows", "open_rows", "open_source", "rename_columns"]
@@ -36,7 +37,9 @@ READ_AHEAD = 256
 Rows = Sequence[Mapping[str, object]]
 
 
-def open_source(data: str, *, default_split: str = "train", subset: str | None = None) -> RowSource:
+def open_source(
+    data: str, *, default_split: str | None = None, subset: str | None = None
+) -> RowSource:
     """Open a source of rows.
 
     Args:
@@ -44,9 +47,11 @@ def open_source(data: str, *, default_split: str = "train", subset: str | None =
             file, all but the last also packed as ``.gz`` or ``.zst``; a folder, or a pattern like
             ``runs/*/rows.jsonl``, of such files; a folder of AlpacaEval's results, with an
             annotator after a colon if wanted; LLaMA-Factory's ``dataset_info.json`` with one of its
-            data sets after a colon; a folder written by ``datasets.save_to_disk`` or a hub id,
-            these two with a split after a colon if wanted (``org/name:train_prefs``).
-        default_split: split of a hub id or saved DatasetDict that names none.
+            data sets after a colon; a folder written by ``datasets.save_to_disk`` or a hub id. A
+            folder of files, these folders and hub ids take a split after a colon if wanted
+            (``org/name:train_prefs``).
+        default_split: split of a source of several splits that names none. Defaults to "train" of a
+            hub id or saved DatasetDict; a folder of splits is then refused.
         subset: configuration of a hub id. Defaults to its own default.
 
     Raises:
@@ -60,18 +65,20 @@ def open_source(data: str, *, default_split: str = "train", subset: str | None =
         source = open_described(Path(name), split, _open_named)
     elif Path(name).is_dir() and (results := result_files(Path(name), split)):
         source = joined_if_answers(_open_parts(results, data))
-    elif path.is_dir() and (parts := _parts(path)):
-        source = _open_parts(parts, data)
+    elif Path(name).is_dir() and (parts := _parts(Path(name))):
+        chosen = files_of_split(parts, name, split, default_split)
+        given = data if len(chosen) == len(parts) or split else f"{data}:{default_split}"
+        source = _open_parts(chosen, given)
     elif path.is_dir():
-        source = _saved_dataset(data, path, "", default_split)
+        source = _saved_dataset(data, path, "", default_split or "train")
     elif has_magic(data) and (matches := _matches(data)):
         source = joined_if_answers(_open_parts(matches, data))
     elif has_magic(data) or _kind(path) in SUFFIXES:
         raise DataError(f"{data}: no such file (working directory: {Path.cwd()}).")
     elif Path(name).is_dir():
-        source = _saved_dataset(data, Path(name), split, default_split)
+        source = _saved_dataset(data, Path(name), split, default_split or "train")
     else:
-        source = _hub_dataset(data, name, split or default_split, subset)
+        source = _hub_dataset(data, name, split or default_split or "train", subset)
     if not len(source):
         raise DataError(f"{data}: holds no rows.")
     return source
@@ -138,8 +145,16 @@ def _kind(path: Path) -> str:
 
 
 def _parts(folder: Path) -> list[Path]:
-    """List the files of rows in a folder, such as ``sample`` and ``score`` write them."""
-    return sorted(path for path in folder.iterdir() if _kind(path) in PART_SUFFIXES)
+    """List the files of rows in a folder, such as ``sample`` and ``score`` write them.
+
+    Of a data set as the hub keeps it, they are in the folder ``data``.
+    """
+    for place in (folder, folder / "data"):
+        files = sorted(place.iterdir()) if place.is_dir() else []
+        found = [path for path in files if _kind(path) in PART_SUFFIXES]
+        if found:
+            return found
+    return []
 
 
 def _matches(pattern: str) -> list[Path]:

@@ -294,8 +294,8 @@ class GroupTokenizer:
         return bool(action == "drop")
 
     def _too_long(self, source: str, field: str, tokens: str, limit: str) -> DataError:
-        expected = f"{limit} {self.max_length} (data.max_length)"
-        remedy = "Raise the limit, or set data.over_long."
+        expected = f"{limit} {self.max_length} (data.max_length, or the model's positions)"
+        remedy = "Raise data.max_length if the model has more positions, or set data.over_long."
         return bad_field(source, field, f"{tokens} tokens", expected, remedy)
 
     # ------------------------------------------------------------------------------- sampling

@@ -58,8 +58,12 @@ def model_card(adapter: TrainedAdapter, facts: CardFacts) -> ModelCard:
     loss = "" if record is None else _class_of(record["loss"])
     modules = config.get("target_modules")
     if isinstance(modules, list):
+        modules = [*modules, *(config.get("target_parameters") or [])]
         kinds = sorted({name.rpartition(".")[2] for name in modules})
         modules = f"{', '.join(kinds)} ({len(modules)} entries)"
+    # Fused experts have another rank than layers.
+    ranks = config.get("rank_pattern") or {}
+    rank = max(config["r"], *ranks.values()) if ranks else config["r"]
     names = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora")
     text = _template().render(
         **vars(facts) | {"picture": PICTURE if facts.picture else None},
@@ -68,8 +72,11 @@ def model_card(adapter: TrainedAdapter, facts: CardFacts) -> ModelCard:
         loss_class=loss,
         quantization=adapter.quantization,
         dtype="auto" if record is None else record["base"]["dtype"],
-        lora={name: config[name] for name in names if name in config} | {"target_modules": modules},
-        vllm_rank=next((rank for rank in VLLM_RANKS if rank >= config["r"]), config["r"]),
+        lora={name: config[name] for name in names if name in config}
+        | {"target_modules": modules}
+        | ({"rank_pattern": ranks, "alpha_pattern": config["alpha_pattern"]} if ranks else {}),
+        auto_class=_auto_class(record),
+        vllm_rank=next((each for each in VLLM_RANKS if each >= rank), rank),
         metric_names=METRIC_NAMES,
         versions=package_versions(),
     )
@@ -104,6 +111,17 @@ def _header(facts: CardFacts, record: Record | None, loss: str) -> ModelCardData
         tags=[*TAGS, loss.rpartition(".")[2].lower()] if loss else list(TAGS),
         **relation,
     )
+
+
+def _auto_class(record: Record | None) -> str:
+    """Return the transformers class that loads the base: a few multimodal ones have their own."""
+    from transformers.models.auto import modeling_auto as known
+
+    name = None if record is None else record["base"]["model"]
+    causal = known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    multimodal = known.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()
+    own = name in multimodal and name not in causal
+    return "AutoModelForImageTextToText" if own else "AutoModelForCausalLM"
 
 
 def _class_of(described: Any) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mpo_lightning.export.trained_adapter import ExportError, TrainedAdapter
 from mpo_lightning.generation.model import put_adapter
+from mpo_lightning.model.limits import limits_of
 from mpo_lightning.model.loading import PolicyConfig, load_base
 from mpo_lightning.model.policy import digest_of_weights
 
@@ -178,7 +179,7 @@ def _settings(config: PolicyConfig) -> Any:
 def _logits(model: Any) -> Tensor:
     """Return the logits of a few fixed tokens, float32 (T, V)."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    length = min(PROBED, getattr(model.config, "max_position_embeddings", None) or PROBED)
+    length = min(PROBED, limits_of(model.config).positions or PROBED)
     tokens = torch.arange(1, length + 1)[None] * 7919 % vocabulary
     logits: Tensor = model.eval()(input_ids=tokens, use_cache=False).logits[0].float()
     return logits

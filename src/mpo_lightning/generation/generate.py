@@ -6,7 +6,7 @@ prompt's responses, and not on the rest of the batch.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from mpo_lightning.batch import PromptItem, Request
-from mpo_lightning.data.groups import collect_errors
+from mpo_lightning.data.limits import may_exceed, prompts_within
 from mpo_lightning.data.rendering import special_tokens
 from mpo_lightning.data.tokens import GroupTokenizer
 from mpo_lightning.errors import RolloutError
+from mpo_lightning.model.limits import limits_of
 
 __all__ = ["Answers", "Done", "Generation", "ModelSampler", "PromptAnswer", "Sample", "Sampling"]
 
@@ -154,8 +155,9 @@ class ModelSampler:
         self.stops = sorted({stop for stop in stops if stop is not None})
         # Tokens that decoding leaves out.
         self.special = set(special_tokens(tokenizer.tokenizer).values())
+        self.limits = limits_of(model.config)
         # None if the model has no limit.
-        self.context: int | None = getattr(model.config, "max_position_embeddings", None)
+        self.context = self.limits.positions
 
     def __call__(self, requests: Sequence[Request], done: Done = ignore) -> list[Answers]:
         """Answer the requests.
@@ -165,16 +167,21 @@ class ModelSampler:
             done: called with the number of newly answered requests.
 
         Raises:
-            DataError: for all prompts together that cannot be tokenised.
+            DataError: for all prompts together that cannot be tokenised, or hold a token beyond the
+                model's embedding.
             RolloutError: if the model's logits are not numbers.
         """
-        prompts = collect_errors(
-            requests,
-            lambda item: self.tokenizer.prompt_ids(
-                item.prompt, item.source, item.template_arguments
-            ),
-        )
+        prompts = prompts_within(requests, self.tokenizer, self.limits.tokens)
         return self.answer(prompts, [request.key for request in requests], done)
+
+    def check(self, requests: Iterable[Request]) -> None:
+        """Check that the model has all tokens of some prompts.
+
+        Raises:
+            DataError: for all prompts together that hold a token beyond the model's embedding.
+        """
+        if may_exceed(self.tokenizer.tokenizer, self.limits.tokens):
+            prompts_within(requests, self.tokenizer, self.limits.tokens)
 
     def answer(
         self, prompts: Sequence[list[int]], keys: Sequence[bytes], done: Done = ignore

@@ -4,7 +4,10 @@ The reference is the base itself, so only LoRA weights may be trained, and a run
 adapters: a base that is an adapter folder is refused.
 """
 
-from collections.abc import Callable
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +19,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
+from mpo_lightning.batch import ModelLimits
+from mpo_lightning.model.limits import limits_of
 from mpo_lightning.model.logps import (
     DENSE_MASK_MODELS,
     SHARED_PROMPT_MODELS,
@@ -28,6 +33,8 @@ __all__ = [
     "LoRA",
     "PolicyConfig",
     "Quantization",
+    "auto_class",
+    "base_limits",
     "build_policy",
     "fix_bitsandbytes_modes",
     "load_base",
@@ -46,8 +53,9 @@ class LoRA:
         r: rank.
         lora_alpha: scale; the update is ``lora_alpha / r`` times ``B A``.
         lora_dropout: dropout on the adapter's input in training; the reference has none.
-        target_modules: names of the linear layers to adapt, or "all-linear" (all but the head).
-        exclude_modules: names of layers to leave out.
+        target_modules: names of the linear layers to adapt, or "all-linear" (all but the head and
+            the routers of experts). Of a multimodal model only the language model is adapted.
+        exclude_modules: names of layers to leave out; "experts" leaves out fused experts.
         use_rslora: scale by ``lora_alpha / sqrt(r)`` instead (arXiv 2312.03732).
         use_dora: weight-decomposed LoRA (arXiv 2402.09353).
     """
@@ -300,8 +308,17 @@ def _choose_layout(settings: Any, layout: Layout, attn_implementation: str | Non
     return "auto"
 
 
-def _settings_of_base(config: PolicyConfig) -> tuple[Any, dict[str, Any]]:
-    """Return the base's configuration and the arguments with which it is loaded.
+def base_limits(config: PolicyConfig) -> ModelLimits:
+    """Return the limits of the base, without loading its weights.
+
+    Raises:
+        PolicyError: if the base is an adapter, or a folder without a model.
+    """
+    return limits_of(_read_settings(config))
+
+
+def _read_settings(config: PolicyConfig) -> Any:
+    """Return the base's configuration.
 
     Raises:
         PolicyError: if the base is an adapter, or a folder without a model.
@@ -319,13 +336,22 @@ def _settings_of_base(config: PolicyConfig) -> tuple[Any, dict[str, Any]]:
         raise PolicyError(
             f"{folder} holds no config.json, so it is not a model's folder.", field="base"
         )
-    hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    settings = _loaded(config, lambda: AutoConfig.from_pretrained(_name_of_base(config), **hub))
+    name, hub = _name_of_base(config), _hub_arguments(config)
+    return _loaded(config, lambda: AutoConfig.from_pretrained(name, **hub))
+
+
+def _hub_arguments(config: PolicyConfig) -> dict[str, Any]:
+    return {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+
+
+def _settings_of_base(config: PolicyConfig) -> tuple[Any, dict[str, Any]]:
+    """Return the base's configuration and the arguments with which it is loaded."""
+    settings = _read_settings(config)
     _switch_off_dropout(settings)
     return settings, {
         "dtype": config.dtype,
         "attn_implementation": config.attn_implementation,
-        **hub,
+        **_hub_arguments(config),
     }
 
 
@@ -344,6 +370,22 @@ def _loaded(config: PolicyConfig, load: Callable[[], Any]) -> Any:
         ) from error
 
 
+def auto_class(settings: Any) -> Any:
+    """Return the class that loads a base: a few multimodal models are no causal language models."""
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+    )
+
+    kind = type(settings)
+    multimodal = kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    if multimodal and kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
+
+
 def _dtype(config: PolicyConfig, settings: Any) -> torch.dtype:
     """Return the dtype of the weights that are not quantised."""
     dtype: torch.dtype = (
@@ -354,10 +396,8 @@ def _dtype(config: PolicyConfig, settings: Any) -> torch.dtype:
 
 def _from_settings(config: PolicyConfig, settings: Any, kwargs: dict[str, Any]) -> Any:
     """Return a base made without reading weights: random ones, or none on the meta device."""
-    from transformers import AutoModelForCausalLM
-
     how = {name: value for name, value in kwargs.items() if name != "revision"}
-    return AutoModelForCausalLM.from_config(settings, **how | {"dtype": _dtype(config, settings)})
+    return auto_class(settings).from_config(settings, **how | {"dtype": _dtype(config, settings)})
 
 
 def load_base(config: PolicyConfig, device: torch.device, *, flat_storage: bool = False) -> Any:
@@ -371,8 +411,6 @@ def load_base(config: PolicyConfig, device: torch.device, *, flat_storage: bool 
     Raises:
         PolicyError: if the base is not a model, lacks weights or cannot be quantised.
     """
-    from transformers import AutoModelForCausalLM
-
     settings, kwargs = _settings_of_base(config)
     if config.random_init:
         return _loaded(config, lambda: _from_settings(config, settings, kwargs))
@@ -384,7 +422,7 @@ def load_base(config: PolicyConfig, device: torch.device, *, flat_storage: bool 
         kwargs |= quantised
     model, loaded = _loaded(
         config,
-        lambda: AutoModelForCausalLM.from_pretrained(
+        lambda: auto_class(settings).from_pretrained(
             _name_of_base(config),
             config=settings,
             use_safetensors=True,
@@ -400,6 +438,14 @@ def load_base(config: PolicyConfig, device: torch.device, *, flat_storage: bool 
             field="base",
         )
     fix_bitsandbytes_modes(model)
+    experts = fused_experts(model)
+    if config.quantization != "none" and experts:
+        size = sum(weight.nbytes for weight in experts.values()) / 2**20
+        kinds = ", ".join(sorted(set(map(_kind, experts))))
+        rank_zero_info(
+            f"Quantization: {config.quantization} leaves {size:,.1f} MiB as they were, the fused "
+            f"experts ({kinds}): bitsandbytes quantises linear layers only."
+        )
     return model
 
 
@@ -498,15 +544,24 @@ def _switch_off_dropout(settings: Any) -> None:
 
 
 def _add_lora(base: Any, lora: LoRA) -> Any:
-    from peft import LoraConfig, get_peft_model
+    """Put fresh adapters on the language model, and say on which layers.
 
+    Raises:
+        PolicyError: if the targets match no layer, or a layer cannot be adapted as asked.
+    """
+    from peft import LoraConfig, get_peft_model
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    towers, routers = _towers(base), _routers(base)
+    # Routers are adapted only if they are named.
+    left_out = routers if str(lora.target_modules).lower() == "all-linear" else []
     settings = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
         lora_alpha=lora.lora_alpha,
         lora_dropout=lora.lora_dropout,
         target_modules=lora.target_modules,
-        exclude_modules=lora.exclude_modules,
+        exclude_modules=_excluded(lora, towers, left_out),
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
         bias="none",
@@ -514,8 +569,20 @@ def _add_lora(base: Any, lora: LoRA) -> Any:
     linear = sorted(
         {n.rpartition(".")[2] for n, m in base.named_modules() if isinstance(m, nn.Linear)}
     )
+    # Before the layers are wrapped.
+    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+    tied = head is not None and head.weight is embedding.weight
     try:
-        model = get_peft_model(base, settings)
+        # PEFT does this, too: names of experts become those of fused experts.
+        convert_peft_config_for_transformers(settings, base, None)
+        _choose_parameters(settings, base, lora, left_out)
+        asked = settings.target_modules
+        with warnings.catch_warnings():
+            # Such a head is refused below.
+            warnings.filterwarnings("ignore", ".*tie_word_embeddings")
+            model = get_peft_model(base, settings)
+    except PolicyError:
+        raise
     except ValueError as error:
         raise PolicyError(
             f"{lora.target_modules} cannot be adapted: {error} "
@@ -523,21 +590,161 @@ def _add_lora(base: Any, lora: LoRA) -> Any:
             field="lora.target_modules",
         ) from error
     if isinstance(lora.target_modules, list):
-        adapted = model.targeted_module_names
+        targeted = model.targeted_module_names
         unmatched = [
             target
             for target in lora.target_modules
-            if not any(name == target or name.endswith(f".{target}") for name in adapted)
+            if target in asked
+            and not any(name == target or name.endswith(f".{target}") for name in targeted)
         ]
         if unmatched:
             raise PolicyError(
                 f"{unmatched} match no layer. Linear layers of this model: {', '.join(linear)}.",
                 field="lora.target_modules",
             )
+    ends = {base.get_input_embeddings(): embedding, base.get_output_embeddings(): head}
+    adapted = [name for name, m in base.named_modules() if ends.get(m, m) is not m]
+    if tied and adapted:
+        raise PolicyError(
+            f"{', '.join(adapted)} cannot be adapted: the embedding and the head of this model are "
+            "one matrix (tie_word_embeddings), and a merged adapter of one would change the other. "
+            f"Leave it out: exclude_modules: [{', '.join(n.rpartition('.')[2] for n in adapted)}].",
+            field="lora.target_modules",
+        )
     other = [n for n, p in model.named_parameters() if p.requires_grad and "lora_" not in n]
     if other:
         raise PolicyError(
             f"{other[:3]} would be trained beside the adapters, and switching the adapters off "
             "would not restore them."
         )
+    if towers and not isinstance(settings.target_modules, str):
+        # Names of layers that the towers alone have.
+        settings.target_modules = {
+            target
+            for target in settings.target_modules
+            if any(f".{name}".endswith(f".{target}") for name in model.targeted_module_names)
+        }
+    # Of the copies of a sharded policy, one is loaded.
+    if not any(parameter.is_meta for parameter in base.parameters()):
+        rank_zero_info(_adapted(model, routers, towers))
     return model
+
+
+def _towers(base: Any) -> list[str]:
+    """Return the parts of a multimodal model that no text passes through, by name."""
+    decoder = base.get_decoder()
+    if base.config.get_text_config() is base.config or decoder is base:
+        return []
+    language = (decoder, base.get_output_embeddings())
+    kept = [f"{name}." for name, module in base.named_modules() if module in language]
+    towers: list[str] = []
+    for name, module in base.named_modules():
+        inside = any(f"{name}.".startswith(part) for part in (*kept, *(f"{t}." for t in towers)))
+        around = any(part.startswith(f"{name}.") for part in kept)
+        if name and not inside and not around and any(True for _ in module.parameters()):
+            towers.append(name)
+    return towers
+
+
+def _routers(base: Any) -> list[str]:
+    """Return the modules that choose a token's experts, by name."""
+    settings = base.config.get_text_config()
+    names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    if not any(getattr(settings, name, None) for name in names):
+        return []
+    own = {"gate", "router", "shared_expert_gate"}
+    found = [name for name, _ in base.named_modules() if name.rpartition(".")[2] in own]
+    return [n for n in found if not any(n.startswith(f"{other}.") for other in found)]
+
+
+def _excluded(lora: LoRA, towers: list[str], routers: list[str]) -> str | list[str] | None:
+    """Return what PEFT is to leave out: names, or an expression that holds also parts by name."""
+    names = lora.exclude_modules or []
+    parts = [rf"{re.escape(tower)}(\..*)?" for tower in towers]
+    parts += [rf"(.*\.)?{re.escape(kind)}(\..*)?" for kind in sorted(set(map(_kind, routers)))]
+    if not parts:
+        return names or None
+    return "|".join([*(rf"(.*\.)?{re.escape(name)}" for name in names), *parts])
+
+
+def _choose_parameters(settings: Any, base: Any, lora: LoRA, routers: list[str]) -> None:
+    """Leave routers and excluded experts out of the parameters that are adapted beside layers.
+
+    Raises:
+        PolicyError: for settings that such parameters do not have.
+    """
+    if not settings.target_parameters:
+        return
+    left_out = [*(lora.exclude_modules or []), *routers]
+    found: dict[str, list[str]] = {
+        target: [n for n, _ in base.named_parameters() if n.endswith(f".{target}")]
+        for target in settings.target_parameters
+    }
+    settings.target_parameters = sorted(
+        target
+        for target, names in found.items()
+        if names and not all(any(f".{part}." in f".{n}." for part in left_out) for n in names)
+    )
+    adapted = [name for target in settings.target_parameters for name in found[target]]
+    for patterns in (settings.rank_pattern, settings.alpha_pattern):
+        for pattern in [p for p in patterns if not any(re.fullmatch(p, n) for n in adapted)]:
+            del patterns[pattern]
+    kinds = sorted(set(map(_kind, adapted)))
+    for name, asked in (
+        ("lora_dropout", lora.lora_dropout > 0),
+        ("use_dora", lora.use_dora),
+    ):
+        if asked and kinds:
+            others = ", ".join(sorted({n.rpartition(".")[2] for n in settings.target_modules}))
+            raise PolicyError(
+                f"the experts of this model are fused into one weight ({', '.join(kinds)}), and an "
+                f"adapter of it has no {name}. Leave it out, or the experts: exclude_modules: "
+                f"[experts], which leaves {others}.",
+                field=f"lora.{name}",
+            )
+
+
+def _adapted(model: Any, routers: Iterable[str], towers: Iterable[str]) -> str:
+    """Say which layers are adapted, by kind and rank, and what might be thought so and is not."""
+    from peft.tuners.lora import LoraLayer, ParamWrapper
+
+    base = model.get_base_model()
+    kinds: dict[int, Counter[str]] = {}
+    adapted: set[str] = set()
+    for wrapped, module in base.named_modules():
+        if isinstance(module, LoraLayer):
+            # Several weights of one module are wrapped one around the other.
+            name = wrapped.replace(".base_layer", "")
+            kind = name.rpartition(".")[2]
+            if isinstance(module, ParamWrapper):
+                name, kind = (f"{each}.{module.parameter_name}" for each in (name, kind))
+            adapted.add(name)
+            (rank,) = module.r.values()
+            kinds.setdefault(rank, Counter())[kind] += 1
+    parts = [
+        f"rank {rank} on {', '.join(f'{count} {kind}' for kind, count in of_rank.items())}"
+        for rank, of_rank in sorted(kinds.items())
+    ]
+    experts = Counter(_kind(name) for name in fused_experts(base) if name not in adapted)
+    others = Counter(
+        _kind(name) for name in routers if not any(f"{n}.".startswith(f"{name}.") for n in adapted)
+    )
+    for what, left in (("fused experts", experts), ("routers", others)):
+        if left:
+            parts.append(f"none on the {what} ({', '.join(f'{n} {k}' for k, n in left.items())})")
+    if towers:
+        parts.append(f"none on {', '.join(towers)}, which no text passes through")
+    return f"Adapters: {'; '.join(parts)}."
+
+
+def _kind(name: str) -> str:
+    return ".".join(name.split(".")[-2:])
+
+
+def fused_experts(model: Any) -> dict[str, nn.Parameter]:
+    """Return the weights that hold all experts of a layer, by their names without adapters."""
+    return {
+        name.replace(".base_layer", ""): parameter
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == 3 and "experts" in name and "lora_" not in name
+    }

@@ -188,8 +188,10 @@ class Policy(nn.Module):
         return f"{', '.join(parts)}; {trained / 2**20:,.1f} MiB of it trained"
 
     def is_untrained(self) -> bool:
-        """Whether the adapter still adds nothing: every LoRA B is zero."""
-        ups = [p for name, p in self.model.named_parameters() if "lora_B" in name]
+        """Whether the adapter still adds nothing: one factor of each LoRA is zero."""
+        # The factor that starts at zero; of an embedding's adapter it is the other one.
+        zero = ("lora_B", "lora_embedding_A")
+        ups = [p for name, p in self.model.named_parameters() if any(z in name for z in zero)]
         return not any(bool(up.any()) for up in ups)
 
     @torch.no_grad()
@@ -202,12 +204,6 @@ class Policy(nn.Module):
         Raises:
             PolicyError: naming the model, the difference and the setting to use.
         """
-        vocabulary = self.causal_lm.get_input_embeddings().weight.shape[0]
-        if int(batch.tokens.max()) >= vocabulary:
-            raise PolicyError(
-                f"A batch holds token {int(batch.tokens.max())}, but the model has only "
-                f"{vocabulary}: data.tokenizer belongs to another model."
-            )
         group = small_group(batch)
         with eval_mode(self.model):
             separate = self(group, layout="separate")[0]

@@ -79,7 +79,7 @@ def sample(
         settings["date"] = load_group_tokenizer(model).date
         settings["responses_per_batch"] = responses_per_batch
         name = " + ".join(part for part in (settings["model"]["base"], model.adapter) if part)
-        load = cache(lambda: load_sampler(dated, how, responses_per_batch=responses_per_batch))
+        load = cache(lambda: _sampler(dated, how, responses_per_batch, source))
     folder = PartFolder(out, "sample", settings, rows=len(source), rows_per_part=rows_per_part)
     dated = replace(model, date=folder.settings.get("date") or model.date)
 
@@ -94,6 +94,15 @@ def sample(
 
     folder.fill(make, title="Sampling", unit="prompt", progress=progress)
     return folder
+
+
+def _sampler(
+    model: ModelConfig, how: Sampling, responses_per_batch: int, source: PromptSource
+) -> ModelSampler:
+    """Load a sampler that has all tokens of the prompts."""
+    sampler = load_sampler(model, how, responses_per_batch=responses_per_batch)
+    sampler.check(request for request, _, _ in source.rows(0, len(source)))
+    return sampler
 
 
 def _row(

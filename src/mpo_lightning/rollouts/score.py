@@ -70,6 +70,12 @@ def score(
     def check(item: tuple[str, object]) -> None:
         _checked(*item, replace=replace)
 
+    def load_checked() -> RewardModel:
+        model = load_reward_model(dated)
+        rows = source.rows(0, len(source))
+        model.check(_checked(*item, replace=replace)[0] for item in rows)
+        return model
+
     collect_errors(source.rows(0, len(source)), check)
     settings: dict[str, Any] = {"data": source.digest, "replace": replace}
     load: Callable[[], FunctionScorer | RewardModel]
@@ -80,7 +86,7 @@ def score(
     else:
         settings["reward_model"] = reward_model_identity(reward_model)
         settings["date"] = written_date(reward_model)
-        name, load = str(reward_model.path), cache(lambda: load_reward_model(dated))
+        name, load = str(reward_model.path), cache(load_checked)
     folder = PartFolder(out, "score", settings, rows=len(source), rows_per_part=rows_per_part)
     dated = dataclasses.replace(reward_model, date=folder.settings.get("date") or reward_model.date)
 

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from numbers import Real
@@ -14,12 +14,14 @@ from torch import Tensor
 
 from mpo_lightning.batch import Prompt, Response
 from mpo_lightning.data.conversation import as_text, response_text
-from mpo_lightning.data.groups import bad_field
+from mpo_lightning.data.groups import bad_field, collect_errors
+from mpo_lightning.data.limits import check_ids, may_exceed
 from mpo_lightning.data.rendering import ChatRenderer
 from mpo_lightning.errors import RolloutError, UserError, fields_below
 from mpo_lightning.files import digest_of_files
 from mpo_lightning.generation.generate import Done, ignore
 from mpo_lightning.generation.model import choose_device, files_digest
+from mpo_lightning.model.limits import limits_of
 from mpo_lightning.model.loading import (
     PolicyConfig,
     Quantization,
@@ -129,7 +131,11 @@ class RewardModel:
         self.renderer = _renderer(tokenizer, config)
         # Differences between data and rendered texts, for the caller's report.
         self.noted: list[tuple[str, str, int]] = []
-        self.max_length = config.max_length or _own_limit(model)
+        self.limits = limits_of(model.config)
+        self.max_length = min(
+            (limit for limit in (config.max_length, self.limits.positions) if limit is not None),
+            default=None,
+        )
         self._checked = False
 
     def _label_weights(self) -> Tensor:
@@ -184,6 +190,17 @@ class RewardModel:
                 done(int(waiting[number] == 0))
         return scores
 
+    def check(self, items: Iterable[Scorable]) -> None:
+        """Check that the model has all tokens of some items.
+
+        Raises:
+            DataError: for all items together that hold a token beyond the model's embedding.
+        """
+        if may_exceed(self.tokenizer, self.limits.tokens):
+            collect_errors(items, self._encode)
+            # They will be noted when the items are scored.
+            self.noted.clear()
+
     def _fits(self, row: dict[str, list[int]]) -> bool:
         return self.max_length is None or len(row["input_ids"]) <= self.max_length
 
@@ -201,10 +218,14 @@ class RewardModel:
             # The template has written the special tokens.
             encoded = self.tokenizer(self._rendered(item), add_special_tokens=False, verbose=False)
         names = [n for n in ("input_ids", "attention_mask", "token_type_ids") if n in encoded]
-        return [
+        rows = [
             {name: list(encoded[name][slot]) for name in names}
             for slot in range(len(item.responses))
         ]
+        for slot, row in enumerate(rows):
+            ids, field = row["input_ids"], f"responses[{slot}], after its prompt"
+            check_ids(ids, self.limits.tokens, self.tokenizer, item.source, field)
+        return rows
 
     def _rendered(self, item: Scorable) -> list[str]:
         assert self.renderer is not None
@@ -273,16 +294,6 @@ class RewardModel:
         used = {token for row in rows for token in row["input_ids"]}
         size = self.model.get_input_embeddings().weight.shape[0]
         return next(token for token in range(size) if token not in used)
-
-
-def _own_limit(model: Any) -> int | None:
-    """Return the largest length of a model, in tokens; None if it has no limit."""
-    config = model.config.get_text_config()
-    limit: int | None = getattr(config, "max_position_embeddings", None)
-    if limit is not None and config.model_type in {"roberta", "xlm-roberta", "camembert"}:
-        # Their positions begin after that of the padding token.
-        limit -= int(config.pad_token_id) + 1
-    return limit
 
 
 def _renderer(tokenizer: Any, config: RewardModelConfig) -> ChatRenderer | None:

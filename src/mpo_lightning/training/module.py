@@ -36,13 +36,18 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
-from mpo_lightning.batch import GroupBatch, GroupList, PromptBatch, RunData
+from mpo_lightning.batch import GroupBatch, GroupList, ModelLimits, PromptBatch, RunData
 from mpo_lightning.errors import fields_below
 from mpo_lightning.files import cache_folder
 from mpo_lightning.generation.generate import Generation, ModelSampler, PromptAnswer
 from mpo_lightning.losses import MPO, SetLoss
 from mpo_lightning.losses.base import Measured
-from mpo_lightning.model.loading import PolicyConfig, build_policy, refuse_unshardable
+from mpo_lightning.model.loading import (
+    PolicyConfig,
+    base_limits,
+    build_policy,
+    refuse_unshardable,
+)
 from mpo_lightning.model.logps import Layout
 from mpo_lightning.model.policy import Policy, PolicyError
 from mpo_lightning.model.reference_cache import ReferenceCache
@@ -120,6 +125,7 @@ class MPOModule(LightningModule):
         self.generation = generation
         # Loaded by configure_model; opened when it is first needed.
         self.policy: Policy | None = None
+        self._limits: ModelLimits | None = None
         self._cache: ReferenceCache | None = None
         self.train_metrics = GroupMetrics()
         self.val_metrics = GroupMetrics()
@@ -134,6 +140,8 @@ class MPOModule(LightningModule):
         self.groups_counted = 0
         self._steps = FiniteSteps(on_nonfinite)
         self._run = RunState()
+        # Optimizer steps of the run, if the schedule was told them.
+        self._schedule_steps: int | None = None
         self._sigterm = SigtermHandler()
         # Metrics in the checkpoint that this run resumed from.
         self._earlier_metrics: dict[str, Any] = {}
@@ -143,6 +151,13 @@ class MPOModule(LightningModule):
         if self.policy is None:
             raise RuntimeError("The model is not loaded yet: call configure_model() first.")
         return self.policy
+
+    def limits(self) -> ModelLimits:
+        """Return the limits of the base on rows, from its configuration alone."""
+        if self._limits is None:
+            with fields_below("model.policy"):
+                self._limits = base_limits(self.policy_config)
+        return self._limits
 
     def configure_model(self) -> None:
         """Load the base and add the adapter, once; under ModelParallelStrategy shard it (FSDP2).
@@ -218,12 +233,20 @@ class MPOModule(LightningModule):
         return self._policy.reference(batch) if self._cache is None else self._cache.look_up(batch)
 
     def on_train_start(self) -> None:
-        """Handle SIGTERM, fill the reference cache, and begin with nothing accumulated."""
+        """Handle SIGTERM, fill the reference cache, and begin with nothing accumulated.
+
+        Warns of a learning rate that no longer follows the schedule of the checkpoint.
+        """
         self._sigterm.install()
         self._fill_cache(self.trainer.train_dataloader)
         self._steps.clear()
         self.train_metrics.reset()
         self._run.begin(self.trainer)
+        schedule = self.lr_scheduler
+        if schedule is None or isinstance(schedule, RunSchedule):
+            self._schedule_steps = self._run.follow_schedule(
+                self.trainer, schedule, self._schedule_steps
+            )
 
     def on_validation_start(self) -> None:
         """Fill the reference cache for the validation data."""
@@ -478,7 +501,8 @@ class MPOModule(LightningModule):
         if self.lr_scheduler is None:
             return optimizer
         if isinstance(self.lr_scheduler, RunSchedule):
-            scheduler = self.lr_scheduler(optimizer, optimizer_steps(self.trainer))
+            self._schedule_steps = optimizer_steps(self.trainer)
+            scheduler = self.lr_scheduler(optimizer, self._schedule_steps)
         else:
             scheduler = self.lr_scheduler(optimizer)
         return {
@@ -498,7 +522,7 @@ class MPOModule(LightningModule):
             CheckpointError: in the middle of an optimizer step, when some weights may be updated
                 and others not.
         """
-        self._run.save(checkpoint)
+        self._run.save(checkpoint, self._schedule_steps)
         shapes = self._adapter_shapes()
         checkpoint["state_dict"] = {
             name: value for name, value in checkpoint["state_dict"].items() if name in shapes

@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from mpo_lightning.errors import CheckpointError
+from mpo_lightning.optim import RunSchedule, at_step, optimizer_steps
 
 __all__ = [
     "RunState",
@@ -52,12 +53,32 @@ class RunState:
         self._boundary: _Boundary | None = None
         # Random state of the checkpoint that is resumed, until the first batch.
         self._resumed: RandomState | None = None
+        # Optimizer steps of the run that wrote the checkpoint, and those that it has done with its
+        # epochs and batches, until training starts.
+        self._earlier: tuple[int | None, tuple[int, int, int]] | None = None
 
     def begin(self, trainer: Trainer) -> None:
         """Start training."""
         self.validating = self._accumulating = self._updating = False
         if self._resumed is None:
             self._boundary = _here(trainer)
+
+    def follow_schedule(
+        self, trainer: Trainer, schedule: RunSchedule | None, length: int | None
+    ) -> int | None:
+        """Return the optimizer steps of the run, which decide the schedule of a resumed one.
+
+        Args:
+            trainer: the run's trainer.
+            schedule: the schedule; None for a constant rate.
+            length: optimizer steps of a run with these settings from its beginning.
+        """
+        (before, done), self._earlier = self._earlier or (None, (0, 0, 0)), None
+        if before is None or before == length:
+            return length
+        now = None if length is None else optimizer_steps(trainer, done)
+        _follow_new_length(trainer, schedule, before=before, now=now)
+        return now
 
     def before_batch(self) -> None:
         """Restore the random state of the checkpoint before the first batch of a resumed run."""
@@ -83,8 +104,12 @@ class RunState:
         if not self._accumulating:
             self._boundary = _here(trainer)
 
-    def save(self, checkpoint: dict[str, Any]) -> None:
+    def save(self, checkpoint: dict[str, Any], length: int | None) -> None:
         """Add to Lightning's checkpoint the state for an exact resume; all processes call this.
+
+        Args:
+            checkpoint: Lightning's checkpoint.
+            length: optimizer steps of the run, if its schedule was told them.
 
         Raises:
             CheckpointError: while the optimizer changes the weights.
@@ -94,6 +119,7 @@ class RunState:
                 "Nothing is saved in the middle of an optimizer step; the previous checkpoint is "
                 "intact."
             )
+        checkpoint["schedule_steps"] = length
         loops = checkpoint["loops"]["fit_loop"]
         epochs = loops["epoch_progress"]["current"]
         # Lightning counts an epoch that ends before its last batch (trainer.max_steps) as complete.
@@ -108,6 +134,7 @@ class RunState:
 
     def load(self, checkpoint: dict[str, Any], trainer: Trainer) -> None:
         """Restore what `save` added; warn if the number of processes has changed."""
+        self._earlier = checkpoint["schedule_steps"], _position(checkpoint)
         states = checkpoint["random"]
         if len(states) != trainer.world_size:
             rank_zero_warn(
@@ -121,6 +148,62 @@ class RunState:
 
 def _here(trainer: Trainer) -> _Boundary:
     return _Boundary(deepcopy(trainer.fit_loop.state_dict()), random_state())
+
+
+def _follow_new_length(
+    trainer: Trainer, schedule: RunSchedule | None, *, before: int, now: int | None
+) -> None:
+    """Bring the learning rate of a resumed run to where a run of its length has it, and warn.
+
+    A schedule that does not depend on the length of the run is left alone.
+
+    Args:
+        trainer: the trainer, with optimizer and scheduler as they were restored.
+        schedule: the schedule; None for a constant rate.
+        before: optimizer steps of the run that wrote the checkpoint.
+        now: optimizer steps of this run, if the schedule knows them.
+    """
+    (optimizer,) = trainer.optimizers
+    groups = optimizer.param_groups
+    restored = groups[0]["lr"]
+    if schedule is None or now is None:
+        rates = [group.get("initial_lr", group["lr"]) for group in groups]
+        changed = rates[0] != restored
+        how = f"this one has no schedule: the rate is {rates[0]:.3g}"
+    else:
+        (config,) = trainer.lr_scheduler_configs
+        step, shorter = config.scheduler.last_epoch, min(before, now)
+        then, here = (at_step(schedule, steps, optimizer, shorter)[1] for steps in (before, now))
+        changed = then != here
+        state, of_steps = at_step(schedule, now, optimizer, min(step, now))
+        # A scheduler keeps the length with which it was made.
+        config.scheduler = schedule(optimizer, now)
+        config.scheduler.load_state_dict(state.state_dict())
+        rates = of_steps[-1]
+        how = f"this one has {now}: after step {step} the rate is {rates[0]:.3g}"
+    for group, rate in zip(groups, rates, strict=True):
+        group["lr"] = rate
+    if changed:
+        rank_zero_warn(
+            "The learning rate does not go on as it began: the checkpoint is of a run of "
+            f"{before} optimizer steps, whose schedule it follows, and {how}, where it was "
+            f"{restored:.3g}. For the schedule of the checkpoint give trainer.max_epochs, "
+            "trainer.max_steps, trainer.accumulate_grad_batches, the number of devices and "
+            "model.lr_scheduler the values that the run began with."
+        )
+
+
+def _position(checkpoint: dict[str, Any]) -> tuple[int, int, int]:
+    """Return a checkpoint's optimizer steps, whole epochs, and batches of the epoch after them."""
+    loops = checkpoint["loops"]["fit_loop"]
+    epochs, batches = loops["epoch_progress"]["current"], loops["epoch_loop.batch_progress"]
+    if epochs["started"] == epochs["processed"]:
+        done = (epochs["processed"], 0)
+    elif batches["is_last_batch"]:
+        done = (epochs["processed"] + 1, 0)
+    else:
+        done = (epochs["processed"], batches["current"]["processed"])
+    return (checkpoint["global_step"], *done)
 
 
 def random_state() -> RandomState:

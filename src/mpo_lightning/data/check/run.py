@@ -37,7 +37,7 @@ def check(
     *,
     schema: Schema | None = None,
     columns: Mapping[str, str] | None = None,
-    default_split: str = "train",
+    default_split: str | None = None,
     transform: Callable[[PreferenceGroup], PreferenceGroup] | None = None,
     tokenizer: Any = None,
     max_length: int = 2048,
@@ -58,7 +58,7 @@ def check(
         files: a source or several; see `open_source`.
         schema: format of the rows. Defaults to the one that the first row's columns show.
         columns: other names of columns: the name in the source, and the name to read it as.
-        default_split: split of a hub id or saved DatasetDict that names none.
+        default_split: split of a source of several splits that names none; see `open_source`.
         transform: applied to each group before it is counted.
         tokenizer: a Hugging Face tokenizer, to count tokens. Defaults to counting characters only.
         max_length: limit on prompt + response, in tokens.
