@@ -123,7 +123,7 @@ def test_a_page_tells_arguments_flags_and_types(capsys: pytest.CaptureFixture[st
     assert "usage: mpo-lightning data check FILES ... [--SETTING VALUE ...]" in shown
     assert "(AboveMean | AboveQuantile | " in shown
     assert " max_length = 2048 limit" in shown
-    assert " (a mapping) split = train " in shown
+    assert " (a mapping) split split of a source" in shown
 
 
 def test_help_of_a_command_with_parts_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
