@@ -97,7 +97,7 @@ def cache_folder(kind: str) -> Path:
     """
     own = os.environ.get("MPO_LIGHTNING_CACHE")
     if own:
-        return Path(own) / kind
+        return Path(own).expanduser() / kind
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "mpo-lightning" / kind
 

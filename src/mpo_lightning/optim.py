@@ -9,6 +9,8 @@ from lightning.pytorch import Trainer
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from mpo_lightning.checks import check_settings
+
 __all__ = ["RunSchedule", "WarmupCosine", "at_step", "optimizer_steps"]
 
 
@@ -36,6 +38,7 @@ class WarmupCosine(RunSchedule):
     warmup: float = 0.1
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if not 0 <= self.warmup < 1:
             raise ValueError(f"WarmupCosine: warmup must be in [0, 1), got {self.warmup}.")
 

@@ -3,7 +3,9 @@
 import re
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from mpo_lightning.data.conversation import as_messages, as_text
 from mpo_lightning.data.groups import (
@@ -248,3 +250,28 @@ def test_all_bad_rows_are_counted_and_ten_shown(bad: int) -> None:
     named = [match[1] for line in lines if (match := re.match(r" +(x:\d+): prompt: found", line))]
     assert named == [f"x:{2 * number}" for number in range(1, min(bad, 10) + 1)]
     assert lines[len(named) :] == ([f"  ... and {bad - 10} more"] if bad > 10 else [])
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        [np.float32(0.5), np.int64(1)],
+        [np.float16(0.5), np.array(1)],
+        [torch.tensor(0.5), torch.tensor(1)],
+        np.array([0.5, 1.0]),
+        torch.tensor([0.5, 1.0], dtype=torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_numbers_of_numpy_and_torch_are_scores(scores: Any) -> None:
+    cut = [np.bool_(True), torch.tensor(False)]
+    for truncated in (cut, np.array([True, False]), torch.tensor([True, False])):
+        given = row(responses=["So.", "No."], scores=scores, truncated=truncated)
+        group = check_row(given, "x:1")
+        assert group.scores == [0.5, 1.0]
+        assert all(type(score) is float for score in group.scores)
+        assert group.truncated == [True, False]
+    for wrong in (np.nan, torch.inf, np.bool_(True)):
+        given = row(responses=["So.", "No."], scores=[scores[0], np.array(wrong)])
+        with pytest.raises(DataError, match=r"x:1: scores\[1\]: .*; expected a finite number"):
+            check_row(given, "x:1")

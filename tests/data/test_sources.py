@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 
 from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.sources import Rows, open_rows, open_source
@@ -439,7 +441,18 @@ IN_MEMORY: dict[str, Callable[[], Rows]] = {
     "data set": lambda: datasets.Dataset.from_list(ROWS),
     "selected rows": lambda: datasets.Dataset.from_list([ROWS[2], *ROWS]).select([1, 2, 3]),
     "format": with_more_columns,
+    "NumPy": lambda: [{name: as_numpy(value) for name, value in row.items()} for row in ROWS],
+    "torch": lambda: [
+        {**row, "scores": torch.tensor(row["scores"], dtype=torch.float64)} for row in ROWS
+    ],
 }
+
+
+def as_numpy(value: Any) -> Any:
+    """As pandas and pyarrow hand rows over: lists of texts and of numbers are arrays."""
+    if isinstance(value, list):
+        return np.array(value, dtype=np.float64 if isinstance(value[0], float) else object)
+    return value
 
 
 @pytest.mark.parametrize("kind", IN_MEMORY)

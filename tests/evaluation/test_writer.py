@@ -20,7 +20,7 @@ from mpo_lightning.data.sources import open_source
 from mpo_lightning.errors import UserError
 from mpo_lightning.evaluation.formats import read_answers
 from mpo_lightning.evaluation.writer import PredictionWriter
-from mpo_lightning.generation.generate import Generation
+from mpo_lightning.generation.generate import Generation, ModelSampler, Sample
 from mpo_lightning.generation.model import ModelConfig, load_sampler
 from mpo_lightning.strategy import FSDP2
 from tests.conftest import CORPUS, example_rows
@@ -35,6 +35,8 @@ ARENA = [
 ]
 SETTINGS = {"max_new_tokens": 6, "temperature": 0.8, "top_p": 0.9, "seed": 3}
 GENERATION = [f"--model.generation.{name}={value}" for name, value in SETTINGS.items()]
+# Random weights write special tokens now and then.
+GENERATION.append("--model.generation.special_tokens=keep")
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +117,7 @@ def test_answers_are_those_of_the_exported_adapter(
     cut = sum(row["truncated"][0] for row in found)
     assert cut > 0
     assert "6 of 6 rows written" in shown
-    assert f"{cut} responses truncated at max_new_tokens" in shown
+    assert f"{cut} responses truncated" in shown
     assert "1 prompts came before" in shown
     with pytest.raises(SystemExit, match="exists already"):
         main(command(run, prompts, out))
@@ -278,3 +280,22 @@ def test_a_prompt_without_room_is_left_out_and_counted(
     with out.open(encoding="utf-8") as file:
         assert [json.loads(line)["prompt"] for line in file] == ["Why?"]
     assert "1 with a prompt that leaves no room to answer (first: " in capsys.readouterr().out
+
+
+def test_no_answer_is_an_error(
+    run: Path, tmp_path: Path, write_jsonl: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No prompt leaves room, or every answer is left out: no file, and the reason."""
+    out = tmp_path / "model_outputs.json"
+    long = write_jsonl([{"instruction": "word " * 600}] * 2, "long.jsonl")
+    with pytest.raises(SystemExit, match="no answer, so no file is written.*\n.*2 with a prompt"):
+        main(command(run, long, out, checkpoint=False))
+    special = Sample("ab", "stop", special_tokens=1)
+    monkeypatch.setattr(ModelSampler, "_sample", lambda *_: special)
+    short = write_jsonl([{"instruction": "Why?"}] * 2, "short.jsonl")
+    dropped = command(run, short, out, "--model.generation.special_tokens=drop", checkpoint=False)
+    with pytest.raises(SystemExit, match="2 whose answer has special tokens in its midst"):
+        main(dropped)
+    assert not list(tmp_path.glob("*model_outputs*"))
+    main(command(run, short, out, "--model.generation.max_new_tokens=4000", checkpoint=False))
+    assert [row["output"] for row in json.loads(out.read_text(encoding="utf-8"))] == ["ab", "ab"]

@@ -75,13 +75,15 @@ def make_sampler(model: Any, responses_per_batch: int = 64, **settings: Any) -> 
     )
 
 
-def one_by_one(sampler: ModelSampler, prompt: str, slot: int) -> tuple[int, ...]:
+def one_by_one(
+    sampler: ModelSampler, prompt: str, slot: int, limit: int | None = None
+) -> tuple[int, ...]:
     """The oracle: a response alone, from the full logits of all tokens so far, in float64."""
     sampling, item = sampler.sampling, request(prompt)
     numbers = generation._uniforms(sampling.seed, item.key, slot, sampling.max_new_tokens)
     ids = sampler.tokenizer.prompt_ids(prompt, "prompt")
     start = len(ids)
-    for number in numbers.tolist():
+    for number in numbers.tolist()[:limit]:
         with torch.no_grad():
             logits = sampler.model(torch.tensor([ids]), use_cache=False).logits[0, -1].double()
         if sampling.temperature == 0:
@@ -228,12 +230,52 @@ def test_text_of_a_cut_response() -> None:
     tokenizer = sampler.tokenizer.tokenizer
     ids = tokenizer("a ü", add_special_tokens=False)["input_ids"]
     # The letter takes two bytes, here two tokens: half of it is no text.
-    cut = sampler._sample(ids[:-1])
+    cut = sampler._sample(ids[:-1], [])
     assert (cut.text, cut.finish, cut.special_tokens) == ("a ", "length", 0)
-    whole = sampler._sample([*ids, 1, 1])
+    whole = sampler._sample([*ids, 1, 1], [])
     assert (whole.text, whole.finish, whole.ids) == ("a ü", "stop", (*ids, 1))
-    odd = sampler._sample([*ids, 3, *ids, 1])
-    assert (odd.text, odd.special_tokens) == ("a üa ü", 1)
+    odd = sampler._sample([*ids, 3, *ids, 1], [])
+    assert (odd.text, odd.special_tokens, odd.message) == ("a üa ü", 1, None)
+
+
+# Tokenizers that parse their own responses: GPT-OSS's channels, thinking of several kinds.
+TEMPLATE = {
+    "start_anchor": "<|assistant|>",
+    "fields": {
+        "thinking": {"open": "<|system|>", "close": "<|user|>"},
+        "content": {"close": "<|eos|>"},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<|system|>a b<|user|>c", {"role": "assistant", "thinking": "a b", "content": "c"}),
+        ("<|system|><|user|>c", "c"),
+        ("no tokens", "no tokens"),
+        # Nothing after the reasoning: no answer.
+        ("<|system|>a b", {"role": "assistant", "thinking": "a b", "content": ""}),
+        ("a <|assistant|>b", None),
+        # A token in a field's midst, which the template does not know.
+        ("<|system|>a b<|user|>c<|bos|>d", None),
+    ],
+)
+def test_a_tokenizer_may_say_how_responses_are_parsed(text: str, expected: Any) -> None:
+    sampler = make_sampler(tiny_model())
+    tokenizer = sampler.tokenizer.tokenizer
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    prompt = sampler.tokenizer.prompt_ids("Hi", "x")
+    tokenizer.response_template = TEMPLATE
+    found = sampler._sample([*ids, 1], prompt)
+    if expected is None:
+        assert (found.message, found.special_tokens) == (None, text.count("<|"))
+    else:
+        assert (found.response, found.special_tokens) == (expected, 0)
+    assert found.empty == (found.text == "")
+    tokenizer.response_template = None
+    plain = sampler._sample([*ids, 1], prompt)
+    assert (plain.message, plain.special_tokens) == (None, text.count("<|"))
 
 
 def test_prompt_tokens_are_those_of_training() -> None:
@@ -267,11 +309,26 @@ def test_plain_text() -> None:
     assert sampler([request("Hi")])[0].samples[0].ids == one_by_one(sampler, "Hi", 0)
 
 
-def test_prompt_without_room() -> None:
-    sampler = make_sampler(tiny_model(), max_new_tokens=490)
-    short, long = sampler([request("Hi"), request(PROMPTS[1] * 2)])
-    assert short.samples
-    assert long.refused == "with a prompt that leaves no room to answer"
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_prompts_use_what_the_context_leaves(name: str) -> None:
+    """GPT-2 has no position beyond its context; the others of a batch do not matter."""
+    size = {"n_positions": 40} if name == "gpt2" else {"max_position_embeddings": 40}
+    model = tiny_model(type(CONFIGS[name])(**{**CONFIGS[name].to_dict(), **size}))
+    sampler = make_sampler(model, max_new_tokens=30)
+    prompts = ["Hi", "Ho", "Name a fruit.", "Why is it blue?", "Why? " * 40, "Hi there"]
+    lengths = [len(sampler.tokenizer.prompt_ids(prompt, "x")) for prompt in prompts]
+    answers = sampler([request(prompt) for prompt in prompts])
+    for prompt, length, answer in zip(prompts, lengths, answers, strict=True):
+        if length >= 40:
+            assert answer.refused == "with a prompt that leaves no room to answer"
+            continue
+        assert answer.limit == min(30, 40 - length)
+        for slot, sample in enumerate(answer.samples):
+            whole = one_by_one(sampler, prompt, slot, answer.limit)
+            assert sample.ids == whole
+    assert {answer.limit for answer in answers} > {30, None}
+    (alone,) = sampler([request(prompts[3])])
+    assert alone == answers[3]
 
 
 def test_logits_that_are_no_numbers() -> None:

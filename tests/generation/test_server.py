@@ -44,6 +44,8 @@ class Server(ThreadingHTTPServer):
         self.failures: list[int] = []
         self.fewer = 0
         self.well_for: int | None = None
+        # Parts of each message, in the place of its own or beside them.
+        self.more: dict[str, Any] = {}
         self.at_once = self.most_at_once = 0
 
 
@@ -84,7 +86,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.answer(failure, {"error": {"message": "out of order", "code": failure}})
                 return
             text = body["messages"][-1]["content"]
-            if len(text) > 50:
+            if len(text) > 50 or (len(text) > 30 and "max_tokens" in body):
                 self.answer(400, {"error": TOO_LONG})
                 return
             reasons = {"cut": "length", "filtered": "content_filter"}
@@ -95,6 +97,7 @@ class Handler(BaseHTTPRequestHandler):
                     "message": {
                         "role": "assistant",
                         "content": None if text == "silent" else f"{text} {body['seed']} {index}",
+                        **server.more,
                     },
                 }
                 for index in reversed(range(body["n"] - server.fewer))
@@ -144,6 +147,37 @@ def test_what_is_asked_and_answered(server: Server) -> None:
     assert sampler([request("a")])[0] == text
 
 
+@pytest.mark.parametrize(
+    ("more", "response", "special_tokens"),
+    [
+        (
+            {"content": "4", "reasoning_content": "two and two"},
+            {"role": "assistant", "content": "4", "reasoning_content": "two and two"},
+            0,
+        ),
+        ({"content": "<|channel|>final<|message|>4"}, "<|channel|>final<|message|>4", 2),
+        ({"content": "analysisTwo and two.assistantfinal4"}, None, 1),
+        ({"content": "The analysis of a < b | c."}, None, 0),
+    ],
+)
+def test_reasoning_and_channels(
+    server: Server, more: dict[str, Any], response: Any, special_tokens: int
+) -> None:
+    server.more = more
+    (answers,) = make(server)([request("a")])
+    for sample in answers.samples:
+        assert sample.response == (response or more["content"])
+        assert sample.special_tokens == special_tokens
+
+
+def test_a_call_of_a_tool_is_an_answer(server: Server) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+    server.more = {"content": None, "tool_calls": [call]}
+    (answers,) = make(server)([request("a")])
+    assert not answers.samples[0].empty
+    assert answers.samples[0].response == {"role": "assistant", "content": "", "tool_calls": [call]}
+
+
 def test_answers_are_in_order_and_asked_together(server: Server) -> None:
     counts = []
     prompts = [f"prompt {number}" for number in range(40)]
@@ -191,6 +225,13 @@ def test_prompt_beyond_the_context(server: Server) -> None:
     long, short = make(server)([request("a" * 51), request("a")])
     assert long.refused == "with a prompt that leaves no room to answer"
     assert len(short.samples) == 3
+
+
+def test_limit_beyond_the_context(server: Server) -> None:
+    """A prompt that leaves less than the limit gets the rest: it is asked again without one."""
+    (answers,) = make(server)([request("forty letters" * 3)])
+    assert len(answers.samples) == 3
+    assert ["max_tokens" in body for body in server.requests] == [True, False]
 
 
 def test_server_without_n(server: Server) -> None:

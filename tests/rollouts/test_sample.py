@@ -17,7 +17,7 @@ from mpo_lightning.cli import main
 from mpo_lightning.data import rendering
 from mpo_lightning.data.prompts import request
 from mpo_lightning.errors import RolloutError
-from mpo_lightning.generation.generate import Sampling
+from mpo_lightning.generation.generate import ModelSampler, Sampling
 from mpo_lightning.generation.model import ModelConfig, load_sampler
 from mpo_lightning.generation.server import ServerConfig
 from mpo_lightning.rollouts.sample import sample
@@ -26,6 +26,8 @@ from tests.conftest import CORPUS, make_tokenizer, read_rows, tiny_config, tiny_
 from tests.rollouts.killed_run import killed_run
 
 SMALL = ["--n", "3", "--max_new_tokens", "8", "--rows_per_part", "3", "--progress", "false"]
+# Random weights write special tokens now and then.
+SMALL += ["--special_tokens", "keep"]
 
 
 @pytest.fixture
@@ -181,12 +183,99 @@ def test_what_is_left_out_is_counted(
     assert set(row) == {"prompt", "responses", "truncated", "kept", "sampled"}
 
     GenerationConfig(eos_token_id=list(range(384))).save_pretrained(folder)
-    main(command(write_jsonl(rows[:1], "one.jsonl"), str(folder), tmp_path / "empty"))
+    with pytest.raises(SystemExit, match=r"no row was written \(prompts: 1 with too few respon"):
+        main(command(write_jsonl(rows[:1], "one.jsonl"), str(folder), tmp_path / "empty"))
     shown = capsys.readouterr().out
     assert "0 of 1 rows written" in shown
     assert "rows dropped: 1 with too few responses left" in shown
     assert "noted: 3 responses dropped: empty" in shown
     assert (tmp_path / "empty" / "part-00000.jsonl").read_bytes() == b""
+
+
+def test_no_prompt_leaves_room(base: str, write_jsonl: Callable[..., str], tmp_path: Path) -> None:
+    """A default limit beyond the context uses what is left of it; where nothing is, it is told."""
+    folder = tmp_path / "small"
+    tiny_model(tiny_config(max_position_embeddings=40)).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    settings = ["--n", "2", "--special_tokens", "keep", "--progress", "false"]
+    rows = [{"instruction": f"What is {number}?"} for number in range(3)]
+    common = ["sample", "--model.base", str(folder), *settings]
+    main([*common, "--prompts", write_jsonl(rows), "--out", str(tmp_path / "out")])
+    assert len(list(read_rows(str(tmp_path / "out")))) == 3
+    rows = [{"prompt": "word " * (60 + number)} for number in range(3)]
+    with pytest.raises(SystemExit) as stopped:
+        main([*common, "--prompts", write_jsonl(rows), "--out", str(tmp_path / "none")])
+    assert str(stopped.value) == (
+        f"error: {tmp_path / 'none'}: no row was written (prompts: 3 with a prompt that leaves no "
+        "room to answer). Change the settings or the input, and remove the folder."
+    )
+
+
+@pytest.fixture
+def channels(base: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Have the model write texts with special tokens, and its tokenizer parse them if wanted."""
+
+    def write(*texts: str, template: dict[str, Any] | None = None) -> None:
+        def responses(self: ModelSampler, ids: Any, *args: Any, **_: Any) -> list[list[int]]:
+            tokenizer = self.tokenizer.tokenizer
+            tokenizer.response_template = template
+            slots = args[2]
+            encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+            return [[*encoded[slot % len(texts)], 1] for _ in range(len(ids)) for slot in slots]
+
+        monkeypatch.setattr(ModelSampler, "_responses", responses)
+
+    return write
+
+
+GLUED = "<|system|>thought<|assistant|>word"
+THINKING = {
+    "start_anchor": "<|assistant|>",
+    "fields": {
+        "reasoning_content": {"open": "<|system|>", "close": "<|assistant|>"},
+        "content": {"close": "<|eos|>"},
+    },
+}
+
+
+def test_channels_are_no_text(
+    prompts: str,
+    base: str,
+    tmp_path: Path,
+    channels: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What the words between special tokens mean, only the tokenizer can say."""
+    channels(GLUED, "plain", "other")
+    drop = ["--special_tokens", "drop"]
+    main(command(prompts, base, tmp_path / "drop", *drop))
+    assert [row["responses"] for _, row in read_rows(str(tmp_path / "drop"))] == [
+        ["plain", "other"]
+    ] * 8
+    shown = capsys.readouterr().out
+    assert "noted: 8 responses dropped: special tokens in their midst (first: " in shown
+    main(command(prompts, base, tmp_path / "keep"))
+    (_, row), *_ = read_rows(str(tmp_path / "keep"))
+    assert row["responses"] == ["thoughtword", "plain", "other"]
+    with pytest.raises(SystemExit, match=r"prompts.jsonl:1: found a response with special tokens"):
+        main(command(prompts, base, tmp_path / "error", "--special_tokens", "error"))
+    # A prompt without two answers left goes, too; without any prompt there is nothing.
+    channels(GLUED, GLUED, "other")
+    with pytest.raises(SystemExit, match="no row was written .*8 with too few responses left"):
+        main(command(prompts, base, tmp_path / "none", *drop))
+
+
+def test_channels_that_the_tokenizer_parses(
+    prompts: str, base: str, tmp_path: Path, channels: Callable[..., None]
+) -> None:
+    channels(GLUED, "<|system|>more<|assistant|>words", "plain", template=THINKING)
+    main(command(prompts, base, tmp_path / "out", "--special_tokens", "drop"))
+    (_, row), *_ = read_rows(str(tmp_path / "out"))
+    assert row["responses"] == [
+        {"role": "assistant", "reasoning_content": "thought", "content": "word"},
+        {"role": "assistant", "reasoning_content": "more", "content": "words"},
+        "plain",
+    ]
 
 
 def test_sources(base: str, tmp_path: Path) -> None:
@@ -220,7 +309,7 @@ def test_settings_from_a_file(prompts: str, base: str, tmp_path: Path) -> None:
     path = tmp_path / "sample.yaml"
     path.write_text(
         f"prompts: {prompts}\nout: {tmp_path / 'by-file'}\nmodel: {{base: {base}}}\n"
-        "n: 3\nmax_new_tokens: 8\nrows_per_part: 3\nprogress: false\n",
+        "n: 3\nmax_new_tokens: 8\nrows_per_part: 3\nprogress: false\nspecial_tokens: keep\n",
         encoding="utf-8",
     )
     main(["sample", "--config", str(path)])

@@ -235,6 +235,7 @@ def test_sampled_rows_are_scored(base: str, function: str, tmp_path: Path) -> No
         [
             *["sample", "--prompts", str(prompts), "--model.base", base, "--out", str(sampled)],
             *["--n", "2", "--max_new_tokens", "6", "--rows_per_part", "1", "--progress", "false"],
+            *["--special_tokens", "keep"],
         ]
     )
     score(data=str(sampled), out=str(scored), function=function, progress=False)

@@ -9,9 +9,13 @@ import torch
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    Gemma2Config,
+    Gemma2ForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
     LlamaForSequenceClassification,
+    Qwen2Config,
+    Qwen2ForSequenceClassification,
     RobertaConfig,
     RobertaForSequenceClassification,
 )
@@ -27,6 +31,11 @@ from mpo_lightning.rollouts.scorers import (
 )
 from tests.conftest import CHAT_TEMPLATE, make_tokenizer, tiny_config
 
+SMALL: dict[str, Any] = {
+    **{"vocab_size": 384, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 1},
+    "pad_token_id": None,
+}
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Count."}]
 ITEMS = [
     Scorable(
@@ -137,6 +146,77 @@ def test_fewer_bits(settings: dict[str, Any], tmp_path: Path) -> None:
         assert found == pytest.approx(wanted, abs=0.05)
 
 
+@pytest.mark.parametrize(
+    ("kind", "config", "weights"),
+    [
+        (LlamaForSequenceClassification, tiny_config(num_labels=1), {}),
+        (
+            LlamaForSequenceClassification,
+            tiny_config(num_labels=2),
+            {"LABEL_0": np.float32(0.5), "LABEL_1": -0.25},
+        ),
+        (Qwen2ForSequenceClassification, Qwen2Config(**SMALL, num_labels=1), {}),
+        (Gemma2ForSequenceClassification, Gemma2Config(**SMALL, head_dim=8, num_labels=1), {}),
+        (GPT2ForSequenceClassification, MODELS["gpt2"][1], {}),
+    ],
+)
+def test_sixteen_bits_make_no_ties(
+    kind: type, config: Any, weights: dict[str, float], tmp_path: Path
+) -> None:
+    """The head in float32, by the same weights and last hidden states in float64; scores near 20.
+
+    In bfloat16 scores near 20 are multiples of 1/8.
+    """
+    item = Scorable("Name a fruit.", [f"A fruit is a {word}." for word in "abcdefgh"], "x:1")
+    model = make_model(kind, config)
+    states = last_states(model, item)
+    # Along the mean of the last states, all scores lie together.
+    direction = states.mean(0)
+    with torch.no_grad():
+        model.score.weight += 20 * direction / direction.square().sum()
+    path = save(tmp_path, model.bfloat16())
+    # Beside others a state is rounded otherwise.
+    config = RewardModelConfig(path=path, weights=weights, responses_per_batch=1)
+    scorer = load_reward_model(config)
+    assert scorer.model.dtype == torch.bfloat16
+    (scores,) = scorer([item])
+    with torch.no_grad():
+        logits = last_states(scorer.model, item).double() @ model.score.weight.double().T
+    by_hand = (logits @ scorer.weights.double()).tolist()
+    assert scores == pytest.approx(by_hand, abs=1e-4)
+    assert len({round(score, 4) for score in map(float, scores)}) == 8
+    assert min(map(abs, by_hand)) > 3
+    # In 16 bits they would not be these.
+    assert max(abs(float(torch.tensor(score).bfloat16()) - score) for score in by_hand) > 0.005
+
+
+def last_states(model: Any, item: Scorable) -> torch.Tensor:
+    """Last hidden state of each response's last token, float32 (N, hidden)."""
+    found = []
+    for response in item.responses:
+        ids = make_tokenizer().apply_chat_template(
+            [
+                {"role": "user", "content": item.prompt},
+                {"role": "assistant", "content": response},
+            ],
+            return_tensors="pt",
+        )["input_ids"]
+        with torch.no_grad():
+            found.append(model.base_model(ids).last_hidden_state[0, -1].float())
+    return torch.stack(found)
+
+
+def test_a_head_that_is_not_known_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    model = make_model(*MODELS["llama"]).bfloat16()
+    model.HEAD = model.score
+    del model.score
+    RewardModel(model, make_tokenizer(), RewardModelConfig())
+    assert capsys.readouterr().out == (
+        "LlamaForSequenceClassification computes scores in bfloat16: near 20 they are multiples of "
+        "0.125, and differences below that become ties. Set reward_model.dtype: float32.\n"
+    )
+
+
 def test_weights_of_labels(tmp_path: Path) -> None:
     labels = {0: "helpful", 1: "brief", 2: "kind"}
     config = tiny_config(id2label=labels, label2id={v: k for k, v in labels.items()})
@@ -210,6 +290,11 @@ def scorers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "def lengths(prompt, responses): return [len(r) for r in responses]\n"
         "def array(prompt, responses): return numpy.array([len(r) for r in responses])\n"
         "def tensor(prompt, responses): return torch.tensor([len(r) / 2 for r in responses])\n"
+        "def column(prompt, responses): return numpy.array([[len(r)] for r in responses])\n"
+        "def halves(prompt, responses): return [numpy.float16(len(r)) for r in responses]\n"
+        "def truths(prompt, responses): return [numpy.bool_(len(r) > 9) for r in responses]\n"
+        "def sixteen(prompt, responses): return torch.ones(len(responses)).bfloat16()\n"
+        "def unknown(prompt, responses): return numpy.full(len(responses), numpy.nan)\n"
         "def fewer(prompt, responses): return [1.0]\n"
         "def endless(prompt, responses): return [float('inf')] * len(responses)\n"
         "def nothing(prompt, responses): return [None] * len(responses)\n"
@@ -232,6 +317,10 @@ def scorers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("array", [9.0, 45.0]),
         ("tensor", [4.5, 22.5]),
         ("scale", [18.0, 90.0]),
+        ("column", [9.0, 45.0]),
+        ("halves", [9.0, 45.0]),
+        ("truths", [0.0, 1.0]),
+        ("sixteen", [1.0, 1.0]),
     ],
 )
 def test_functions(scorers: Path, name: str, expected: list[float]) -> None:
@@ -249,6 +338,7 @@ def test_functions(scorers: Path, name: str, expected: list[float]) -> None:
         ("fewer", "gave 1 scores for 2 responses"),
         ("endless", r"responses\[0\]: .* gave inf"),
         ("nothing", "gave None"),
+        ("unknown", "gave nan"),
         ("words", "gave '1'"),
     ],
 )

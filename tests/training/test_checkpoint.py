@@ -11,10 +11,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mpo_lightning import LoRA, MPOModule, PolicyConfig, PreferenceDataModule
+from mpo_lightning.errors import CheckpointError
 from mpo_lightning.losses import MPO
 from mpo_lightning.model.policy import PolicyError
 from mpo_lightning.optim import WarmupCosine
-from mpo_lightning.training.checkpoint import adapter_folder
+from mpo_lightning.training.checkpoint import RunCheckpoint, adapter_folder
 from tests.conftest import example_rows, random_groups
 from tests.runs import GO_ON, SAVE_EACH_STEP, assert_same_adapter, fit
 from tests.training.fits import RAGGED, Recorder, adapter, loader, make_module, make_trainer
@@ -156,3 +157,14 @@ def test_full_disk_ends_the_run_and_leaves_the_checkpoint_before(
     assert "Traceback" not in ended.stderr
     assert file.read_bytes() == before
     fit(recipe, root, *GO_ON)
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_links_are_refused_before_anything_is_loaded(base: str, ours: bool) -> None:
+    """Lightning links an earlier checkpoint at the run's end: the last steps would be lost."""
+    saver = (RunCheckpoint if ours else ModelCheckpoint)(save_last="link", every_n_train_steps=1)
+    trainer = make_trainer(max_steps=1, callbacks=[saver], enable_checkpointing=True)
+    module = make_module(base)
+    with pytest.raises(CheckpointError, match=r"checkpoint\.save_last: a link .* Set it to true"):
+        trainer.fit(module, PreferenceDataModule(tokenizer=base, train="no such.jsonl"))
+    assert module.policy is None

@@ -16,6 +16,7 @@ from mpo_lightning.callbacks.health_checks import (
     mean_of,
     sampled_length_drift,
 )
+from mpo_lightning.checks import check_settings
 from mpo_lightning.training.loggers import log_text
 from mpo_lightning.training.metrics import METRIC_NAMES
 from mpo_lightning.training.module import MPOModule
@@ -45,14 +46,15 @@ class TrainingHealth(Callback):
         thresholds: Thresholds = Thresholds(),  # noqa: B008 (frozen)
         ignore: Sequence[Check] = (),
     ) -> None:
+        self.thresholds = thresholds
+        self.ignore: Sequence[Check] = ignore
+        check_settings(self)
         unknown = set(ignore) - set(CHECKS)
         if unknown:
             raise ValueError(
                 f"health.ignore: there are no checks {sorted(unknown)}; there are "
                 f"{', '.join(CHECKS)}."
             )
-        self.thresholds = thresholds
-        self.ignore = tuple(ignore)
         # Warnings in order, each with its step.
         self.findings: list[tuple[int, Finding]] = []
         self._steps = 0

@@ -11,6 +11,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from mpo_lightning.checks import check_settings
+
 __all__ = [
     "CHECKS",
     "Check",
@@ -67,6 +69,7 @@ class Thresholds:
     again: float = 2.0
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if self.window < 3:
             raise ValueError(f"health.thresholds.window must be >= 3, got {self.window}.")
         for name in ("sampled_length", "again"):

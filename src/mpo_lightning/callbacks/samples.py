@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
+from mpo_lightning.checks import check_settings
 from mpo_lightning.data.datamodule import PreferenceDataModule
 from mpo_lightning.data.limits import check_ids
 from mpo_lightning.data.tokens import GroupTokenizer
@@ -74,10 +75,11 @@ class Samples(Callback):
         top_p: float = 1.0,
         seed: int = 0,
     ) -> None:
-        if count < 0:
-            raise ValueError(f"samples.count must be at least 0, got {count}.")
         self.count = count
         self.prompts = None if prompts is None else list(prompts)
+        check_settings(self)
+        if self.count < 0:
+            raise ValueError(f"samples.count must be at least 0, got {count}.")
         self.sampling = Sampling(
             n=1, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed
         )
@@ -137,7 +139,7 @@ class Samples(Callback):
             tokens = pl_module.limits().tokens
             check_ids(prompt.ids, tokens, data.tokenizer, prompt.source, "prompt")
         model = pl_module.policy.causal_lm
-        self._sampler = ModelSampler(model, tokenizer, self._within(model, self._prompts))
+        self._sampler = ModelSampler(model, tokenizer, self.sampling)
         self._before = self._answers(trainer, pl_module, reference=True)
         # `log_dir` is broadcast by the first process, so all processes ask for it.
         folder = trainer.log_dir or trainer.default_root_dir
@@ -155,17 +157,6 @@ class Samples(Callback):
             ]
         groups = data.datasets["val" if "val" in data.datasets else "train"].groups
         return [_Prompt(group.prompt.tolist(), group.source) for group in groups[: self.count]]
-
-    def _within(self, model: Any, prompts: list[_Prompt]) -> Sampling:
-        """Return the sampling, with a limit that fits the context after the longest prompt."""
-        limit, longest = self.sampling.max_new_tokens, max(len(prompt.ids) for prompt in prompts)
-        context = getattr(model.config, "max_position_embeddings", None)
-        if context is None or context - longest >= limit:
-            return self.sampling
-        # A prompt that fills the context is refused, and the refusal is its response.
-        limit = max(1, context - longest)
-        rank_zero_info(f"Samples: at most {limit} tokens, so that they fit the model's context.")
-        return replace(self.sampling, max_new_tokens=limit)
 
     def _answers(self, trainer: Trainer, module: MPOModule, *, reference: bool) -> list[Answers]:
         """Generate one response to each prompt."""

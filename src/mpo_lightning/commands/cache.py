@@ -56,9 +56,11 @@ def _make_parser() -> SettingsParser:
         parsers[name] = SettingsParser(description=purpose)
         add = parsers[name].add_argument
         where = "folder of the caches. Defaults to the user's"
-        add("root", nargs="?", type=str | None, help=where)
+        add("root", nargs="?", type=str | None, default=None, help=where)
         add("--tokens", action="store_true", help="list or remove token ids of data sets instead")
-    parsers["clear"].add_argument("--name", type=str, help="remove only the cache of this name")
+    parsers["clear"].add_argument(
+        "--name", type=str | None, default=None, help="remove only the cache of this name"
+    )
     parser = SettingsParser(prog="mpo-lightning cache")
     commands = parser.add_subcommands(dest="action")
     for name, subparser in parsers.items():
@@ -74,7 +76,7 @@ def main(args: list[str]) -> None:
     """
     chosen = _make_parser().parse_args(args[1:])
     given: Namespace = chosen[chosen.action]
-    root = Path(given.root or cache_folder("tokens" if given.tokens else "reference"))
+    root = Path(given.root or cache_folder("tokens" if given.tokens else "reference")).expanduser()
     found: list[Any]
     if chosen.action == "clear":
         found = [e.folder for e in remove(root)] if given.tokens else clear(root, given.name)

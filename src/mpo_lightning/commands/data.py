@@ -52,11 +52,14 @@ def _parser(purpose: str, function: Callable[..., Any]) -> SettingsParser:
 def _make_parser() -> SettingsParser:
     checker = _parser("Report the contents of files of scored groups, with warnings.", check)
     add = checker.add_argument
-    add("--tokenizer", type=str | None, help="folder or hub id; with one, tokens are counted")
     add("--trust_remote_code", action="store_true", help="let a hub tokenizer run its own code")
     add("--show", type=int, default=0, help="number of first groups to show as training sees them")
-    add("--json", type=str | None, help="file to write all numbers to")
-    add("--picture", type=str | None, help="file of a figure, such as check.png (needs matplotlib)")
+    for name, purpose in (
+        ("--tokenizer", "folder or hub id; with one, tokens are counted"),
+        ("--json", "file to write all numbers to"),
+        ("--picture", "file of a figure, such as check.png (needs matplotlib)"),
+    ):
+        add(name, type=str | None, default=None, help=purpose)
     add("--strict", action="store_true", help="fail on warnings, too")
     converter = _parser("Write scored groups of any known format in canonical form.", convert)
     splitter = _parser("Divide scored groups by prompt, each prompt on one side only.", split)
@@ -113,11 +116,11 @@ def _check(
     _print_check(report)
     if json is not None:
         try:
-            Path(json).write_text(report.to_json(indent=2) + "\n", encoding="utf-8")
+            Path(json).expanduser().write_text(report.to_json(indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise DataError(f"{json}: cannot be written ({error}).") from error
     if picture is not None:
-        draw_picture(report, picture)
+        draw_picture(report, Path(picture).expanduser())
     failed = report.total.read.failed
     if failed or not report.total.read.kept or (strict and report.warnings):
         sys.exit(1)

@@ -8,6 +8,7 @@ import re
 import sys
 from argparse import ArgumentError, _HelpAction
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import chdir
 from datetime import timedelta
 from difflib import get_close_matches
 from inspect import isabstract
@@ -18,6 +19,11 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import ArgumentParser
+from jsonargparse._actions import _ActionConfigLoad
+from jsonargparse._common import lenient_check, parser_context
+
+from mpo_lightning.commands.replaced_classes import TOLD, start_from_defaults
+from mpo_lightning.commands.settings_file import YAML, RepeatedKeyError, load_settings, refused
 
 __all__ = ["WORDS", "SettingsParser", "alternatives", "check_environment"]
 
@@ -28,7 +34,7 @@ OPTION = re.compile(r"(?:Group '([^']+)' .*)?[Oo]ption '([^']+)'")
 VALUE = re.compile(r"(?:Got value|Expected a dot import path string): (.+)$", re.DOTALL)
 UNRECOGNIZED = "unrecognized arguments: "
 NO_SUBTYPE = "Does not validate against any of the Union subtypes"
-NOT_YAML = "Problems parsing config"
+OTHER_FILE = re.compile(r"sub-config file (.+?): ")
 
 WORDS: dict[Any, str] = {
     int: "a whole number",
@@ -40,6 +46,7 @@ WORDS: dict[Any, str] = {
     **dict.fromkeys((list, tuple, Sequence, Iterable), "a list"),
     **dict.fromkeys((dict, Mapping), "a mapping"),
 }
+SUFFIXES = (".yaml", ".yml")
 # Names listed in a message at most.
 MANY = 16
 
@@ -48,13 +55,40 @@ class SettingsParser(ArgumentParser):
     """Parser that reports an error in one line and exits with status 2."""
 
     args: list[str] = []  # noqa: RUF012 (replaced, never changed)
-    # The current folder; while jsonargparse reads a configuration file it is the file's.
+    # The current folder; while jsonargparse reads a file it is the file's.
     _folder = Path()
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **{"parser_mode": YAML, **settings})
 
     def parse_args(self, *args: Any, **settings: Any) -> Any:
         """Parse arguments."""
-        self._folder = Path.cwd()
+        if not (hasattr(self, "parent_parser") or getattr(self, "_inner_parser", False)):
+            TOLD.clear()
+            SettingsParser._folder = Path.cwd()
         return super().parse_args(*args, **settings)
+
+    def _apply_actions(self, *args: Any, **more: Any) -> Any:
+        """Check the values of a file or mapping; paths in it are relative to the current folder."""
+        with chdir(self._folder):
+            return super()._apply_actions(*args, **more)
+
+    def _check_value_key(self, action: Any, value: Any, key: str, *args: Any, **more: Any) -> Any:
+        """Check one value of a file or a mapping.
+
+        jsonargparse takes null for a setting that nobody gave, and lets it pass for any type.
+
+        Raises:
+            TypeError: if the value does not fit.
+        """
+        if action.nargs == 0 and not isinstance(value, bool):
+            given = "null" if value is None else value
+            raise TypeError(f'Parser key "{key}": must be true or false, got {given}.')
+        if value is None and isinstance(action, _ActionConfigLoad):
+            raise TypeError(f'Parser key "{key}": null in the place of its settings. Leave it out.')
+        lenient = lenient_check.get() and (value is not None or action.default is None)
+        with parser_context(lenient_check=lenient):
+            return super()._check_value_key(action, value, key, *args, **more)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Report an error and exit; the parser of a class's settings raises it instead.
@@ -74,15 +108,21 @@ class SettingsParser(ArgumentParser):
         raise AssertionError("exit returned")
 
 
+start_from_defaults(SettingsParser)
+
+
 def _explain(message: str, error: BaseException | None, parser: SettingsParser) -> str:
     if message.startswith(UNRECOGNIZED):
         return _about_unrecognized(message.removeprefix(UNRECOGNIZED), parser)
-    if message.startswith(NOT_YAML):
-        return _about_yaml(parser) or _in_one_line(message)
     causes = list(_causes(error))
+    about_yaml = _about_yaml(message, causes, parser)
+    if about_yaml is not None:
+        return about_yaml
     reason = str(causes[-1]) if causes else message
     # A setting of a class within a class: one name for each level, and a parser for each class.
     keys = [key[1] for each in causes if type(each) is TypeError and (key := KEY.match(str(each)))]
+    # In a group's own file the names have the group's before them.
+    keys = [key for key, after in pairwise([*keys, ""]) if not after.startswith(f"{key}.")]
     owners = [owner for each in causes if (owner := getattr(each, "parser", None))]
     owner = owners[-1] if owners else parser
     option, value = OPTION.search(reason), VALUE.search(reason)
@@ -204,7 +244,10 @@ def _about_value(name: str, value: str, kind: Any, parser: SettingsParser) -> st
         else:
             words += [WORDS[each]] if each in WORDS else sorted(_subclasses(each), key=str.lower)
     words = list(dict.fromkeys(words))
-    text = f"{name} must be {_listed(words, 'or')}, got {value}{_where(name, parser)}."
+    # The first line: jsonargparse explains further how a class is named.
+    value = value.partition("\n")[0]
+    given = "null" if value == "None" else value
+    text = f"{name} must be {_listed(words, 'or')}, got {given}{_where(name, parser)}."
     near = get_close_matches(value, words, 1)
     return f"{text} Did you mean {near[0]}?" if near else text
 
@@ -239,11 +282,14 @@ def _variable(parser: ArgumentParser, name: str) -> str:
 
 
 def _files_of(parser: SettingsParser) -> dict[str, str]:
-    """Return name and content of the configuration files among a parser's arguments."""
+    """Return name and content of the YAML files among a parser's arguments and variables."""
     words = parser.args
     names = [value for word, value in pairwise(words) if word in {"-c", "--config"}]
     names += [word.partition("=")[2] for word in words if word.startswith("--config=")]
-    paths = {name: parser._folder / name for name in names}
+    # Other settings may be read from a file, too.
+    names += [name for word in words if (name := word.rpartition("=")[2]).endswith(SUFFIXES)]
+    names.append(os.environ.get(_variable(parser, "config"), ""))
+    paths = {name: parser._folder / Path(name).expanduser() for name in names if name}
     return {name: path.read_text("utf-8") for name, path in paths.items() if path.is_file()}
 
 
@@ -270,12 +316,24 @@ def _holds(settings: Any, keys: Sequence[str]) -> bool:
     return True
 
 
-def _about_yaml(parser: SettingsParser) -> str | None:
+def _about_yaml(
+    message: str, causes: Sequence[BaseException], parser: SettingsParser
+) -> str | None:
+    """Return what is wrong with the YAML of a file, or of a value, if that is the reason."""
     for file, text in _files_of(parser).items():
         try:
-            yaml.safe_load(text)
+            load_settings(text)
+        except RepeatedKeyError as error:
+            return f"{file}: {error}."
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark
             place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
             return f"{file}{place}: not YAML: {error.problem}."
+    # A value with such a key is taken for another kind of value at first, and refused as such.
+    text = "\n".join([message, *map(str, causes)]).lower()
+    for value, repeated in refused.items():
+        # Of a file the message says no more than what its reader said.
+        if value.lower() in text or str(repeated).lower() in text:
+            found = OTHER_FILE.search(text)
+            return f"{found[1]}: {repeated}." if found else f"{repeated}."
     return None

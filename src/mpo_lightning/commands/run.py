@@ -1,5 +1,6 @@
 """``mpo-lightning fit|validate|test|predict --config FILE``: Lightning's command line."""
 
+import os
 import sys
 from typing import Any
 
@@ -27,6 +28,18 @@ __all__ = ["MPOCLI", "main"]
 
 def _checkpoint_folder(root: str | None) -> str:
     return f"{root or '.'}/checkpoints"
+
+
+def _from_home(value: Any) -> Any:
+    """Put the home folder in the place of ``~`` in all paths of some settings."""
+    if isinstance(value, str):
+        return os.path.expanduser(value) if value.startswith("~") else value
+    if isinstance(value, list):
+        return [_from_home(each) for each in value]
+    if isinstance(value, Namespace):
+        for name, each in vars(value).items():
+            value[name] = _from_home(each)
+    return value
 
 
 class RunParser(SettingsParser, LightningArgumentParser):
@@ -86,12 +99,35 @@ class MPOCLI(LightningCLI):
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         return {**kwargs, "verbose": False} if subcommand in {"validate", "test"} else kwargs
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run a command.
+
+        Raises:
+            UserError: if nothing was left to do.
+        """
+        super()._run_subcommand(subcommand)
+        trainer: Any = self.trainer
+        done = {
+            "fit": lambda: trainer.global_step,
+            "validate": lambda: sum(trainer.num_val_batches),
+            "test": lambda: sum(trainer.num_test_batches),
+            "predict": lambda: sum(trainer.num_predict_batches),
+        }
+        if trainer.state.finished and not done[subcommand]():
+            raise UserError(
+                f"{subcommand} has done nothing: the trainer's limits (max_steps, max_epochs, "
+                "limit_train_batches and others) leave no batch. Raise them."
+            )
+
     def before_instantiate_classes(self) -> None:
         """Take the tokenizer from the base unless one is set."""
         config = self.config[self.subcommand] if self.subcommand else self.config
         assert isinstance(config, Namespace)
         if config.data.tokenizer is None:
             config.data.tokenizer = config.model.policy.base
+        # Our classes do so themselves, Lightning's loggers and checkpoint paths do not.
+        for name in ("trainer", "ckpt_path"):
+            config[name] = _from_home(config.get(name))
 
 
 def main(args: list[str]) -> None:

@@ -48,7 +48,8 @@ def _make_parser() -> SettingsParser:
     parser.add_argument(
         "--quick", action="store_true", help="a small form, as a test; not evidence"
     )
-    parser.add_argument("--seeds", type=int, help="number of seeds. Defaults to the study's own")
+    own = "number of seeds. Defaults to the study's own"
+    parser.add_argument("--seeds", type=int | None, default=None, help=own)
     parser.add_argument("--workers", type=int, default=2, help="number of one-thread processes")
     return parser
 
@@ -71,7 +72,7 @@ def main(args: list[str]) -> None:
     from mpo_lightning.studies.lab.conditions import Form
 
     form = Form(quick=chosen.quick, seeds=chosen.seeds)
-    run_study(chosen.name, form, Path(chosen.out), workers=chosen.workers)
+    run_study(chosen.name, form, Path(chosen.out).expanduser(), workers=chosen.workers)
 
 
 def run_study(name: str, form: "Form", out: Path, *, workers: int) -> "Findings":

@@ -19,6 +19,7 @@ from mpo_lightning.data.groups import (
 
 __all__ = [
     "CONTEXT",
+    "REASONING",
     "as_message",
     "as_messages",
     "as_text",

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from mpo_lightning.checks import check_arguments
 from mpo_lightning.data.reading import BadRows, Sources, refuse_lost_rows
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.writing import arrow_schema, check_target, open_writers
@@ -30,7 +31,8 @@ def convert(
         DataError: if rows are bad, no group remains, the file exists already, or its format cannot
             hold a column.
     """
-    path = Path(out)
+    check_arguments(convert, locals())
+    path = Path(out).expanduser()
     check_target(path, force=force)
     schema = arrow_schema(sources.groups([])) if path.suffix == ".parquet" else None
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from mpo_lightning.batch import GroupBatch, ModelLimits, PromptBatch, RunModel
+from mpo_lightning.checks import check_settings
 from mpo_lightning.data.dataset import GroupDataset, Groups
 from mpo_lightning.data.groups import DataError, bad_field
 from mpo_lightning.data.limits import check_groups
@@ -172,15 +173,6 @@ class PreferenceDataModule(LightningDataModule):
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("groups_per_batch", groups_per_batch, 1),
-            ("tokens_per_batch", tokens_per_batch, 1),
-            ("max_length", max_length, 1),
-            ("max_responses", max_responses, 2),
-            ("num_proc", num_proc, 1),
-        ):
-            if value is not None and value < least:
-                raise ValueError(f"data.{name} must be at least {least}, got {value}.")
         self.tokenizer_path = tokenizer
         self.sources: dict[Role, list[str | Rows]] = {
             "train": _sources(train),
@@ -206,7 +198,7 @@ class PreferenceDataModule(LightningDataModule):
         self.bad_rows: BadRows = bad_rows
         self.show = show
         self.num_proc = num_proc
-        self.cache = cache_folder("tokens") if cache is None else Path(cache)
+        self.cache = cache_folder("tokens") if cache is None else Path(cache).expanduser()
         self.prompt_format: PromptFormat = prompt_format
         self.boundary: Boundary = boundary
         self.chat_template_kwargs = chat_template_kwargs
@@ -217,6 +209,17 @@ class PreferenceDataModule(LightningDataModule):
         self.seed = seed
         self.trust_remote_code = trust_remote_code
         self._told: str | None = None
+        check_settings(self)
+        for name, least in (
+            ("groups_per_batch", 1),
+            ("tokens_per_batch", 1),
+            ("max_length", 1),
+            ("max_responses", 2),
+            ("num_proc", 1),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"data.{name} must be at least {least}, got {value}.")
         self.tokenizer: Any = None
         self.datasets: dict[Role, GroupDataset] = {}
         # Prompts for predict to answer, if its data have no responses.

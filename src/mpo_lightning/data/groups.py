@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeGuard, TypeVar
 
 from mpo_lightning.batch import Prompt, Response
+from mpo_lightning.checks import plain
 from mpo_lightning.errors import UserError
 
 __all__ = [
@@ -170,6 +171,7 @@ def check_list(
     Raises:
         DataError: if it is none.
     """
+    value = plain(value)
     if not is_list(value):
         raise bad_field(source, field, show_typed(value), expected, remedy)
     return value
@@ -208,6 +210,7 @@ def check_number(value: object, field: str, source: str) -> float:
     Raises:
         DataError: if it is no number, or not finite.
     """
+    value = plain(value)
     if isinstance(value, str) and NUMBER.fullmatch(value.strip()):
         value = float(value)
     # Not isfinite, which fails on an integer too large for a float.

@@ -16,9 +16,9 @@ from datetime import datetime
 from typing import Any, Literal, Self
 
 from mpo_lightning.batch import Message, Prompt, Response
+from mpo_lightning.checks import check_settings
 from mpo_lightning.data.conversation import REASONING, as_message, as_messages
 from mpo_lightning.data.groups import DataError, bad_field, show
-from mpo_lightning.losses.checks import require_choice
 
 __all__ = [
     "Action",
@@ -75,8 +75,7 @@ class RenderingRules:
     equal_tokens: Action = "error"
 
     def __post_init__(self) -> None:
-        for name in self.__dataclass_fields__:
-            require_choice(self, name, Action)
+        check_settings(self)
 
     @classmethod
     def counting(cls) -> Self:

@@ -5,6 +5,7 @@ of rows can then be read without holding the others, so that several processes c
 """
 
 import json
+import os
 import pickle
 from array import array
 from bisect import bisect_right
@@ -16,6 +17,7 @@ from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
+from mpo_lightning.checks import plain
 from mpo_lightning.data.alpaca_eval import joined_if_answers, result_files, without_raw_completions
 from mpo_lightning.data.compressed import COMPRESSED, open_unpacked
 from mpo_lightning.data.csv_files import CsvFile
@@ -57,6 +59,7 @@ def open_source(
     Raises:
         DataError: if the source is missing, empty, or cannot be read as what it claims to be.
     """
+    data = os.path.expanduser(data)
     path = Path(data)
     name, _, split = data.partition(":")
     if path.is_file() and path.name != DESCRIPTIONS:
@@ -105,7 +108,9 @@ def open_rows(rows: Rows, name: str) -> RowSource:
     if isinstance(rows, Dataset):
         source = _in_memory_dataset(rows, name)
     elif isinstance(rows, list | tuple):
-        source = Values(list(rows), name, _digest_of_values(rows))
+        # Of NumPy's and torch's arrays and numbers as little is left as in a file.
+        values = [plain(row) for row in rows]
+        source = Values(values, name, _digest_of_values(values))
     else:
         raise DataError(
             f"{name}: found {type(rows).__name__}; expected the name of a source, a list of names, "

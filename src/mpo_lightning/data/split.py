@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from mpo_lightning.batch import Prompt
+from mpo_lightning.checks import check_arguments
 from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.prompt_identity import prompt_key
 from mpo_lightning.data.reading import BadRows, Sources, refuse_lost_rows
@@ -85,8 +86,9 @@ def split(
         DataError: if a setting cannot be used, rows are bad, a part gets no group, or the folder
             has files that must not be overwritten.
     """
+    check_arguments(split, locals())
     _check_fractions(fractions)
-    folder = Path(out)
+    folder = Path(out).expanduser()
     files = {name: folder / f"{name}.{file_format}" for name in fractions}
     for path in files.values():
         check_target(path, force=force)

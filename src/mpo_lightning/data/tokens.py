@@ -14,6 +14,7 @@ The rules and their reasons:
 """
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from typing import Any, Literal, Self
 import torch
 
 from mpo_lightning.batch import Prompt, TokenGroup
+from mpo_lightning.checks import check_settings
 from mpo_lightning.data.conversation import as_messages, response_text
 from mpo_lightning.data.groups import DataError, PreferenceGroup, bad_field, show
 from mpo_lightning.data.rendering import (
@@ -89,6 +91,7 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     try:
+        path = os.path.expanduser(path)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise DataError(
@@ -136,6 +139,7 @@ class GroupTokenizer:
     date: str | None = None
 
     def __post_init__(self) -> None:
+        check_settings(self)
         tokenizer = self.tokenizer
         has_template = tokenizer.chat_template is not None
         if self.prompt_format == "chat" and not has_template:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
+from mpo_lightning.checks import check_arguments
 from mpo_lightning.data.groups import DataError, check_number
 from mpo_lightning.data.sources import open_source
 from mpo_lightning.errors import RolloutError
@@ -73,11 +74,13 @@ def compare(
         PolicyError: if the reward model cannot be quantised.
         RolloutError: if a setting cannot be used, the scorer fails, or ``out`` cannot be written.
     """
+    check_arguments(compare, locals())
     if (reward_model.path is not None) == (function is not None):
         raise RolloutError("Name either a reward_model.path or a function.")
     if resamples < 100:
         raise RolloutError(f"resamples must be at least 100, got {resamples}.")
-    if out is not None and Path(out).exists():
+    target = None if out is None else Path(out).expanduser()
+    if target is not None and target.exists():
         raise RolloutError(f"out: {out} exists already. Move it, or name another file.")
     pairs, dropped = _matched(policy, reference)
     # Before anything is loaded.
@@ -123,10 +126,10 @@ def compare(
         **results,
     }
     _show(content)
-    if out is not None:
+    if target is not None:
         try:
-            Path(out).parent.mkdir(parents=True, exist_ok=True)
-            write_whole(Path(out), (json.dumps(content, indent=2) + "\n").encode())
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(target, (json.dumps(content, indent=2) + "\n").encode())
         except OSError as error:
             raise RolloutError(f"out: {out}: cannot be written: {error}.") from error
         print(f"Wrote {out}")
@@ -194,8 +197,8 @@ def _results(
         *(
             ((1 + np.sign(score_a - score_b)) / 2, len(text_a) - len(text_b), number)
             for number, (a, b) in enumerate(pairs)
-            for score_a, text_a in zip(of_policy[number], a.responses, strict=True)
-            for score_b, text_b in zip(of_reference[number], b.responses, strict=True)
+            for score_a, text_a in zip(of_policy[number], a.texts, strict=True)
+            for score_b, text_b in zip(of_reference[number], b.texts, strict=True)
         ),
         strict=True,
     )
@@ -225,11 +228,11 @@ def _results(
 
 def _of_model(answers: list[ReadAnswers], scores: list[list[float]]) -> dict[str, float]:
     """Summarise one model's answers: counts, and means over prompts."""
-    lengths = [float(np.mean([len(text) for text in each.responses])) for each in answers]
+    lengths = [float(np.mean([len(text) for text in each.texts])) for each in answers]
     return {
         "responses": sum(len(each.responses) for each in answers),
         "truncated": sum(each.truncated for each in answers),
-        "empty": sum(not text.strip() for each in answers for text in each.responses),
+        "empty": sum(not text.strip() for each in answers for text in each.texts),
         "score": float(np.mean([np.mean(values) for values in scores])),
         "length": float(np.mean(lengths)),
     }

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mpo_lightning.batch import Message, Prompt, PromptItem
-from mpo_lightning.data.conversation import as_text, check_prompt
+from mpo_lightning.batch import Message, Prompt, PromptItem, Response
+from mpo_lightning.data.conversation import as_message, as_text, check_prompt, check_response
 from mpo_lightning.data.groups import DataError, bad_field, check_object, is_list
 from mpo_lightning.data.sources import RowSource
 from mpo_lightning.generation.generate import Sample
@@ -86,17 +86,22 @@ class ReadAnswers:
     Attributes:
         prompt: a text, or the conversation before the answer; a conversation of a single user
             message is given as its text.
-        responses: the responses; one may be empty.
+        responses: the responses; a text may be empty.
         truncated: number of them that were cut at the limit.
         source: "file:row".
         row: the whole row.
     """
 
     prompt: Prompt
-    responses: list[str]
+    responses: list[Response]
     truncated: int
     source: str
     row: Mapping[str, Any]
+
+    @property
+    def texts(self) -> list[str]:
+        """What the responses say to the user: of messages their content."""
+        return [str(as_message(response)["content"]) for response in self.responses]
 
 
 def read_answers(source: RowSource) -> Iterator[ReadAnswers]:
@@ -126,13 +131,17 @@ def _read(row: Mapping[str, Any], source: str) -> ReadAnswers:
             expected="prompt with responses or completion, instruction with output, or messages",
             remedy="Name a file that predict or sample wrote, AlpacaEval's or Arena-Hard's.",
         )
-    if not is_list(found) or not found or not all(isinstance(text, str) for text in found):
-        raise _bad(source, field, found, "the response, a text")
+    if not is_list(found) or not found or not all(isinstance(r, str | Mapping) for r in found):
+        raise _bad(source, field, found, "the response, a text or the assistant's message")
+    responses: list[Response] = [
+        each if isinstance(each, str) else check_response(each, f"{field}[{index}]", source)
+        for index, each in enumerate(found)
+    ]
     checked = check_prompt(prompt, source)
     cut = row.get("truncated", False)
     truncated = sum(map(bool, cut)) if is_list(cut) else int(bool(cut))
     prompt = as_text(checked) or checked
-    return ReadAnswers(prompt, [str(text) for text in found], truncated, source, row)
+    return ReadAnswers(prompt, responses, truncated, source, row)
 
 
 def _bad(source: str, field: str, found: Any, expected: str) -> DataError:

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from mpo_lightning.batch import PromptItem
+from mpo_lightning.checks import check_settings
 from mpo_lightning.data.groups import collect_errors
 from mpo_lightning.data.prompt_dataset import PromptDataset
 from mpo_lightning.data.prompts import OF_RESPONSES
@@ -21,6 +22,7 @@ from mpo_lightning.evaluation.formats import FORMATS
 from mpo_lightning.files import json_line, whole_file, write_whole
 from mpo_lightning.generation.generate import PromptAnswer, Sample
 from mpo_lightning.rollouts.part_folder import ROWS_WRITTEN
+from mpo_lightning.rollouts.sample import LESS_ROOM
 from mpo_lightning.training.predictions import SCHEMA
 
 __all__ = ["PredictionError", "PredictionWriter"]
@@ -57,9 +59,10 @@ class PredictionWriter(BasePredictionWriter):
         self, path: str | None = None, format: Format = "auto", model: str | None = None
     ) -> None:
         super().__init__("batch")
-        self.path = None if path is None else Path(path)
+        self.path = None if path is None else Path(path).expanduser()
         self.format: Format = format
         self.model = model
+        check_settings(self)
         self._output: _Measures | _AnswerFile | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -124,13 +127,25 @@ class PredictionWriter(BasePredictionWriter):
         self._output.add(prediction)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Join the parts, in the order of the rows read."""
+        """Join the parts, in the order of the rows read.
+
+        Raises:
+            PredictionError: if there is nothing to write.
+        """
         assert self._output is not None
         self._output.close()
         trainer.strategy.barrier()
+        done: str | PredictionError = ""
         if trainer.is_global_zero:
-            print(self._output.join(trainer.world_size))
-        trainer.strategy.barrier()
+            try:
+                done = self._output.join(trainer.world_size)
+                print(done)
+            except PredictionError as error:
+                done = error
+        # All processes end alike.
+        done = trainer.strategy.broadcast(done)
+        if isinstance(done, PredictionError):
+            raise done
 
 
 def _model_name(trainer: Trainer, module: Any) -> str:
@@ -185,6 +200,7 @@ class _AnswerFile:
         self.how = how
         self.items = prompts.items
         self._row = FORMATS[kind]
+        self.special_tokens = how.pop("special_tokens")
         collect_errors(self.items, lambda item: self._row(item, Sample("", "stop"), how))
         self._file = _part(path, rank).open("w", encoding="utf-8")
 
@@ -193,9 +209,12 @@ class _AnswerFile:
             entry: dict[str, Any] = {"number": item.number, "refused": answers.refused}
             for sample in answers.samples:
                 entry["row"] = self._row(item, sample, self.how)
+                if sample.is_dropped(self.special_tokens, item.request.source):
+                    entry["refused"] = "whose answer has special tokens in its midst"
                 entry["notes"] = {
-                    "responses truncated at max_new_tokens": sample.finish == "length",
-                    "responses empty": not sample.text.strip(),
+                    f"answered within {LESS_ROOM}": answers.limit < self.how["max_new_tokens"],
+                    "responses truncated": sample.finish == "length",
+                    "responses empty": sample.empty,
                     "responses with special tokens in their midst, left out of the text": (
                         sample.special_tokens > 0
                     ),
@@ -213,6 +232,10 @@ class _AnswerFile:
         entries.sort(key=lambda entry: int(entry["number"]))
         report = DataReport(str(self.path))
         answered = [e for e in entries if self._count(e, self.items[e["number"]], report)]
+        if not answered:
+            _remove(parts)
+            counts = report.summary(*ROWS_WRITTEN)
+            raise PredictionError(f"{self.path}: no answer, so no file is written. {counts}")
         lines = [json_line(entry["row"]) for entry in answered]
         if self.path.suffix == ".json":
             lines = [b"[\n", b",".join(lines), b"]\n"]

@@ -1,6 +1,7 @@
 """Export of a checkpoint's adapter, alone or merged, for transformers, PEFT, vLLM and the hub."""
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from mpo_lightning.checks import check_arguments
 from mpo_lightning.data.tokens import GroupTokenizer, load_tokenizer
 from mpo_lightning.export.card import PICTURE, CardFacts, is_hub_id, model_card
 from mpo_lightning.export.curves import draw, read_metrics
@@ -73,6 +75,7 @@ def export(
         PolicyError: if the base cannot be loaded, or the adapter does not fit it.
         DataError: if there is no tokenizer.
     """
+    check_arguments(export, locals())
     for name, given, default in (
         ("dtype", dtype, "auto"),
         ("max_shard_size", max_shard_size, "5GB"),
@@ -96,7 +99,7 @@ def export(
         "dtype": dtype,
         "max_shard_size": max_shard_size,
     }
-    folder = Path(out)
+    folder = Path(out).expanduser()
     if _is_done(folder, description, force=force):
         print(f"{folder} holds this export already")
         return folder
@@ -191,7 +194,8 @@ class _Base:
     def of(
         cls, adapter: TrainedAdapter, base: str | None, name: str | None, revision: str | None
     ) -> "_Base":
-        path = base or adapter.config.get("base_model_name_or_path")
+        path = base and os.path.expanduser(base)
+        path = path or adapter.config.get("base_model_name_or_path")
         if path is None:
             raise ExportError("the adapter does not name its base: give it.", field="base")
         if name is not None and not is_hub_id(name):

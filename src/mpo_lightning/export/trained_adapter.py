@@ -56,7 +56,8 @@ def find_adapter(checkpoint: str, run: str = ".") -> TrainedAdapter:
     Raises:
         ExportError: if there is none, or a checkpoint and the folder beside it differ.
     """
-    path = Path(run) / "checkpoints" / "last.ckpt" if checkpoint == "last" else Path(checkpoint)
+    path = Path(run, "checkpoints", "last.ckpt") if checkpoint == "last" else Path(checkpoint)
+    path = path.expanduser()
     if path.is_dir():
         folder = path
     elif path.is_file():

@@ -10,13 +10,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
-from typing import Any
+from itertools import groupby
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mpo_lightning.batch import PromptItem, Request
+from mpo_lightning.batch import Message, PromptItem, Request, Response
+from mpo_lightning.checks import check_settings
+from mpo_lightning.data.conversation import REASONING
 from mpo_lightning.data.limits import may_exceed, prompts_within
 from mpo_lightning.data.rendering import special_tokens
 from mpo_lightning.data.tokens import GroupTokenizer
@@ -24,6 +27,12 @@ from mpo_lightning.errors import RolloutError
 from mpo_lightning.model.limits import limits_of
 
 __all__ = ["Answers", "Done", "Generation", "ModelSampler", "PromptAnswer", "Sample", "Sampling"]
+
+# What a parsed response may consist of.
+MESSAGE = ("content", *REASONING, "tool_calls")
+
+# Reason for which a prompt has no answer.
+NO_ROOM = "with a prompt that leaves no room to answer"
 
 # Called with the number of prompts or rows that are newly finished.
 Done = Callable[[int], None]
@@ -45,6 +54,11 @@ class Generation:
             1904.09751).
         top_k: sample from this many most likely tokens; 0 for all.
         seed: seed of the random numbers.
+        special_tokens: what to do with a response that has special tokens in its midst, such as
+            those of channels or of another turn, around which its text would be glued together:
+            "drop" leaves it out, "keep" keeps the text without them, or "error". Where the
+            tokenizer says how to parse its responses (``response_template``), they become messages
+            with reasoning and content instead.
     """
 
     max_new_tokens: int = 1024
@@ -52,8 +66,10 @@ class Generation:
     top_p: float = 1.0
     top_k: int = 0
     seed: int = 0
+    special_tokens: Literal["drop", "keep", "error"] = "drop"
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if not 0 <= self.temperature < float("inf"):
             raise RolloutError(f"temperature must be at least 0, got {self.temperature}.")
         if not 0 < self.top_p <= 1:
@@ -81,9 +97,9 @@ class Sampling(Generation):
     max_new_tokens: int = 512
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.n < 1:
             raise RolloutError(f"n must be at least 1, got {self.n}.")
-        super().__post_init__()
         if self.temperature == 0 and self.n > 1:
             raise RolloutError(
                 f"temperature is 0, so all {self.n} responses would be the same. Set n to 1, or "
@@ -96,17 +112,42 @@ class Sample:
     """One response.
 
     Attributes:
-        text: the assistant's words, without template and end of turn.
+        text: the assistant's words, without template and end of turn; of a message its content.
         finish: "stop" if it ended its turn, "length" if it was cut at the limit, or another reason
             that a server gave.
         special_tokens: number of special tokens inside the response, which the text leaves out.
         ids: its tokens, end of turn included; empty from a server.
+        message: the assistant's message, where it has more than content.
     """
 
     text: str
     finish: str
     special_tokens: int = 0
     ids: tuple[int, ...] = ()
+    message: Message | None = None
+
+    @property
+    def response(self) -> Response:
+        """The response as a row holds it."""
+        return self.text if self.message is None else self.message
+
+    @property
+    def empty(self) -> bool:
+        """Whether it says nothing after its reasoning, and calls no tool."""
+        return not self.text.strip() and not (self.message or {}).get("tool_calls")
+
+    def is_dropped(self, rule: str, source: str) -> bool:
+        """Return whether a rule, ``special_tokens`` of `Generation`, leaves the response out.
+
+        Raises:
+            RolloutError: if it makes it an error.
+        """
+        if rule == "error" and self.special_tokens:
+            raise RolloutError(
+                f"{source}: found a response with special tokens in its midst, {self.text[:60]!r} "
+                "without them. Leave such responses out (special_tokens: drop), or keep the text."
+            )
+        return rule == "drop" and self.special_tokens > 0
 
 
 @dataclass(frozen=True)
@@ -116,10 +157,13 @@ class Answers:
     Attributes:
         samples: the responses.
         refused: the reason why there are none.
+        limit: limit on their tokens, lower than the setting where the model's context leaves less;
+            None from a server.
     """
 
     samples: tuple[Sample, ...] = ()
     refused: str | None = None
+    limit: int | None = None
 
 
 # ------------------------------------------------------------------------------------ sampling
@@ -196,28 +240,31 @@ class ModelSampler:
         Raises:
             RolloutError: if the model's logits are not numbers.
         """
-        answers: list[Answers] = [Answers()] * len(prompts)
-        fitting = []
-        for index, prompt in enumerate(prompts):
-            if self.context is None or len(prompt) + self.sampling.max_new_tokens <= self.context:
-                fitting.append(index)
-            else:
-                answers[index] = Answers(refused="with a prompt that leaves no room to answer")
+        answers: list[Answers] = [Answers(refused=NO_ROOM)] * len(prompts)
+        limits = [self._limit(len(prompt)) for prompt in prompts]
+        fitting = [index for index, limit in enumerate(limits) if limit > 0]
         done(len(prompts) - len(fitting))
-        # Similar lengths share a batch, so that there is little padding.
+        # Similar lengths share a batch, so that there is little padding. So do equal limits only: a
+        # response must not depend on the prompts beside its own.
         fitting.sort(key=lambda index: len(prompts[index]))
         size = max(1, self.responses_per_batch // self.sampling.n)
-        for at in range(0, len(fitting), size):
-            batch = fitting[at : at + size]
-            found = self._batch([prompts[i] for i in batch], [keys[i] for i in batch])
-            for index, samples in zip(batch, found, strict=True):
-                answers[index] = Answers(tuple(samples))
-            done(len(batch))
+        for limit, of_limit in groupby(fitting, limits.__getitem__):
+            alike = list(of_limit)
+            for batch in (alike[at : at + size] for at in range(0, len(alike), size)):
+                found = self._batch([prompts[i] for i in batch], [keys[i] for i in batch], limit)
+                for index, samples in zip(batch, found, strict=True):
+                    answers[index] = Answers(tuple(samples), limit=limit)
+                done(len(batch))
         return answers
 
+    def _limit(self, prompt: int) -> int:
+        """Return the limit on new tokens after a prompt of some tokens: what the context leaves."""
+        limit = self.sampling.max_new_tokens
+        return limit if self.context is None else min(limit, self.context - prompt)
+
     @torch.inference_mode()
-    def _batch(self, prompts: list[list[int]], keys: list[bytes]) -> list[list[Sample]]:
-        """Sample the responses to a batch of prompts."""
+    def _batch(self, prompts: list[list[int]], keys: list[bytes], limit: int) -> list[list[Sample]]:
+        """Sample the responses to a batch of prompts, of at most ``limit`` tokens."""
         device, width = self.model.device, max(map(len, prompts))
         pad = self.stops[0]
         ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
@@ -231,9 +278,12 @@ class ModelSampler:
             for first in range(0, self.sampling.n, most):
                 slots = range(first, min(first + most, self.sampling.n))
                 last = slots.stop == self.sampling.n
-                rows = self._responses(ids, known, keys, slots, cache, keep_cache=not last)
+                rows = self._responses(
+                    ids, known, keys, slots, cache, limit=limit, keep_cache=not last
+                )
                 for number, row in enumerate(rows):
-                    results[number // len(slots)].append(self._sample(row))
+                    place = number // len(slots)
+                    results[place].append(self._sample(row, prompts[place]))
         return results
 
     def _computed_prompts(self, ids: Tensor, known: Tensor) -> Any:
@@ -265,6 +315,7 @@ class ModelSampler:
         slots: range,
         cache: Any,
         *,
+        limit: int,
         keep_cache: bool,
     ) -> list[list[int]]:
         """Generate some of each prompt's responses, as tokens, prompt after prompt."""
@@ -279,7 +330,7 @@ class ModelSampler:
         rows: Tensor = self.model.generate(
             input_ids=ids.repeat_interleave(count, 0),
             attention_mask=known.repeat_interleave(count, 0),
-            generation_config=self._settings(self.sampling.max_new_tokens),
+            generation_config=self._settings(limit),
             logits_processor=LogitsProcessorList([*draw.warpers, draw]),
             **more,
         )[:, ids.shape[1] :]
@@ -299,18 +350,42 @@ class ModelSampler:
             **more,
         )
 
-    def _sample(self, row: list[int]) -> Sample:
+    def _sample(self, row: list[int], prompt: list[int]) -> Sample:
         end = next((place for place, token in enumerate(row) if token in self.stops), None)
         words = row if end is None else row[:end]
-        tokenizer = self.tokenizer.tokenizer
-        text: str = tokenizer.decode(words, skip_special_tokens=True)
+        ids = row if end is None else row[: end + 1]
+        text: str = self.tokenizer.tokenizer.decode(words, skip_special_tokens=True)
+        special = sum(token in self.special for token in words)
+        message = self._message(words, prompt) if special else None
+        if message is not None:
+            text, special = message["content"], 0
+            message = message if message.keys() - {"role", "content"} else None
         return Sample(
             # The limit may cut inside a character of several tokens.
             text=text.rstrip("\N{REPLACEMENT CHARACTER}") if end is None else text,
             finish="length" if end is None else "stop",
-            special_tokens=sum(token in self.special for token in words),
-            ids=tuple(row if end is None else row[: end + 1]),
+            special_tokens=special,
+            ids=tuple(ids),
+            message=message,
         )
+
+    def _message(self, ids: list[int], prompt: list[int]) -> Message | None:
+        """Parse a response as its tokenizer says; None if it does not say, or that fails."""
+        tokenizer = self.tokenizer.tokenizer
+        if getattr(tokenizer, "response_template", None) is None:
+            return None
+        try:
+            # A response may be anything: parsers of JSON in it fail with a ValueError.
+            parsed = tokenizer.parse_response(ids, prefix=prompt)
+        except ValueError:
+            return None
+        known = {name: parsed[name] for name in MESSAGE if parsed.get(name)}
+        message = {"content": "", **known, "role": "assistant"}
+        said = [str(part) for part in message.values()]
+        # What its fields do not know is still there.
+        glued = any(token in part for token in special_tokens(tokenizer) for part in said)
+        whole = known and isinstance(message["content"], str) and not glued
+        return message if whole else None
 
 
 @contextmanager

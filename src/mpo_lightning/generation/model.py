@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from mpo_lightning.checks import check_settings
 from mpo_lightning.data.tokens import GroupTokenizer, PromptFormat, load_tokenizer
 from mpo_lightning.errors import RolloutError, fields_below
 from mpo_lightning.files import RECORD, digest_of_files
@@ -65,6 +66,12 @@ class ModelConfig:
     date: str | None = None
     revision: str | None = None
     trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        for name in ("base", "adapter", "tokenizer"):
+            path = getattr(self, name)
+            object.__setattr__(self, name, path and os.path.expanduser(path))
 
 
 def choose_device(name: str) -> torch.device:

@@ -1,20 +1,27 @@
 """Sampling of responses from a server with an OpenAI-compatible interface, such as vLLM's."""
 
 import os
+import re
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
 from mpo_lightning.batch import Request
-from mpo_lightning.data.conversation import as_messages
+from mpo_lightning.checks import check_settings
+from mpo_lightning.data.conversation import REASONING, as_messages
 from mpo_lightning.errors import RolloutError
-from mpo_lightning.generation.generate import Answers, Done, Sample, Sampling, ignore
+from mpo_lightning.generation.generate import NO_ROOM, Answers, Done, Sample, Sampling, ignore
 
 __all__ = ["ServerConfig", "ServerSampler"]
 
+# Signs of special tokens in a server's text: written out, or left out between GPT-OSS's channels.
+GLUED = re.compile(
+    r"<\|[\w-]+\|>|^(?:analysis|commentary).*assistant(?:analysis|commentary|final)", re.DOTALL
+)
 # Words with which servers report that prompt and answer do not fit the model's context.
 TOO_LONG = ("context_length_exceeded", "maximum context length", "max_model_len")
 
@@ -37,6 +44,9 @@ class ServerConfig:
     concurrency: int = 32
     retries: int = 5
     timeout: float = 600.0
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 class ServerSampler:
@@ -127,21 +137,28 @@ class ServerSampler:
         tools: Any = arguments.pop("tools", None)
         if arguments:
             more["chat_template_kwargs"] = arguments
+        create = partial(
+            self._client.chat.completions.create,
+            model=self.model,
+            messages=messages,
+            n=sampling.n,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=seed,
+            extra_body=more,
+            **({"tools": tools} if tools else {}),
+        )
         try:
-            reply = self._client.chat.completions.create(
-                model=self.model,
-                messages=messages,
-                n=sampling.n,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                max_tokens=sampling.max_new_tokens,
-                seed=seed,
-                extra_body=more,
-                **({"tools": tools} if tools else {}),
-            )
+            try:
+                reply: Any = create(max_tokens=sampling.max_new_tokens)
+            except self._errors.BadRequestError as error:
+                if not _is_too_long(error):
+                    raise
+                # Without a limit an answer gets what the prompt leaves of the context.
+                reply = create()
         except self._errors.BadRequestError as error:
-            if any(sign in str(error) for sign in TOO_LONG):
-                return Answers(refused="with a prompt that leaves no room to answer")
+            if _is_too_long(error):
+                return Answers(refused=NO_ROOM)
             raise self._failed(error, request.source) from error
         except self._errors.OpenAIError as error:
             raise self._failed(error, request.source) from error
@@ -150,11 +167,8 @@ class ServerSampler:
                 f"{self.config.url}: {request.source}: gave {len(reply.choices or ())} responses, "
                 f"asked for {sampling.n}. The server must support n."
             )
-        # An answer without text, such as a tool call, counts as empty.
         choices = sorted(reply.choices, key=lambda choice: choice.index)
-        return Answers(
-            tuple(Sample(choice.message.content or "", choice.finish_reason) for choice in choices)
-        )
+        return Answers(tuple(map(_sample, choices)))
 
     def _failed(self, error: Exception, what: str) -> RolloutError:
         cause = f" ({error.__cause__})" if error.__cause__ else ""
@@ -163,3 +177,20 @@ class ServerSampler:
             f"{self.config.retries} retries where those could help. Finished parts stay; start the "
             "same command again to continue."
         )
+
+
+def _is_too_long(error: Exception) -> bool:
+    return any(sign in str(error) for sign in TOO_LONG)
+
+
+def _sample(choice: Any) -> Sample:
+    """Return a server's answer; one that calls a tool ends with the call."""
+    text, finish = choice.message.content or "", choice.finish_reason
+    given = choice.message.model_dump(exclude_none=True)
+    more = {name: given[name] for name in (*REASONING, "tool_calls") if given.get(name)}
+    return Sample(
+        text,
+        "stop" if finish == "tool_calls" and "tool_calls" in more else finish,
+        special_tokens=len(GLUED.findall(text)),
+        message={"role": "assistant", "content": text, **more} if more else None,
+    )

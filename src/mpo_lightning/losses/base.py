@@ -24,7 +24,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from mpo_lightning.losses.checks import require, require_number
+from mpo_lightning.checks import check_settings, require_number
 from mpo_lightning.losses.partition import AboveMean
 
 __all__ = ["LossOutput", "Measured", "SetLoss", "masked_float", "set_mean"]
@@ -122,10 +122,9 @@ class SetLoss(ABC):
     likelihood: float = 0.0
 
     def __post_init__(self) -> None:
+        check_settings(self)
         require_number(self, "beta", "a number > 0", low=0, open_low=True)
         require_number(self, "likelihood", "a number >= 0", low=0)
-        for name in ("reference_free", "length_normalized"):
-            require(self, name, isinstance(getattr(self, name), bool), "true or false")
 
     @abstractmethod
     def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from mpo_lightning.checks import require, require_number
 from mpo_lightning.losses.base import SetLoss, masked_float
-from mpo_lightning.losses.checks import require, require_number
 from mpo_lightning.losses.scores import binned, differs, ordered_pairs
 from mpo_lightning.losses.sets import MPO
 

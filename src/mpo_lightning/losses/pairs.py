@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from mpo_lightning.checks import require_instance, require_number
 from mpo_lightning.losses.base import SetLoss, masked_float
-from mpo_lightning.losses.checks import require_choice, require_instance, require_number
 from mpo_lightning.losses.partition import AboveMean, Partition
 from mpo_lightning.losses.scores import ordered_pairs
 
@@ -76,7 +76,6 @@ class PairLoss(SetLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_choice(self, "pairs", Pairs)
         require_instance(self, "partition", Partition)
 
     @abstractmethod

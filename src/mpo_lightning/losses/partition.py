@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mpo_lightning.losses.checks import require, require_number
+from mpo_lightning.checks import check_settings, require, require_number
 from mpo_lightning.losses.scores import deviations, without_rounding
 
 __all__ = [
@@ -29,6 +29,9 @@ __all__ = [
 @dataclass(frozen=True, kw_only=True)
 class Partition(ABC):
     """Base of the rules that split groups; subclass it for a rule of your own."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     @abstractmethod
     def __call__(self, scores: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,6 +91,7 @@ class AboveQuantile(Partition):
     quantile: float = 0.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_number(self, "quantile", "a number >= 0 and < 1", low=0, high=1, open_high=True)
 
     def __call__(self, scores: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,6 +115,7 @@ class AboveThreshold(Partition):
     threshold: float
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_number(self, "threshold", "a finite number", low=-torch.inf)
 
     def __call__(self, scores: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,6 +138,7 @@ class AboveTrimmedMean(Partition):
     trim: float = 0.2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_number(self, "trim", "a number >= 0 and < 0.5", low=0, high=0.5, open_high=True)
 
     def __call__(self, scores: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,6 +171,7 @@ class TopBottom(Partition):
     k: int = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self, "k", isinstance(self.k, int) and self.k >= 1, "a whole number >= 1")
 
     def __call__(self, scores: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from mpo_lightning.checks import require_instance, require_number
 from mpo_lightning.losses.base import SetLoss, masked_float, set_mean
-from mpo_lightning.losses.checks import require_choice, require_instance, require_number
 from mpo_lightning.losses.partition import AboveMean, Partition
 from mpo_lightning.losses.scores import AlphaUnit, Deviation, deviation_log_weights
 
@@ -67,8 +67,6 @@ class WeightedLoss(PartitionLoss):
         require_number(self, "alpha", "a number >= 0", low=0)
         require_number(self, "power", "a number >= 0", low=0)
         require_number(self, "gamma", "a number > 0", low=0, open_low=True)
-        require_choice(self, "deviation", Deviation)
-        require_choice(self, "alpha_unit", AlphaUnit)
 
     def contrasted(
         self, log_ratios: Tensor, scores: Tensor, valid: Tensor

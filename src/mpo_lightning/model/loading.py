@@ -4,6 +4,7 @@ The reference is the base itself, so only LoRA weights may be trained, and a run
 adapters: a base that is an adapter folder is refused.
 """
 
+import os
 import re
 import warnings
 from collections import Counter
@@ -20,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from mpo_lightning.batch import ModelLimits
+from mpo_lightning.checks import check_settings
 from mpo_lightning.model.limits import limits_of
 from mpo_lightning.model.logps import (
     DENSE_MASK_MODELS,
@@ -69,6 +71,7 @@ class LoRA:
     use_dora: bool = False
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if self.r < 1:
             raise ValueError(f"LoRA: r must be at least 1, got {self.r}.")
         if self.lora_alpha <= 0:
@@ -117,6 +120,8 @@ class PolicyConfig:
     random_init: bool = False
 
     def __post_init__(self) -> None:
+        check_settings(self)
+        self.base = os.path.expanduser(self.base)
         if self.compile and self.gradient_checkpointing:
             raise ValueError(
                 "model.policy: compile and gradient_checkpointing exclude each other: a "

@@ -72,7 +72,7 @@ class PartFolder:
     ) -> None:
         if rows_per_part < 1:
             raise RolloutError(f"rows_per_part must be at least 1, got {rows_per_part}.")
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
         self.rows = rows
         self.rows_per_part = rows_per_part
         self.settings = {**settings, "rows": rows, "rows_per_part": rows_per_part}
@@ -117,6 +117,9 @@ class PartFolder:
             title: title of the progress bar.
             unit: name of an input row.
             progress: whether to show the bar.
+
+        Raises:
+            RolloutError: if a part cannot be written, or all of them hold no row.
         """
         workers = Workers.from_environment()
         missing = self.missing(workers)
@@ -131,6 +134,12 @@ class PartFolder:
                 report = DataReport(self.path(part).name, groups=stop - start)
                 self.write(part, make(start, stop, report, bar.update), report)
         print(self.summary(workers))
+        if not self.missing() and not (report := self.report()).kept:
+            reasons = "; ".join(f"{count:,} {reason}" for reason, count in report.dropped.items())
+            raise RolloutError(
+                f"{self.folder}: no row was written ({unit}s: {reasons}). Change the settings or "
+                "the input, and remove the folder."
+            )
 
     def write(self, part: int, rows: Sequence[Mapping[str, Any]], report: DataReport) -> None:
         """Write a part.

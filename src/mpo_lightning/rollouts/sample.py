@@ -1,11 +1,13 @@
 """Sampling of responses to prompts, into a folder of parts."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from typing import Any
 
 from mpo_lightning.batch import Request
+from mpo_lightning.checks import check_arguments
 from mpo_lightning.data.conversation import CONTEXT, context_columns
 from mpo_lightning.data.prompts import OF_RESPONSES, PromptSource
 from mpo_lightning.data.report import DataReport
@@ -20,7 +22,9 @@ from mpo_lightning.generation.model import (
 from mpo_lightning.generation.server import ServerConfig, ServerSampler
 from mpo_lightning.rollouts.part_folder import PartFolder
 
-__all__ = ["answered_row", "sample"]
+__all__ = ["LESS_ROOM", "answered_row", "sample"]
+
+LESS_ROOM = "what the model's context leaves, less than max_new_tokens"
 
 
 def sample(
@@ -58,6 +62,7 @@ def sample(
         PolicyError: if the model cannot be loaded.
         RolloutError: if a setting cannot be used, or sampling fails.
     """
+    check_arguments(sample, locals())
     how = Sampling(**sampling)
     by_server = server.url is not None
     if by_server == (model.base is not None or model.adapter is not None):
@@ -121,11 +126,15 @@ def _row(
         report.drop(answers.refused, source)
         return None
     report.note("prompts came before and are answered anew", source, int(again))
+    less = answers.limit is not None and answers.limit < sampling.max_new_tokens
+    report.note(f"answered within {LESS_ROOM}", source, int(less))
     remaining = []
     for drawn in answers.samples:
         if drawn.finish not in {"stop", "length"}:
             report.note(f"responses dropped: ended for {drawn.finish}", source)
-        elif not drawn.text.strip():
+        elif drawn.is_dropped(sampling.special_tokens, source):
+            report.note("responses dropped: special tokens in their midst", source)
+        elif drawn.empty:
             report.note("responses dropped: empty", source)
         else:
             remaining.append(drawn)
@@ -143,7 +152,7 @@ def _row(
     report.note(
         "responses repeat another of their group",
         source,
-        len(remaining) - len({drawn.text for drawn in remaining}),
+        len(remaining) - len({json.dumps(drawn.response) for drawn in remaining}),
     )
     for column in OF_RESPONSES:
         report.note(f"columns {column} of other responses left out", source, int(column in row))
@@ -165,7 +174,7 @@ def answered_row(
     """
     return {
         "prompt": request.prompt,
-        "responses": [drawn.text for drawn in samples],
+        "responses": [drawn.response for drawn in samples],
         "truncated": [drawn.finish == "length" for drawn in samples],
         **context_columns(request.template_arguments),
         **{k: v for k, v in row.items() if k not in ("prompt", *CONTEXT, *OF_RESPONSES)},

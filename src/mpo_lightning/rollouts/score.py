@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
+from mpo_lightning.checks import check_arguments
 from mpo_lightning.data.conversation import (
     CONTEXT,
     check_conversation,
@@ -63,6 +64,7 @@ def score(
         PolicyError: if the reward model cannot be quantised.
         RolloutError: if a setting cannot be used, or scoring fails.
     """
+    check_arguments(score, locals())
     if (reward_model.path is not None) == (function is not None):
         raise RolloutError("Name either a reward_model.path or a function.")
     source = open_source(data)

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -9,10 +10,12 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mpo_lightning.batch import Prompt, Response
+from mpo_lightning.checks import check_settings, plain
 from mpo_lightning.data.conversation import as_text, response_text
 from mpo_lightning.data.groups import bad_field, collect_errors
 from mpo_lightning.data.limits import check_ids, may_exceed
@@ -98,6 +101,10 @@ class RewardModelConfig:
     revision: str | None = None
     trust_remote_code: bool = False
 
+    def __post_init__(self) -> None:
+        check_settings(self)
+        object.__setattr__(self, "path", self.path and os.path.expanduser(self.path))
+
 
 # --------------------------------------------------------------------------------- reward model
 
@@ -117,6 +124,7 @@ class RewardModel:
 
     def __init__(self, model: Any, tokenizer: Any, config: RewardModelConfig) -> None:
         self.model = model.eval()
+        _score_in_float32(model)
         self.tokenizer = tokenizer
         self.config = config
         if config.responses_per_batch < 1:
@@ -296,6 +304,24 @@ class RewardModel:
         return next(token for token in range(size) if token not in used)
 
 
+def _score_in_float32(model: Any) -> None:
+    """Compute the head of a sequence classifier in float32, and tell if it has none that is known.
+
+    In 16 bits scores would fall into few values: near 20 they are multiples of 1/8 in bfloat16. The
+    last hidden state, and with it most of the work, stays in the model's dtype.
+    """
+    heads = [head for name in HEADS if isinstance(head := getattr(model, name, None), nn.Module)]
+    for head in heads:
+        head.float().register_forward_pre_hook(lambda _, given: (given[0].float(), *given[1:]))
+    if not heads and model.dtype.itemsize < 4:
+        spacing = 16 * torch.finfo(model.dtype).eps
+        print(
+            f"{type(model).__name__} computes scores in {str(model.dtype).removeprefix('torch.')}: "
+            f"near 20 they are multiples of {spacing:g}, and differences below that become ties. "
+            "Set reward_model.dtype: float32."
+        )
+
+
 def _renderer(tokenizer: Any, config: RewardModelConfig) -> ChatRenderer | None:
     """Return the renderer of conversations; None if prompt and response are a pair of texts."""
     if tokenizer.chat_template is None or config.input_format == "pair":
@@ -443,9 +469,9 @@ class FunctionScorer:
         return results
 
     def _number(self, value: Any, item: Scorable, slot: int) -> float | None:
-        if isinstance(value, Tensor) and value.numel() == 1:
-            value = value.item()
-        # Python's bool is a Real; NumPy's is not.
+        if isinstance(value, np.ndarray | Tensor) and value.shape == (1,):
+            value = value[0]
+        value = plain(value)
         if not isinstance(value, Real) or not math.isfinite(value):
             raise RolloutError(
                 f"{item.source}: responses[{slot}]: {self.path} gave {value!r}; a finite number "

@@ -16,7 +16,13 @@ from mpo_lightning.errors import CheckpointError, ResumeError, require_same
 from mpo_lightning.files import to_disk, whole_folder
 from mpo_lightning.model.policy import PolicyError
 
-__all__ = ["AdapterCheckpointIO", "RunCheckpoint", "adapter_folder", "require_same_run"]
+__all__ = [
+    "AdapterCheckpointIO",
+    "RunCheckpoint",
+    "adapter_folder",
+    "refuse_links",
+    "require_same_run",
+]
 
 WriteAdapter = Callable[[Path, dict[str, Any]], None]
 
@@ -82,6 +88,24 @@ class AdapterCheckpointIO(CheckpointIO):
         """Remove a checkpoint and then its adapter folder."""
         self.inner.remove_checkpoint(path)
         shutil.rmtree(adapter_folder(path), ignore_errors=True)
+
+
+def refuse_links(trainer: Trainer) -> None:
+    """Refuse checkpoints that are links to others.
+
+    A link has no adapter folder, and Lightning makes one where it should save: the steps since the
+    checkpoint that it points at would be lost at the end of the run, or on SIGTERM.
+
+    Raises:
+        CheckpointError: if a callback of the trainer makes such links.
+    """
+    savers: list[Any] = trainer.checkpoint_callbacks
+    if any(getattr(saver, "save_last", None) == "link" for saver in savers):
+        raise CheckpointError(
+            "checkpoint.save_last: a link would point at an earlier checkpoint and have no adapter "
+            "folder: the steps since would be lost at the run's end. Set it to true: last.ckpt "
+            "then holds the last step. It is as small as the adapter and its optimizer state."
+        )
 
 
 def require_same_run(

@@ -37,6 +37,7 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from mpo_lightning.batch import GroupBatch, GroupList, ModelLimits, PromptBatch, RunData
+from mpo_lightning.checks import check_settings
 from mpo_lightning.errors import fields_below
 from mpo_lightning.files import cache_folder
 from mpo_lightning.generation.generate import Generation, ModelSampler, PromptAnswer
@@ -53,7 +54,7 @@ from mpo_lightning.model.policy import Policy, PolicyError
 from mpo_lightning.model.reference_cache import ReferenceCache
 from mpo_lightning.model.reference_fill import fill
 from mpo_lightning.optim import RunSchedule, WarmupCosine, optimizer_steps
-from mpo_lightning.training.checkpoint import AdapterCheckpointIO, require_same_run
+from mpo_lightning.training.checkpoint import AdapterCheckpointIO, refuse_links, require_same_run
 from mpo_lightning.training.failures import FiniteSteps, MemoryAdvice
 from mpo_lightning.training.metrics import METRICS, GroupMetrics, group_statistics
 from mpo_lightning.training.predictions import prediction_rows
@@ -109,10 +110,6 @@ class MPOModule(LightningModule):
         generation: Generation = Generation(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__()
-        if responses_per_pass is not None and responses_per_pass < 1:
-            raise ValueError(
-                f"model.responses_per_pass must be at least 1, got {responses_per_pass}."
-            )
         self.policy_config = policy
         self.loss = loss
         self.optimizer = optimizer
@@ -123,6 +120,11 @@ class MPOModule(LightningModule):
         self.reference_cache = Path(reference_cache or cache_folder("reference"))
         self.on_nonfinite: Literal["stop", "skip"] = on_nonfinite
         self.generation = generation
+        check_settings(self)
+        if self.responses_per_pass is not None and self.responses_per_pass < 1:
+            raise ValueError(
+                f"model.responses_per_pass must be at least 1, got {self.responses_per_pass}."
+            )
         # Loaded by configure_model; opened when it is first needed.
         self.policy: Policy | None = None
         self._limits: ModelLimits | None = None
@@ -138,7 +140,7 @@ class MPOModule(LightningModule):
         self._idle_groups: Tensor | int = 0
         # Number of groups of the last validation or test, on all processes.
         self.groups_counted = 0
-        self._steps = FiniteSteps(on_nonfinite)
+        self._steps = FiniteSteps(self.on_nonfinite)
         self._run = RunState()
         # Optimizer steps of the run, if the schedule was told them.
         self._schedule_steps: int | None = None
@@ -187,7 +189,13 @@ class MPOModule(LightningModule):
         rank_zero_info(f"Weights: {self.policy.describe()}.")
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return the callbacks that log speed and memory, and advise when memory runs out."""
+        """Return the callbacks that log speed and memory, and advise when memory runs out.
+
+        Raises:
+            CheckpointError: if a callback of the trainer saves links.
+        """
+        # The first hook of a run, before data and model are loaded.
+        refuse_links(self.trainer)
         return [Throughput(), MemoryAdvice()]
 
     def setup(self, stage: str) -> None:

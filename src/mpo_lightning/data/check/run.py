@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mpo_lightning.batch import TokenGroup
+from mpo_lightning.checks import check_arguments
 from mpo_lightning.data.check.report import CheckReport
 from mpo_lightning.data.check.sections import make_report
 from mpo_lightning.data.check.table import GroupTable
@@ -75,6 +76,7 @@ def check(
     Raises:
         DataError: if a source cannot be read at all.
     """
+    check_arguments(check, locals())
     for name, value in (("alpha", alpha), ("power", power)):
         if not 0 <= value < float("inf"):
             raise DataError(f"{name} must be a number >= 0, got {value}.")

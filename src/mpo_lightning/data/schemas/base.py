@@ -2,10 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal, get_origin
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 from mpo_lightning.batch import Response
+from mpo_lightning.checks import check_settings
 from mpo_lightning.data.conversation import check_response
 from mpo_lightning.data.groups import (
     bad_field,
@@ -16,7 +17,6 @@ from mpo_lightning.data.groups import (
     show,
     show_typed,
 )
-from mpo_lightning.losses.checks import require_choice
 
 __all__ = [
     "Answer",
@@ -84,9 +84,7 @@ class Schema(ABC):
         return rows
 
     def __post_init__(self) -> None:
-        for setting in fields(self):
-            if get_origin(setting.type) is Literal:
-                require_choice(self, setting.name, setting.type)
+        check_settings(self)
 
     @classmethod
     def fits(cls, columns: frozenset[str], row: Row) -> bool:
