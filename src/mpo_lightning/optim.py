@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["RunSchedule", "WarmupCosine", "at_step", "optimizer_steps"]
+__all__ = ["RunSchedule", "WarmupCosine"]
 
 
 class RunSchedule(ABC):
