@@ -575,7 +575,7 @@ def test_a_variable_that_cannot_be_used_is_refused(
         (["--model.policy.lora.target_modules=[nothing]"], "nothing"),
         (["--data.train=null"], "data.train is not set"),
         (["--data.max_length=2"], "No group of .* can be used"),
-        (["--model.policy.base=."], "data.tokenizer: no tokenizer can be loaded from \\.:"),
+        (["--data.tokenizer=."], "data.tokenizer: no tokenizer can be loaded from \\.:"),
     ],
     ids=str,
 )

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mpo_lightning.checks import check_settings
 
-__all__ = ["RunSchedule", "WarmupCosine", "at_step", "optimizer_steps"]
+__all__ = ["RunSchedule", "WarmupCosine"]
 
 
 class RunSchedule(ABC):
