@@ -159,7 +159,7 @@ def test_a_reward_model_scores_and_what_it_cannot_take_is_counted(
     [
         ({"question": "a"}, "row: found the columns"),
         ({"instruction": "a", "output": None}, "output: found .None."),
-        ({"output": "a"}, "prompt: found NoneType"),
+        ({"output": "a"}, "prompt: found null"),
         ({"prompt": "a", "responses": []}, "responses: found"),
         ({"messages": ["a"]}, "messages: found"),
         ({"messages": [{"role": "user", "content": "a"}, {"role": "x"}]}, r"messages\[1\].content"),
@@ -183,3 +183,21 @@ def test_wrong_use(write_jsonl: Callable[..., str]) -> None:
         compare(policy=one, reference=one, **QUICK)
     with pytest.raises(RolloutError, match="resamples must be at least 100"):
         compare(policy=one, reference=one, function="judge_by_number:score", resamples=10)
+
+
+def test_answers_are_compared_with_what_belongs_to_their_conversation(
+    write_jsonl: Callable[..., str],
+) -> None:
+    tools = [{"type": "function", "function": {"name": "calc"}}]
+    row = {"prompt": "2+2?", "system": "Be brief.", "tools": tools}
+    call = {"function": {"name": "calc", "arguments": {"sum": "2+2"}}}
+    answer = {"role": "assistant", "content": "", "tool_calls": [call]}
+    path = write_jsonl([row | {"responses": [answer]}, row | {"completion": [answer]}])
+    for found in read_answers(open_source(path)):
+        assert found.prompt == [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "2+2?"},
+        ]
+        assert found.responses == [answer]
+        assert found.template_arguments == {"tools": tools}
+        assert found.texts == [""]

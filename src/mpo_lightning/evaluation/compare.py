@@ -91,7 +91,10 @@ def compare(
         identity = scorer.identity()
     else:
         scorer, identity = load_reward_model(reward_model), reward_model_identity(reward_model)
-    items = [Scorable(a.prompt, [*a.responses, *b.responses], a.source) for a, b in pairs]
+    items = [
+        Scorable(a.prompt, [*a.responses, *b.responses], a.source, a.template_arguments)
+        for a, b in pairs
+    ]
     with tqdm(total=len(items), desc="Scoring", unit="prompt", disable=not progress) as bar:
         scores = scorer(items, bar.update)
     kept = [place for place, values in enumerate(scores) if None not in values]
@@ -166,7 +169,8 @@ def _by_prompt(answers: Iterable[ReadAnswers]) -> dict[tuple[str, int], ReadAnsw
     found: dict[tuple[str, int], ReadAnswers] = {}
     times: dict[str, int] = {}
     for each in answers:
-        key = json.dumps(each.prompt, sort_keys=True)
+        asked = [each.prompt, each.template_arguments]
+        key = json.dumps(asked, sort_keys=True, default=str)
         found[key, times.get(key, 0)] = each
         times[key] = times.get(key, 0) + 1
     return found

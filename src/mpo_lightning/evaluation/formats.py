@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mpo_lightning.batch import Message, Prompt, PromptItem, Response
-from mpo_lightning.data.conversation import as_message, as_text, check_prompt, check_response
+from mpo_lightning.data.conversation import as_message, as_text, check_conversation, check_response
 from mpo_lightning.data.groups import DataError, bad_field, check_object, is_list
 from mpo_lightning.data.sources import RowSource
 from mpo_lightning.generation.generate import Sample
@@ -90,6 +90,7 @@ class ReadAnswers:
         truncated: number of them that were cut at the limit.
         source: "file:row".
         row: the whole row.
+        template_arguments: arguments of the chat template, such as ``tools``.
     """
 
     prompt: Prompt
@@ -97,6 +98,7 @@ class ReadAnswers:
     truncated: int
     source: str
     row: Mapping[str, Any]
+    template_arguments: Mapping[str, object]
 
     @property
     def texts(self) -> list[str]:
@@ -137,11 +139,11 @@ def _read(row: Mapping[str, Any], source: str) -> ReadAnswers:
         each if isinstance(each, str) else check_response(each, f"{field}[{index}]", source)
         for index, each in enumerate(found)
     ]
-    checked = check_prompt(prompt, source)
+    checked, arguments = check_conversation({**row, "prompt": prompt}, source)
     cut = row.get("truncated", False)
     truncated = sum(map(bool, cut)) if is_list(cut) else int(bool(cut))
     prompt = as_text(checked) or checked
-    return ReadAnswers(prompt, responses, truncated, source, row)
+    return ReadAnswers(prompt, responses, truncated, source, row, arguments)
 
 
 def _bad(source: str, field: str, found: Any, expected: str) -> DataError:
@@ -158,6 +160,7 @@ def _of_messages(messages: Any, source: str) -> tuple[list[Message], str, list[A
 
 
 def _completion(value: Any) -> Any:
-    """Return a completion that is a text, or the text of one that is a single message."""
-    single = is_list(value) and len(value) == 1 and isinstance(value[0], Mapping)
-    return value[0].get("content") if single else value
+    """Return a completion: a text, or a single message, whose text it is if it has no more."""
+    if not (is_list(value) and len(value) == 1 and isinstance(value[0], Mapping)):
+        return value
+    return value[0] if value[0].keys() - {"role", "content"} else value[0].get("content")
