@@ -127,6 +127,10 @@ def test_optimizer_states_that_are_numbered_otherwise_are_refused(
 # ------------------------------------------------------------------------- runs of another length
 
 
+def schedule_name(schedule: object) -> str:
+    return type(schedule).__name__
+
+
 class Linear(RunSchedule):
     """Falls to zero over the run."""
 
@@ -170,7 +174,7 @@ def rates(base: str, data: str, schedule: Any, checkpoint: Path, **settings: Any
     return seen.rates
 
 
-@pytest.mark.parametrize("schedule", [WarmupCosine(warmup=0.2), Linear(), OfTorch()], ids=repr)
+@pytest.mark.parametrize("schedule", [WarmupCosine(warmup=0.2), Linear(), OfTorch()], ids=schedule_name)
 @pytest.mark.parametrize(
     ("runs", "lengths"),
     [
@@ -200,7 +204,7 @@ def test_another_length_is_told_and_followed_from_the_first_step(
         assert rates(base, data, schedule, tmp_path / "x.ckpt", **then) == []
 
 
-@pytest.mark.parametrize("schedule", [Constant(), None, WarmupCosine()], ids=repr)
+@pytest.mark.parametrize("schedule", [Constant(), None, WarmupCosine()], ids=schedule_name)
 def test_what_does_not_change_is_not_told(
     base: str, write_jsonl: Callable[..., str], tmp_path: Path, schedule: Any
 ) -> None:
