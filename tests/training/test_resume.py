@@ -174,7 +174,9 @@ def rates(base: str, data: str, schedule: Any, checkpoint: Path, **settings: Any
     return seen.rates
 
 
-@pytest.mark.parametrize("schedule", [WarmupCosine(warmup=0.2), Linear(), OfTorch()], ids=schedule_name)
+@pytest.mark.parametrize(
+    "schedule", [WarmupCosine(warmup=0.2), Linear(), OfTorch()], ids=schedule_name
+)
 @pytest.mark.parametrize(
     ("runs", "lengths"),
     [
