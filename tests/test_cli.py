@@ -436,7 +436,7 @@ PARTITIONS = "AboveMean, AboveQuantile, AboveThreshold, AboveTrimmedMean, BestRe
         ),
         (
             ["--data.schema=UltraFeedbck", "--data.schema.weights=3"],
-            "data.schema must be Arena, *, got UltraFeedbck. Did you mean UltraFeedback?",
+            "data.schema must be AlpacaEval, *, got UltraFeedbck. Did you mean UltraFeedback?",
         ),
         (
             ["--model.lr_scheduler.init_args.warmupp=2"],

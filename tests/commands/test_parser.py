@@ -282,6 +282,14 @@ def test_another_class_starts_from_its_defaults(
             ],
             "TensorBoardLogger takes the place of CSVLogger, whose settings are dropped (save_dir",
         ),
+        (
+            [
+                "--trainer.strategy",
+                '{"class_path": "DDPStrategy", "init_args": {"static_graph": true}}',
+                "--trainer.strategy=ddp",
+            ],
+            "ddp takes the place of DDPStrategy, whose settings are dropped (static_graph True)",
+        ),
         # The default has another rate than its class.
         (
             ["--model.optimizer=torch.optim.SGD"],

@@ -15,6 +15,7 @@ from jsonargparse._util import import_object
 __all__ = ["TOLD", "start_from_defaults"]
 
 _carry_over = _typehints.discard_init_args_on_class_path_change
+_check_type = _typehints.ActionTypeHint._check_type
 # Old and new classes that were told: jsonargparse merges the same settings several times, those of
 # the user first.
 TOLD: set[tuple[str, str]] = set()
@@ -27,30 +28,47 @@ def start_from_defaults(kind: type) -> None:
     """
 
     def discard(parser_or_action: Any, before: Any, after: Any) -> None:
-        if isinstance(parent_parser.get(), kind):
-            _drop(parser_or_action, before, after)
-        else:
+        if not isinstance(parent_parser.get(), kind):
             _carry_over(parser_or_action, before, after)  # type: ignore[no-untyped-call]
+        elif _has_settings(before) and not _is_same(before["class_path"], after["class_path"]):
+            _tell(parser_or_action, before, after["class_path"])
+            before.pop("init_args", None)
+            before.pop("dict_kwargs", None)
+
+    def check(
+        action: Any, value: Any, append: bool = False, cfg: Any = None, mode: Any = None
+    ) -> Any:
+        found = _check_type(action, value, append, cfg, mode)  # type: ignore[no-untyped-call]
+        before = cfg.get(action.dest) if cfg else None
+        # Some classes are replaced by a name, such as ddp.
+        ours = isinstance(parent_parser.get(), kind)
+        if ours and isinstance(found, str) and _has_settings(before):
+            _tell(action, before, found)
+        return found
 
     _typehints.discard_init_args_on_class_path_change = discard
+    action_class: Any = _typehints.ActionTypeHint
+    action_class._check_type = check
 
 
-def _drop(parser_or_action: Any, before: Any, after: Any) -> None:
-    has_settings = isinstance(before, Namespace | dict) and (
-        "init_args" in before or "dict_kwargs" in before
-    )
-    if not has_settings or before["class_path"] == after["class_path"]:
-        return
-    old, new = before["class_path"], after["class_path"]
-    if import_object(old) is import_object(new):
-        return
-    given = before.pop("init_args", None) or {}
+def _has_settings(value: Any) -> bool:
+    is_class = isinstance(value, Namespace | dict) and "class_path" in value
+    return is_class and ("init_args" in value or "dict_kwargs" in value)
+
+
+def _is_same(old: str, new: str) -> bool:
+    return old == new or import_object(old) is import_object(new)
+
+
+def _tell(parser_or_action: Any, before: Any, new: str) -> None:
+    """Tell which settings of a class are dropped: those that are not its defaults."""
+    old, given = before["class_path"], before.get("init_args") or {}
     given = given.as_dict() if isinstance(given, Namespace) else given
     more = getattr(parser_or_action, "sub_add_kwargs", {})
     parser_of: Any = _typehints.ActionTypeHint.get_class_parser
     defaults = parser_of(old, more).get_defaults().as_dict()
     changed = {k: v for k, v in given.items() if v != defaults.get(k)}
-    changed |= before.pop("dict_kwargs", None) or {}
+    changed |= before.get("dict_kwargs") or {}
     if not changed or (old, new) in TOLD:
         return
     TOLD.add((old, new))
