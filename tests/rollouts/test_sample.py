@@ -368,3 +368,23 @@ def test_a_token_that_the_model_lacks_is_found_before_anything_is_sampled(
     assert not list(out.glob("*.jsonl"))
     # The tokenizer's other tokens do no harm.
     main(command(write_jsonl(rows[1:4], "others.jsonl"), base, tmp_path / "others"))
+
+
+def test_prompts_whose_text_the_template_leaves_out_are_counted(
+    base: str, tmp_path: Path, write_jsonl: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(base, folder)
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if m.role != 'system' %}<|{{ m.role }}|>{{ m.content }}<|eos|>"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}",
+        encoding="utf-8",
+    )
+    rows = [{"prompt": "Why?"}, {"prompt": "Why?", "system": "Be brief."}, {"prompt": "a <|eos|>"}]
+    asked = write_jsonl(rows, "asked.jsonl")
+    main(command(asked, str(folder), tmp_path / "out", "--special_tokens", "keep"))
+    told = capsys.readouterr().out
+    lost = "a prompt of which the chat template leaves out a text of the system"
+    assert f"noted: 1 prompts answered from {lost} (first: {asked}:2)" in told
+    special = "a prompt in whose text the special token <|eos|> is written"
+    assert f"noted: 1 prompts answered from {special} (first: {asked}:3)" in told

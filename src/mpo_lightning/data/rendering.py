@@ -208,6 +208,13 @@ class ChatRenderer:
         # Where an answer does not begin with its prompt, training says so.
         return text + _shared_start([header for header in headers if header is not None])
 
+    def lost_in_prompt(
+        self, prompt: Prompt, arguments: Mapping[str, object] | None = None
+    ) -> list[Finding]:
+        """Return the texts of a prompt that are not in its rendering as they are."""
+        messages = as_messages(prompt)
+        return list(self._of_prompt(messages, self._template(messages, None, arguments), arguments))
+
     def __call__(
         self,
         prompt: Prompt,

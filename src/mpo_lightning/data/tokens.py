@@ -25,7 +25,7 @@ from typing import Any, Literal, Self
 
 import torch
 
-from mpo_lightning.batch import Prompt, TokenGroup
+from mpo_lightning.batch import Prompt, Request, TokenGroup
 from mpo_lightning.checks import check_settings
 from mpo_lightning.data.conversation import as_messages, response_text
 from mpo_lightning.data.groups import DataError, PreferenceGroup, bad_field, show
@@ -323,6 +323,14 @@ class GroupTokenizer:
         else:
             text = self._renderer.prompt(prompt, source, template_arguments)
         return self._started(self._ids([text])[0], source)
+
+    def prompt_notes(self, request: Request) -> tuple[str, ...]:
+        """Return what differs between a prompt and its tokens, each once."""
+        if self._renderer is None:
+            return ()
+        lost = self._renderer.lost_in_prompt(request.prompt, request.template_arguments)
+        found = [*lost, *self._written_specials(request.prompt, ())]
+        return tuple(dict.fromkeys(finding.reason for finding in found))
 
     # ------------------------------------------------------------------------------- encoding
 

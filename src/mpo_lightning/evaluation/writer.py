@@ -207,11 +207,12 @@ class _AnswerFile:
     def add(self, outputs: list[PromptAnswer]) -> None:
         for item, answers in ((output.item, output.answers) for output in outputs):
             entry: dict[str, Any] = {"number": item.number, "refused": answers.refused}
+            of_prompt = {f"prompts answered from {note}": True for note in answers.notes}
             for sample in answers.samples:
                 entry["row"] = self._row(item, sample, self.how)
                 if sample.is_dropped(self.special_tokens, item.request.source):
                     entry["refused"] = "whose answer has special tokens in its midst"
-                entry["notes"] = {
+                entry["notes"] = of_prompt | {
                     f"answered within {LESS_ROOM}": answers.limit < self.how["max_new_tokens"],
                     "responses truncated": sample.finish == "length",
                     "responses empty": sample.empty,

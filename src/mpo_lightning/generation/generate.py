@@ -8,7 +8,7 @@ prompt's responses, and not on the rest of the batch.
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from itertools import groupby
 from typing import Any, Literal
@@ -159,11 +159,13 @@ class Answers:
         refused: the reason why there are none.
         limit: limit on their tokens, lower than the setting where the model's context leaves less;
             None from a server.
+        notes: differences between the prompt and its tokens; none from a server.
     """
 
     samples: tuple[Sample, ...] = ()
     refused: str | None = None
     limit: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 # ------------------------------------------------------------------------------------ sampling
@@ -216,7 +218,11 @@ class ModelSampler:
             RolloutError: if the model's logits are not numbers.
         """
         prompts = prompts_within(requests, self.tokenizer, self.limits.tokens)
-        return self.answer(prompts, [request.key for request in requests], done)
+        answers = self.answer(prompts, [request.key for request in requests], done)
+        return [
+            replace(answer, notes=self.tokenizer.prompt_notes(request))
+            for answer, request in zip(answers, requests, strict=True)
+        ]
 
     def check(self, requests: Iterable[Request]) -> None:
         """Check that the model has all tokens of some prompts.

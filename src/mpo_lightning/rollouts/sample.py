@@ -126,6 +126,8 @@ def _row(
         report.drop(answers.refused, source)
         return None
     report.note("prompts came before and are answered anew", source, int(again))
+    for note in answers.notes:
+        report.note(f"prompts answered from {note}", source)
     less = answers.limit is not None and answers.limit < sampling.max_new_tokens
     report.note(f"answered within {LESS_ROOM}", source, int(less))
     remaining = []
