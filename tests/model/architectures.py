@@ -1,5 +1,6 @@
 """Tiny models of every architecture whose prompts are shared, and LoRA on them."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -12,50 +13,125 @@ from tests.conftest import tiny_model
 SHAPE = [(11, [3, 1, 9]), (4, [20, 2, 7, 5]), (17, [6, 6])]
 LAYOUTS: list[Layout] = ["shared", "separate"]
 # What an architecture calls its sizes, and what of it needs more than them to be exercised.
-EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "num_local_experts": 4, "num_experts": 4}
+EXPERTS: dict[str, Any] = {
+    **{"num_experts_per_tok": 2, "num_local_experts": 4, "num_experts": 4},
+    **{"n_routed_experts": 4, "moe_intermediate_size": 32},
+}
 WINDOW: dict[str, Any] = {
     "sliding_window": 6,
     "layer_types": ["full_attention", "sliding_attention"],
 }
+HEADS: dict[str, Any] = {"head_dim": 8}
+# Multi-head latent attention: queries and keys of 16, values of 8.
+LATENT: dict[str, Any] = {
+    **{"kv_lora_rank": 16, "q_lora_rank": 24, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8},
+    **{"v_head_dim": 8, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
+    "num_key_value_heads": 4,
+}
+# Layers that use the keys and values of earlier ones.
+SHARED_KEYS: dict[str, Any] = {
+    **{"num_hidden_layers": 6, "layer_types": ["sliding_attention", "full_attention"] * 3},
+    **{"num_kv_shared_layers": 2, "sliding_window": 6},
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     **{name: {} for name in SHARED_PROMPT_MODELS},
-    "arcee": {"head_dim": 8},
+    "afmoe": {**HEADS, **EXPERTS, **WINDOW, "num_dense_layers": 1},
+    "arcee": HEADS,
+    "aria_text": {**HEADS, "moe_num_experts": 4, "moe_topk": 2},
+    "axk1": {**EXPERTS, **LATENT},
+    "beam": {**HEADS, **WINDOW},
     "cohere": {"logit_scale": 0.4},
     "cohere2": {"logit_scale": 0.4, **WINDOW},
-    "ernie4_5": {"head_dim": 8},
+    "cohere2_moe": {**HEADS, **EXPERTS, **WINDOW, "logit_scale": 0.4},
+    "cwm": {**HEADS, **WINDOW},
+    "deepseek_v2": {**EXPERTS, **LATENT},
+    "deepseek_v3": {**EXPERTS, **LATENT},
+    "dots1": {
+        **{**HEADS, **EXPERTS, **WINDOW, "n_shared_experts": 1, "routed_scaling_factor": 1.0},
+        **{"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
+    },
+    "ernie4_5": HEADS,
+    "ernie4_5_moe": {
+        **{**EXPERTS, "moe_num_experts": 4, "moe_k": 2},
+        **{"moe_layer_start_index": 1, "moe_layer_end_index": 1},
+    },
     "exaone4": WINDOW,
+    "exaone_moe": {**HEADS, **EXPERTS, **WINDOW, "num_shared_experts": 1},
     "falcon": {},
     "falcon with grouped queries": {"new_decoder_architecture": True, "num_kv_heads": 2},
-    "gemma2": {"head_dim": 8, "final_logit_softcapping": 2.0, **WINDOW},
-    "gemma3_text": {"head_dim": 8, **WINDOW},
-    "glm": {"head_dim": 8},
-    "glm4": {"head_dim": 8},
-    "glm4_moe": {"head_dim": 8, "moe_intermediate_size": 32, "n_routed_experts": 4, **EXPERTS},
+    "flex_olmo": EXPERTS,
+    "flint": {**HEADS, **EXPERTS, **WINDOW},
+    "gemma2": {**HEADS, "final_logit_softcapping": 2.0, **WINDOW},
+    "gemma3_text": {**HEADS, **WINDOW},
+    "gemma3n_text": {
+        **{**HEADS, **SHARED_KEYS, "intermediate_size": [64] * 6, "laurel_rank": 4},
+        **{"vocab_size_per_layer_input": 384, "hidden_size_per_layer_input": 8},
+        "activation_sparsity_pattern": [0.0] * 6,
+    },
+    "gemma4_text": {
+        **{**HEADS, **SHARED_KEYS, "global_head_dim": 16},
+        **{"vocab_size_per_layer_input": 384, "hidden_size_per_layer_input": 8},
+    },
+    "gemma4_text without shared keys": {
+        **{**HEADS, **WINDOW, "global_head_dim": 8, "num_kv_shared_layers": 0},
+        **{"vocab_size_per_layer_input": 384, "hidden_size_per_layer_input": 8},
+    },
+    "gemma4_unified_text": {**HEADS, **SHARED_KEYS, "global_head_dim": 16},
+    "glm": HEADS,
+    "glm4": HEADS,
+    "glm4_moe": {**HEADS, **EXPERTS},
+    "glm4_moe_lite": {**EXPERTS, **LATENT, "mlp_layer_types": ["dense", "sparse"]},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
     "gpt_bigcode": {"n_embd": 32, "n_layer": 2, "n_head": 4},
-    "gpt_oss": {"head_dim": 8, **EXPERTS, **WINDOW},
+    "gpt_oss": {**HEADS, **EXPERTS, **WINDOW},
     "granite": {"logits_scaling": 3.0, "attention_multiplier": 0.3},
+    "granite_swa": {"logits_scaling": 3.0, **WINDOW},
     "granitemoe": EXPERTS,
-    "helium": {"head_dim": 8},
-    "hunyuan_v1_dense": {"head_dim": 8},
+    "granitemoe_swa": {**EXPERTS, **WINDOW},
+    "granitemoeshared": EXPERTS,
+    "helium": HEADS,
+    "hunyuan_v1_dense": HEADS,
+    "hunyuan_v1_moe": {**HEADS, **EXPERTS, "moe_topk": 2},
+    "hy_v3": {**HEADS, **EXPERTS},
+    "hyperclovax": {"logits_scaling": 0.4},
+    "internlm3": HEADS,
+    "jetmoe": {"kv_channels": 8, **EXPERTS},
+    "kolibri1": {**HEADS, **EXPERTS, **WINDOW},
+    "laguna": {**HEADS, **EXPERTS, **WINDOW},
+    "longcat_flash": {
+        **{**LATENT, "num_layers": 2, "ffn_hidden_size": 32, "expert_ffn_hidden_size": 16},
+        **{"n_routed_experts": 4, "zero_expert_num": 1, "moe_topk": 2, "head_dim": 8},
+    },
+    "mellum": {**HEADS, **EXPERTS, **WINDOW},
+    "mimo_v2_flash": {**HEADS, **EXPERTS, **WINDOW, "v_head_dim": 8},
+    "minicpm3": LATENT,
+    "minimax_m2": {**HEADS, **EXPERTS},
+    "ministral": {**HEADS, **WINDOW},
+    "ministral3": HEADS,
     "mistral with a window": {"sliding_window": 8},
     "mixtral": EXPERTS,
+    "nanochat": {**HEADS, "final_logit_softcapping": 2.0},
     "olmo3": WINDOW,
     "olmoe": EXPERTS,
     "opt": {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64},
+    "phimoe": EXPERTS,
     "qwen2 with windows on some layers": {
         "use_sliding_window": True,
         "max_window_layers": 1,
         **WINDOW,
     },
-    "qwen2_moe": {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, **EXPERTS},
-    "qwen3": {"head_dim": 8},
-    "qwen3_moe": {"head_dim": 8, "moe_intermediate_size": 32, **EXPERTS},
-    "seed_oss": {"head_dim": 8},
+    "qwen2_moe": {"shared_expert_intermediate_size": 32, **EXPERTS},
+    "qwen3": HEADS,
+    "qwen3_moe": {**HEADS, **EXPERTS},
+    "seed_oss": HEADS,
+    "solar_open": {**HEADS, **EXPERTS},
     "starcoder2 with a window": {"sliding_window": 8},
+    "vaultgemma": {**HEADS, **WINDOW},
+    "youtu": LATENT,
 }
 # Their kernels for experts have no float64.
-IN_FLOAT32 = {"glm4_moe", "gpt_oss", "granitemoe", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"}
+IN_FLOAT32 = {name for name, settings in VARIANTS.items() if EXPERTS.items() <= settings.items()}
+IN_FLOAT32.add("aria_text")
 
 
 def variant_model(name: str, **changes: Any) -> Any:
@@ -72,10 +148,18 @@ def variant_model(name: str, **changes: Any) -> Any:
 
 
 def lora_gradients(model: Any) -> dict[str, torch.Tensor]:
-    return {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+    """Gradients by name; zero for experts that no token was sent to."""
+    trained = ((n, p) for n, p in model.named_parameters() if p.requires_grad)
+    return {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in trained}
 
 
 def with_trained_lora(model: Any, **settings: Any) -> Any:
     """LoRA whose B is not zero, so that every gradient is alive."""
     config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, **settings)
-    return get_peft_model(model, config)
+    if model.config.model_type == "phimoe":
+        # Its router is a linear layer that returns more than its product.
+        config.exclude_modules = ["router"]
+    with warnings.catch_warnings():
+        # PEFT looks for parameters of experts by the names of other architectures.
+        warnings.filterwarnings("ignore", "target_parameters=.* were set but no parameter")
+        return get_peft_model(model, config)

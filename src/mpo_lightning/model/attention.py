@@ -256,12 +256,15 @@ def _group_attention(
     lengths: Sequence[int],
     scaling: float | None,
 ) -> Tensor:
-    """Compute a group's attention on CPU, (1, heads, tokens, D) to (1, tokens, heads, D)."""
+    """Compute a group's attention on CPU, (1, heads, tokens, D) to (1, tokens, heads, E)."""
+    size = value.shape[-1]
+    # The kernel wants equal sizes; multi-head latent attention has smaller values.
+    value = nn.functional.pad(value, (0, query.shape[-1] - size))
     copies = query.shape[1] // key.shape[1]
     if copies > 1:
         key, value = (x.repeat_interleave(copies, dim=1) for x in (key, value))
     output: Tensor = _GroupAttention.apply(query, key, value, prompt, lengths, scaling)  # type: ignore[no-untyped-call]
-    return output
+    return output[..., :size]
 
 
 # Its loops run over the groups of a batch, so every batch would be compiled anew.
@@ -279,15 +282,16 @@ def split_attention(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     is_causal: bool | None = None,
+    shared_prompt: PromptSharing | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Compute attention for transformers: split where the mask has a `PromptSharing`, else plain.
+    """Compute attention for transformers: split where there is a `PromptSharing`, else plain.
 
     Args:
         module: the attention layer.
         query: (1, heads, T, D).
         key: (1, key-value heads, T, D).
-        value: same shape as key.
+        value: (1, key-value heads, T, E).
         attention_mask: `PromptSharing.as_attention_mask`, or a mask of plain attention.
         dropout: probability that an attention weight is dropped.
         scaling: factor of the attention logits.
@@ -296,9 +300,11 @@ def split_attention(
         s_aux: attention sinks, a logit for each head, (heads,).
         is_causal: whether plain attention without a mask is causal. Defaults to the layer's own
             attribute.
+        shared_prompt: the groups of the row, where the model hands keyword arguments to its
+            attention; others have them with the mask.
 
     Returns:
-        The output, (1, T, heads, D), and None in the place of attention weights.
+        The output, (1, T, heads, E), and None in the place of attention weights.
     """
     how: dict[str, Any] = {
         "dropout": dropout,
@@ -306,7 +312,8 @@ def split_attention(
         "softcap": softcap,
         "sinks": s_aux,
     }
-    shared_prompt: PromptSharing | None = getattr(attention_mask, "shared_prompt", None)
+    if shared_prompt is None:
+        shared_prompt = getattr(attention_mask, "shared_prompt", None)
     if shared_prompt is None:
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         # A single query, as in generation, sees all keys.
@@ -316,6 +323,7 @@ def split_attention(
     # Features that the merging of two parts lacks take one call per block.
     on_cpu = query.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
     on_cpu = on_cpu and softcap is None and s_aux is None and not dropout
+    on_cpu = on_cpu and value.shape[-1] <= query.shape[-1]
     outputs = []
     for span in shared_prompt.spans:
         start, prompt, lengths = span

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mpo_lightning.batch import GroupBatch
 from mpo_lightning.model.attention import SHARED_PROMPT_ATTENTION, PromptSharing
+from mpo_lightning.model.head import output_head
 
 __all__ = [
     "DENSE_MASK_MODELS",
@@ -41,11 +42,26 @@ Layout = Literal["auto", "shared", "separate"]
 # are given. Tests compare each with separate rows. Other models use separate rows.
 SHARED_PROMPT_MODELS = frozenset(
     {
-        *{"arcee", "cohere", "cohere2", "ernie4_5", "exaone4", "gemma", "gemma2", "gemma3_text"},
-        *{"glm", "glm4", "glm4_moe", "gpt2", "gpt_bigcode", "gpt_neox", "gpt_oss", "granite"},
-        *{"granitemoe", "helium", "hunyuan_v1_dense", "llama", "mistral", "mixtral", "nemotron"},
-        *{"olmo", "olmo2", "olmo3", "olmoe", "opt", "persimmon", "phi", "phi3", "qwen2"},
-        *{"qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "stablelm", "starcoder2"},
+        *{"afmoe", "apertus", "arcee", "aria_text", "axk1", "beam", "biogpt", "bitnet", "cohere"},
+        *{"cohere2", "cohere2_moe", "cwm", "deepseek_v2", "deepseek_v3", "dots1", "ernie4_5"},
+        *{"ernie4_5_moe", "exaone4", "exaone_moe", "flex_olmo", "flint", "gemma", "gemma2"},
+        *{"gemma3_text", "gemma3n_text", "gemma4_text", "gemma4_unified_text", "glm", "glm4"},
+        *{"glm4_moe", "glm4_moe_lite", "gpt2", "gpt_bigcode", "gpt_neox", "gpt_oss", "granite"},
+        *{"granite_swa", "granitemoe", "granitemoe_swa", "granitemoeshared", "helium", "hrm_text"},
+        *{"hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3", "hyperclovax", "internlm3", "jais2"},
+        *{"jetmoe", "kolibri1", "laguna", "llama", "longcat_flash", "mellum", "mimo_v2_flash"},
+        *{"minicpm3", "minimax_m2", "ministral", "ministral3", "mistral", "mixtral", "nanochat"},
+        *{"nemotron", "olmo", "olmo2", "olmo3", "olmoe", "opt", "persimmon", "phi", "phi3"},
+        *{"phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3"},
+        *{"solar_open", "stablelm", "starcoder2", "vaultgemma", "youtu"},
+    }
+)
+# Model types whose attention chooses keys among those of the whole row: they see too few of a
+# response's own once the row is longer than that choice.
+SPARSE_MODELS = frozenset(
+    {
+        *{"axk2", "deepseek_v32", "deepseek_v4", "dots3_note", "glm5_next", "glm_moe_dsa", "hy_v4"},
+        *{"minimax_m3_vl", "mistral_large4", "qwen4_exp"},
     }
 )
 # Model types with an attention of their own that accepts a mask of the whole row.
@@ -206,25 +222,6 @@ class _FrozenHead(torch.autograd.Function):
         return (gradients[0][:, None] * directions).to(directions.dtype), None, None, None
 
 
-def output_head(model: Any) -> Callable[[Tensor], Tensor]:
-    """Return the function from hidden states to logits, as the model computes them.
-
-    The head is called as a module, so that an adapter on it counts. Scaling (Granite, Cohere) and
-    soft-capping (Gemma) of the logits are included.
-    """
-    head = model.get_output_embeddings()
-    config = model.config.get_text_config()
-    factor = getattr(config, "logit_scale", None) or 1.0
-    divisor = getattr(config, "logits_scaling", None) or 1.0
-    softcap = getattr(config, "final_logit_softcapping", None)
-
-    def logits(hidden: Tensor) -> Tensor:
-        values: Tensor = head(hidden) * (factor / divisor) if factor != divisor else head(hidden)
-        return softcap * torch.tanh(values / softcap) if softcap else values
-
-    return logits
-
-
 def response_logps(
     model: Any,
     batch: GroupBatch,
@@ -331,6 +328,8 @@ def _scored_token_logps(model: Any, batch: GroupBatch, layout: Layout, chunk_siz
             mask = sharing.as_attention_mask(batch.tokens.device)
             # Stays set: a checkpointed layer reads it again in the backward pass.
             model.config._attn_implementation = SHARED_PROMPT_ATTENTION
+            # Some layers slice the mask, which then is a tensor like any other.
+            inputs = {**inputs, "shared_prompt": sharing}
         inputs = {**inputs, "attention_mask": mask}
     hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
     if layout == "shared" and not dense:

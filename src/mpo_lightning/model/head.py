@@ -1,0 +1,45 @@
+"""Logits of causal language models, from hidden states to what the model itself returns."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, tanh
+
+__all__ = ["output_head"]
+
+# Entries of a configuration by which models multiply their logits, and by which they divide them.
+FACTORS = ("logit_scale", "lm_head_multiplier", "output_multiplier")
+DIVISOR = "logits_scaling"
+# Model types that multiply by the entry by which others divide.
+MULTIPLIED = frozenset({"hyperclovax"})
+# Entries that bound the logits, which approach the bound by tanh.
+BOUNDS = ("final_logit_softcapping", "logits_soft_cap")
+# Modules of a model, one after the other, where its head is more than the output embedding.
+MODULES = {"modernbert-decoder": ("lm_head", "decoder")}
+
+
+def output_head(model: Any) -> Callable[[Tensor], Tensor]:
+    """Return the function from hidden states to logits, as the model computes them.
+
+    The head is called as modules, so that an adapter on it counts. Factors and bounds of the logits
+    are those of the configuration.
+    """
+    config = model.config.get_text_config()
+    names = MODULES.get(config.model_type)
+    modules = (
+        [model.get_output_embeddings()] if names is None else [getattr(model, n) for n in names]
+    )
+    factor = 1.0
+    for name in FACTORS:
+        factor *= getattr(config, name, None) or 1.0
+    scaling = getattr(config, DIVISOR, None) or 1.0
+    factor = factor * scaling if config.model_type in MULTIPLIED else factor / scaling
+    bound = next(filter(None, (getattr(config, name, None) for name in BOUNDS)), None)
+
+    def logits(hidden: Tensor) -> Tensor:
+        for module in modules:
+            hidden = module(hidden)
+        values = hidden * factor if factor != 1.0 else hidden
+        return bound * tanh(values / bound) if bound else values
+
+    return logits
