@@ -129,6 +129,39 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "vaultgemma": {**HEADS, **WINDOW},
     "youtu": LATENT,
 }
+LINEAR: dict[str, Any] = {
+    **{"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8},
+    **{"linear_value_head_dim": 8, "head_dim": 8, "num_hidden_layers": 4},
+    "layer_types": ["linear_attention"] * 3 + ["full_attention"],
+}
+MAMBA: dict[str, Any] = {
+    **{"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 16, "mamba_n_groups": 1},
+}
+CONVOLUTIONS: dict[str, Any] = {
+    **{"num_hidden_layers": 4, "layer_types": ["conv", "conv", "full_attention", "conv"]},
+}
+# Models that continue the cache of a prompt.
+CONTINUED: dict[str, dict[str, Any]] = {
+    "bamba": {**MAMBA, "num_hidden_layers": 4, "attn_layer_indices": [2]},
+    "falcon_h1": {**HEADS, **MAMBA, "mamba_d_ssm": 64, "lm_head_multiplier": 0.5},
+    "granitemoehybrid": {
+        **{**MAMBA, "mamba_expand": 2, "num_local_experts": 0, "shared_intermediate_size": 32},
+        **{"num_hidden_layers": 4, "layer_types": ["mamba", "mamba", "attention", "mamba"]},
+        "logits_scaling": 3.0,
+    },
+    "lfm2": {**CONVOLUTIONS, "block_ff_dim": 48, "block_multiple_of": 8},
+    "lfm2_moe": {**CONVOLUTIONS, **EXPERTS, "num_dense_layers": 1},
+    "llama": {},
+    "nemotron_h": {
+        **{**HEADS, "mamba_num_heads": 8, "mamba_head_dim": 8, "ssm_state_size": 16},
+        **{"layers_block_type": ["mamba", "attention", "mamba", "mlp"], "n_groups": 1},
+        "num_hidden_layers": None,
+    },
+    "olmo_hybrid": {"num_hidden_layers": 4, "layer_types": LINEAR["layer_types"]},
+    "qwen3_5_moe_text": {**LINEAR, **EXPERTS, "shared_expert_intermediate_size": 16},
+    "qwen3_5_text": LINEAR,
+    "qwen3_next": {**LINEAR, **EXPERTS, "shared_expert_intermediate_size": 16},
+}
 # Their kernels for experts have no float64.
 IN_FLOAT32 = {name for name, settings in VARIANTS.items() if EXPERTS.items() <= settings.items()}
 IN_FLOAT32.add("aria_text")
@@ -144,6 +177,7 @@ def variant_model(name: str, **changes: Any) -> Any:
     if architecture in {"gpt2", "gpt_bigcode"}:
         sizes = {key: sizes[key] for key in list(sizes)[:4]}
     settings = {**sizes, **VARIANTS.get(name, {}), **changes}
+    settings = {key: value for key, value in settings.items() if value is not None}
     return tiny_model(AutoConfig.for_model(architecture, **settings))
 
 
@@ -156,9 +190,13 @@ def lora_gradients(model: Any) -> dict[str, torch.Tensor]:
 def with_trained_lora(model: Any, **settings: Any) -> Any:
     """LoRA whose B is not zero, so that every gradient is alive."""
     config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, **settings)
-    if model.config.model_type == "phimoe":
-        # Its router is a linear layer that returns more than its product.
-        config.exclude_modules = ["router"]
+    excluded = {
+        # A linear layer that returns more than its product.
+        "phimoe": ["router"],
+        # Layers whose weights a fused kernel reads, past their adapters.
+        **{name: ["out_proj"] for name in ("falcon_h1", "nemotron_h")},
+    }
+    config.exclude_modules = excluded.get(model.config.model_type)
     with warnings.catch_warnings():
         # PEFT looks for parameters of experts by the names of other architectures.
         warnings.filterwarnings("ignore", "target_parameters=.* were set but no parameter")

@@ -8,9 +8,11 @@ from peft import LoraConfig, get_peft_model
 
 from mpo_lightning.batch import GroupBatch
 from mpo_lightning.model.logps import (
+    SPARSE_MODELS,
     Layout,
     can_share_prompts,
-    cheaper_layout,
+    cheapest_layout,
+    exact_layouts,
     response_logps,
     separate_rows,
     shared_row,
@@ -18,7 +20,9 @@ from mpo_lightning.model.logps import (
 )
 from tests.conftest import plain_logps, random_groups, tiny_model
 from tests.model.architectures import (
+    EXPERTS,
     IN_FLOAT32,
+    LATENT,
     LAYOUTS,
     SHAPE,
     VARIANTS,
@@ -58,6 +62,12 @@ def test_layouts_equal_full_logits_with_gradients(name: str) -> None:
 
 
 CANNOT_SHARE: dict[str, dict[str, Any]] = {
+    "falcon_h1": {
+        **{"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_ssm": 64, "mamba_d_state": 16},
+        **{"head_dim": 8, "lm_head_multiplier": 0.5},
+    },
+    "modernbert-decoder": {},
+    "recurrent_gemma": {"lru_width": 32, "head_dim": 8, "num_hidden_layers": 3},
     "bloom": {"n_layer": 2, "n_head": 4},
     "falcon with ALiBi": {"alibi": True},
     "mamba": {"state_size": 4, "expand": 2},
@@ -285,8 +295,8 @@ def test_dropout_is_the_same_when_a_slice_is_computed_again() -> None:
 
 
 def test_auto_takes_the_layout_that_computes_fewer_tokens() -> None:
-    def chosen(*shape: tuple[int, list[int]]) -> str:
-        return cheaper_layout(GroupBatch.from_groups(random_groups(list(shape))))
+    def chosen(*shape: tuple[int, list[int]], layouts: Any = ("separate", "shared")) -> str:
+        return cheapest_layout(GroupBatch.from_groups(random_groups(list(shape))), layouts)
 
     assert chosen((50, [10, 10])) == "shared"
     assert chosen((1, [10, 10])) == "shared"
@@ -294,3 +304,36 @@ def test_auto_takes_the_layout_that_computes_fewer_tokens() -> None:
     assert chosen((50, [10])) == "separate"
     # Rows would be padded to the longest.
     assert chosen((5, [10]), (40, [10])) == "shared"
+    both: Any = ("separate", "continued")
+    assert chosen((50, [10, 10]), layouts=both) == "continued"
+    assert chosen((50, [10]), layouts=both) == "separate"
+    # Prompts are padded to the longest prompt, responses to the longest response.
+    assert chosen((40, [1]), (1, [40]), layouts=both) == "separate"
+
+
+def test_layouts_of_a_model() -> None:
+    assert exact_layouts(tiny_model()) == ["separate", "shared", "continued"]
+    assert exact_layouts(variant_model("qwen2")) == ["separate", "shared"]
+    assert exact_layouts(variant_model("bloom", **CANNOT_SHARE["bloom"])) == ["separate"]
+    checkpointed = tiny_model()
+    checkpointed.gradient_checkpointing_enable()
+    assert exact_layouts(checkpointed) == ["separate", "shared"]
+
+
+SPARSE = {"deepseek_v32": {"index_topk": 8}, "glm_moe_dsa": {"index_topk": 8}}
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_keys_that_are_chosen_among_the_whole_row_cannot_be_shared(name: str) -> None:
+    """Beyond the number of keys that such a model chooses, a shared row leaves out some."""
+    settings = {**EXPERTS, **LATENT, "index_n_heads": 2, "index_head_dim": 8, **SPARSE[name]}
+    model = variant_model(name, **settings)
+    assert name in SPARSE_MODELS
+    assert exact_layouts(model) == ["separate"]
+    batch = GroupBatch.from_groups(random_groups([(11, [9, 9, 9])]))
+    with torch.no_grad():
+        expected = plain_logps(model, batch)
+        separate = response_logps(model, batch, layout="separate")
+        torch.testing.assert_close(separate.double(), expected, rtol=0, atol=1e-3)
+        shared = response_logps(model, batch, layout="shared")
+    assert (shared.double() - expected).abs().max() > 0.1

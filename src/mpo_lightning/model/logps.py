@@ -1,14 +1,15 @@
 """Log-probabilities of responses: one function for policy, reference and evaluation.
 
-Both layouts compute the same numbers. *Shared* (prefix sharing) packs a batch into one row with
-every prompt once; *separate* makes one row per response. Only positions that predict response
-tokens reach the head, in chunks, with log-softmax in fp32 whatever the model's dtype.
+All layouts compute the same numbers. *Shared* (prefix sharing) packs a batch into one row with
+every prompt once; *continued* computes every prompt once and continues its cache with each
+response; *separate* makes one row per response. Only positions that predict response tokens reach
+the head, in chunks, with log-softmax in fp32 whatever the model's dtype.
 """
 
 import ctypes
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -22,21 +23,26 @@ from torch.utils.checkpoint import checkpoint
 
 from mpo_lightning.batch import GroupBatch
 from mpo_lightning.model.attention import SHARED_PROMPT_ATTENTION, PromptSharing
+from mpo_lightning.model.continuation import CONTINUED_MODELS, continued_rows, continued_states
 from mpo_lightning.model.head import output_head
 
 __all__ = [
     "DENSE_MASK_MODELS",
     "SHARED_PROMPT_MODELS",
+    "SPARSE_MODELS",
+    "ExactLayout",
     "Layout",
     "can_share_prompts",
-    "cheaper_layout",
+    "cheapest_layout",
+    "exact_layouts",
     "response_logps",
     "separate_rows",
     "shared_row",
     "token_logps",
 ]
 
-Layout = Literal["auto", "shared", "separate"]
+ExactLayout = Literal["shared", "continued", "separate"]
+Layout = Literal["auto", "shared", "continued", "separate"]
 
 # Model types that call the registered attention function in every layer and use the positions they
 # are given. Tests compare each with separate rows. Other models use separate rows.
@@ -76,12 +82,28 @@ def can_share_prompts(config: Any) -> bool:
     return config.model_type in SHARED_PROMPT_MODELS
 
 
-def cheaper_layout(batch: GroupBatch) -> Literal["shared", "separate"]:
-    """Return the layout that computes fewer tokens, padding included."""
+def exact_layouts(model: Any) -> list[ExactLayout]:
+    """Return the layouts in which a model computes what it computes in rows of its own."""
+    config = model.config
+    layouts: list[ExactLayout] = ["separate"]
+    if can_share_prompts(config):
+        layouts.append("shared")
+    # Layers that are checkpointed drop the cache.
+    if config.model_type in CONTINUED_MODELS and not model.is_gradient_checkpointing:
+        layouts.append("continued")
+    return layouts
+
+
+def cheapest_layout(batch: GroupBatch, layouts: Sequence[ExactLayout]) -> ExactLayout:
+    """Return the layout that computes fewest tokens, padding included; the first of equals."""
     spans = batch.spans()
-    responses = sum(len(span.lengths) for span in spans)
-    longest = max(span.prompt + max(span.lengths) for span in spans)
-    return "shared" if len(batch.tokens) < responses * longest else "separate"
+    lengths = [length for span in spans for length in span.lengths]
+    tokens = {
+        "shared": len(batch.tokens),
+        "continued": len(spans) * max(span.prompt for span in spans) + len(lengths) * max(lengths),
+        "separate": len(lengths) * max(span.prompt + max(span.lengths) for span in spans),
+    }
+    return min(layouts, key=tokens.__getitem__)
 
 
 class ModelRows(NamedTuple):
@@ -245,8 +267,9 @@ def response_logps(
     Args:
         model: a transformers causal language model, with or without PEFT layers.
         batch: whole groups.
-        layout: "shared" computes each prompt once (prefix sharing), "separate" once per response,
-            "auto" whichever computes fewer tokens.
+        layout: "shared" computes each prompt once (prefix sharing), "continued" as well, with the
+            cache of keys, values and states, "separate" once per response; "auto" is whichever of
+            the model's exact layouts computes fewest tokens.
         chunk_size: tokens at a time that reach the head.
         responses_per_pass: responses that go through the model at a time. Defaults to all.
         passes: minimum number of calls of the model. Processes that share a sharded model must
@@ -269,7 +292,7 @@ def response_logps(
     def compute(part: GroupBatch) -> Tensor:
         if limit < math.inf and _resident_pages() > limit:
             _return_freed_memory()
-        chosen = cheaper_layout(part) if layout == "auto" else layout
+        chosen = cheapest_layout(part, exact_layouts(model)) if layout == "auto" else layout
         return _scored_token_logps(model, part, chosen, chunk_size)
 
     def contexts(number: int) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -316,34 +339,56 @@ def _calling(function: Callable[[], None]) -> Iterator[None]:
     yield
 
 
-def _scored_token_logps(model: Any, batch: GroupBatch, layout: Layout, chunk_size: int) -> Tensor:
+def _scored_token_logps(
+    model: Any, batch: GroupBatch, layout: ExactLayout, chunk_size: int
+) -> Tensor:
     """Return the log-probabilities of all responses' tokens, response after response, (S,)."""
-    rows = batch.once(layout, partial(shared_row if layout == "shared" else separate_rows, batch))
-    inputs, sharing = rows.inputs, PromptSharing(batch.spans())
-    dense = model.config.model_type in DENSE_MASK_MODELS
-    if layout == "shared":
-        if dense:
-            mask = sharing.dense_mask(inputs["position_ids"][0], model.dtype)
+    if layout == "continued":
+        continued = batch.once(layout, partial(continued_rows, batch))
+        states, targets = continued_states(model, continued), continued.targets
+    else:
+        make = shared_row if layout == "shared" else separate_rows
+        rows = batch.once(layout, partial(make, batch))
+        if layout == "shared":
+            hidden = _shared_states(model, rows.inputs, PromptSharing(batch.spans()))
         else:
-            mask = sharing.as_attention_mask(batch.tokens.device)
-            # Stays set: a checkpointed layer reads it again in the backward pass.
-            model.config._attn_implementation = SHARED_PROMPT_ATTENTION
-            # Some layers slice the mask, which then is a tensor like any other.
-            inputs = {**inputs, "shared_prompt": sharing}
-        inputs = {**inputs, "attention_mask": mask}
-    hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
-    if layout == "shared" and not dense:
-        layers = model.config.num_hidden_layers
-        if sharing.calls != layers:
-            raise NotImplementedError(
-                f"{type(model).__name__}: {sharing.calls} of {layers} attention layers follow the "
-                "shared layout. Set model.layout: separate."
-            )
+            hidden = model.base_model(**rows.inputs, use_cache=False).last_hidden_state
+        states, targets = hidden.flatten(0, 1)[rows.predictors], rows.targets
     head = model.get_output_embeddings()
     return token_logps(
-        hidden.flatten(0, 1)[rows.predictors],
-        rows.targets,
+        states,
+        targets,
         output_head(model),
         frozen=not any(parameter.requires_grad for parameter in head.parameters()),
         chunk_size=chunk_size,
     )
+
+
+def _shared_states(model: Any, inputs: dict[str, Any], sharing: PromptSharing) -> Tensor:
+    """Return the hidden states of a row in which groups share their prompts, (1, T, D).
+
+    Raises:
+        NotImplementedError: if the model's attention does not follow the layout.
+    """
+    if model.config.model_type in DENSE_MASK_MODELS:
+        mask = sharing.dense_mask(inputs["position_ids"][0], model.dtype)
+        found: Tensor = model.base_model(
+            **inputs, attention_mask=mask, use_cache=False
+        ).last_hidden_state
+        return found
+    # Stays set: a checkpointed layer reads it again in the backward pass.
+    model.config._attn_implementation = SHARED_PROMPT_ATTENTION
+    hidden: Tensor = model.base_model(
+        **inputs,
+        attention_mask=sharing.as_attention_mask(inputs["input_ids"].device),
+        # Some layers slice the mask, which then is a tensor like any other.
+        shared_prompt=sharing,
+        use_cache=False,
+    ).last_hidden_state
+    layers = model.config.num_hidden_layers
+    if sharing.calls != layers:
+        raise NotImplementedError(
+            f"{type(model).__name__}: {sharing.calls} of {layers} attention layers follow the "
+            "shared layout. Set model.layout: separate."
+        )
+    return hidden
