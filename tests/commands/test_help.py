@@ -90,7 +90,7 @@ def test_the_page_has_the_settings_that_there_are(
 
 def test_choices_and_purposes_are_those_of_the_source() -> None:
     settings = read_pages()["fit"].settings
-    assert settings["model.layout"].choices == ("auto", "shared", "separate")
+    assert settings["model.layout"].choices == ("auto", "shared", "continued", "separate")
     assert settings["data.trust_remote_code"].choices == ("true", "false")
     assert settings["data.columns"].kinds == ("a mapping", "null")
     assert settings["model.policy.lora.r"].purpose == "rank."

@@ -162,6 +162,19 @@ CONTINUED: dict[str, dict[str, Any]] = {
     "qwen3_5_text": LINEAR,
     "qwen3_next": {**LINEAR, **EXPERTS, "shared_expert_intermediate_size": 16},
 }
+# Models whose prompts are not shared.
+CANNOT_SHARE: dict[str, dict[str, Any]] = {
+    "falcon_h1": {
+        **{"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_ssm": 64, "mamba_d_state": 16},
+        **{"head_dim": 8, "lm_head_multiplier": 0.5},
+    },
+    "modernbert-decoder": {},
+    "recurrent_gemma": {"lru_width": 32, "head_dim": 8, "num_hidden_layers": 3},
+    "bloom": {"n_layer": 2, "n_head": 4},
+    "falcon with ALiBi": {"alibi": True},
+    "mamba": {"state_size": 4, "expand": 2},
+    "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2},
+}
 # Their kernels for experts have no float64.
 IN_FLOAT32 = {name for name, settings in VARIANTS.items() if EXPERTS.items() <= settings.items()}
 IN_FLOAT32.add("aria_text")

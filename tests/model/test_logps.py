@@ -19,7 +19,10 @@ from mpo_lightning.model.logps import (
     token_logps,
 )
 from tests.conftest import plain_logps, random_groups, tiny_model
+from tests.model.architecture_table import LAYOUTS as TABLE
+from tests.model.architecture_table import layouts_of, models, written
 from tests.model.architectures import (
+    CANNOT_SHARE,
     EXPERTS,
     IN_FLOAT32,
     LATENT,
@@ -59,20 +62,6 @@ def test_layouts_equal_full_logits_with_gradients(name: str) -> None:
             scale = expected_gradients[key].abs().max()
             error = (gradient - expected_gradients[key]).abs().max()
             assert error <= gradient_error * scale, (layout, key)
-
-
-CANNOT_SHARE: dict[str, dict[str, Any]] = {
-    "falcon_h1": {
-        **{"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_ssm": 64, "mamba_d_state": 16},
-        **{"head_dim": 8, "lm_head_multiplier": 0.5},
-    },
-    "modernbert-decoder": {},
-    "recurrent_gemma": {"lru_width": 32, "head_dim": 8, "num_hidden_layers": 3},
-    "bloom": {"n_layer": 2, "n_head": 4},
-    "falcon with ALiBi": {"alibi": True},
-    "mamba": {"state_size": 4, "expand": 2},
-    "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2},
-}
 
 
 @pytest.mark.parametrize("name", CANNOT_SHARE)
@@ -337,3 +326,12 @@ def test_keys_that_are_chosen_among_the_whole_row_cannot_be_shared(name: str) ->
         torch.testing.assert_close(separate.double(), expected, rtol=0, atol=1e-3)
         shared = response_logps(model, batch, layout="shared")
     assert (shared.double() - expected).abs().max() > 0.1
+
+
+def test_table_of_the_documentation_names_every_architecture_with_its_layouts() -> None:
+    rows = written()
+    assert [name for name, _ in rows] == list(models())
+    for name, cells in rows:
+        offered = [layout for layout, cell in zip(TABLE, cells, strict=True) if cell != "-"]
+        assert offered == layouts_of(name), name
+        assert all(float(cell) < 1e-3 for cell in cells if cell != "-"), name

@@ -22,12 +22,14 @@ from torch import nn
 
 from mpo_lightning.batch import ModelLimits
 from mpo_lightning.checks import check_settings
+from mpo_lightning.model.continuation import CONTINUED_MODELS
 from mpo_lightning.model.limits import limits_of
 from mpo_lightning.model.logps import (
     DENSE_MASK_MODELS,
     SHARED_PROMPT_MODELS,
+    SPARSE_MODELS,
     Layout,
-    can_share_prompts,
+    exact_layouts,
 )
 from mpo_lightning.model.policy import Policy, PolicyError, decoder_layers
 
@@ -99,8 +101,8 @@ class PolicyConfig:
             plain LoRA together with its layer. No effect on other devices.
         recompute_gated_mlps: save memory by computing elementwise products of gated MLPs again in
             the backward pass, on any device. No effect with compile.
-        attn_implementation: transformers' attention implementation, with model.layout: separate.
-            Defaults to transformers' choice. A shared prompt has an attention of its own.
+        attn_implementation: transformers' attention implementation, with model.layout: separate or
+            continued. Defaults to transformers' choice. A shared prompt has an attention of its own.
         revision: branch, tag or commit of a hub model.
         trust_remote_code: let a hub model run its own code.
         random_init: draw random weights from the base's configuration, for tests and benchmarks.
@@ -147,8 +149,8 @@ def build_policy(
 
     Args:
         config: the base and the adapter.
-        layout: "shared" or "separate"; "auto" is the cheaper for each batch where the architecture
-            can share a prompt.
+        layout: "shared", "continued" or "separate"; "auto" is the cheapest for each batch among
+            those in which the architecture computes the same.
         responses_per_pass: responses that go through the model at a time. Defaults to all of a
             batch.
         device: device on which the policy will compute.
@@ -226,9 +228,9 @@ class _Loader:
                 base = _from_settings(config, settings, kwargs)
         else:
             base = load_base(config, self.device, flat_storage=self.flat_storage)
-        chosen = _choose_layout(base.config, self.layout, config.attn_implementation)
         if config.gradient_checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False})
+        chosen = _choose_layout(base, self.layout, config.attn_implementation)
         with torch.device("meta") if empty else nullcontext():
             model = _add_lora(base, config.lora)
         if config.fast_linear and self.device.type == "cpu":
@@ -288,29 +290,38 @@ def _in_shards(load: _Loader, mesh: Any) -> Policy:
     return policy
 
 
-def _choose_layout(settings: Any, layout: Layout, attn_implementation: str | None) -> Layout:
-    model_type = settings.model_type
+def _choose_layout(base: Any, layout: Layout, attn_implementation: str | None) -> Layout:
+    """Return the layout that is wanted, or "separate" where the model has no other.
+
+    Raises:
+        PolicyError: if the model does not compute the same in the layout that is wanted.
+    """
+    layouts, model_type = exact_layouts(base), base.config.model_type
     if layout == "separate":
         return "separate"
-    if not can_share_prompts(settings):
-        if layout == "shared":
-            able = ", ".join(sorted(SHARED_PROMPT_MODELS | DENSE_MASK_MODELS))
-            raise PolicyError(
-                f"model.layout is shared, but {model_type} is not among the architectures that can "
-                f"share a prompt ({able}). Set it to auto."
-            )
+    if layout not in ("auto", *layouts):
+        able = {"shared": SHARED_PROMPT_MODELS | DENSE_MASK_MODELS, "continued": CONTINUED_MODELS}
+        listed = ", ".join(sorted(able[layout]))
+        why = f"{model_type} is not among the architectures that can ({listed})"
+        if model_type in SPARSE_MODELS and layout == "shared":
+            why = f"{model_type} chooses the keys that it attends to among those of the whole row"
+        elif model_type in CONTINUED_MODELS and layout == "continued":
+            why = "gradient_checkpointing drops the cache (responses_per_pass saves memory, too)"
+        raise PolicyError(f"model.layout is {layout}, but {why}. Set it to auto.")
+    if layouts == ["separate"]:
         rank_zero_info(f"Layout: separate rows, since {model_type} models cannot share a prompt.")
         return "separate"
-    if attn_implementation is not None and model_type in SHARED_PROMPT_MODELS:
+    shares = layout == "shared" or (layout == "auto" and "shared" in layouts)
+    if attn_implementation is not None and shares and model_type in SHARED_PROMPT_MODELS:
         raise PolicyError(
             f"{attn_implementation} has no effect on a shared prompt, which has an attention of "
             "its own. Set model.layout: separate, or leave it out.",
             field="attn_implementation",
         )
-    if layout == "shared":
-        return "shared"
-    rank_zero_info("Layout: a group's prompt is shared where that computes fewer tokens.")
-    return "auto"
+    if layout == "auto":
+        how = "shared" if shares else "computed once and its cache continued"
+        rank_zero_info(f"Layout: a group's prompt is {how} where that computes fewer tokens.")
+    return layout
 
 
 def base_limits(config: PolicyConfig) -> ModelLimits:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mpo_lightning.batch import GroupBatch, TokenGroup
 from mpo_lightning.errors import UserError
 from mpo_lightning.model.attention import SHARED_PROMPT_ATTENTION
-from mpo_lightning.model.logps import Layout, response_logps
+from mpo_lightning.model.logps import ExactLayout, Layout, exact_layouts, response_logps
 
 __all__ = ["Policy", "PolicyError", "decoder_layers", "digest_of_weights"]
 
@@ -36,7 +36,7 @@ class Policy(nn.Module):
 
     Args:
         model: a PEFT model with fresh LoRA adapters.
-        layout: "shared" or "separate"; "auto" is the cheaper for each batch.
+        layout: "shared", "continued" or "separate"; "auto" is the cheapest for each batch.
         responses_per_pass: responses that go through the model at a time. Defaults to all of a
             batch.
     """
@@ -84,10 +84,21 @@ class Policy(nn.Module):
         return response_logps(
             self.causal_lm,
             batch,
-            layout=layout or self.layout,
+            layout=layout or self._layout_of_all(),
             responses_per_pass=self.responses_per_pass,
             **self._sharding_arguments(batch),
         )
+
+    def _layouts(self) -> list[ExactLayout]:
+        """Return the layouts beside separate rows in which batches may be computed."""
+        exact = [layout for layout in exact_layouts(self.causal_lm) if layout != "separate"]
+        return [layout for layout in exact if self.layout in ("auto", layout)]
+
+    def _layout_of_all(self) -> Layout:
+        """Return the policy's layout; processes that share a model take one with as many calls."""
+        if self._mesh is not None and self.layout == "auto" and self._layouts() == ["continued"]:
+            return "continued"
+        return self.layout
 
     def _sharding_arguments(self, batch: GroupBatch) -> dict[str, Any]:
         """Return the arguments of `response_logps` that keep sharded processes in step.
@@ -150,7 +161,7 @@ class Policy(nn.Module):
             "weights": digest_of_weights(self.causal_lm),
             "config": hashlib.sha256(config).hexdigest(),
             "dtype": str(self.causal_lm.dtype).removeprefix("torch."),
-            "attention": attention if self.layout == "separate" else SHARED_PROMPT_ATTENTION,
+            "attention": SHARED_PROMPT_ATTENTION if "shared" in self._layouts() else attention,
         }
         return self._identity
 
@@ -207,10 +218,11 @@ class Policy(nn.Module):
         group = small_group(batch)
         with eval_mode(self.model):
             separate = self(group, layout="separate")[0]
-            shared = separate if self.layout == "separate" else self(group, layout="shared")[0]
+            others = {layout: self(group, layout=layout)[0] for layout in self._layouts()}
             full = self(group, by_full_logits=True)[0]
         self._compare(group, separate[-1:], full[-1:], "in separate rows", "the model's own logits")
-        self._compare(group, shared, separate, "in the shared layout", "separate rows")
+        for layout, found in others.items():
+            self._compare(group, found, separate, f"in the {layout} layout", "separate rows")
 
     def check_shards(self) -> None:
         """Compare the reference's values on the probe batch with those before sharding.
@@ -256,6 +268,7 @@ class Policy(nn.Module):
         worst = int((gaps / lengths).nan_to_num(torch.inf).argmax())
         remedy = {
             "in the shared layout": " Set model.layout: separate.",
+            "in the continued layout": " Set model.layout: separate.",
             "in the reference cache": " Set model.reference: adapters-off, or clear the cache.",
             "once sharded": " Train it on one device or with DDP.",
         }.get(where, "")

@@ -81,9 +81,10 @@ class MPOModule(LightningModule):
         optimizer: makes the optimizer from the trainable parameters.
         lr_scheduler: makes the learning-rate schedule: a `RunSchedule`, which knows the length of
             the run, or any torch scheduler; stepped after each optimizer step. None keeps the rate.
-        layout: "shared" computes each prompt once for its group (prefix sharing), "separate" once
-            per response; "auto" whichever computes fewer tokens for the batch, where the
-            architecture can share a prompt.
+        layout: "shared" computes each prompt once for its group (prefix sharing); "continued" as
+            well, and continues its cache with each response, for models with states; "separate"
+            computes it once per response; "auto" is whichever computes fewest tokens for the batch
+            among those in which the architecture computes the same.
         responses_per_pass: responses that go through the model at a time (gradient caching,
             GradCache, arXiv 2101.06983): memory does not grow with the number of responses, for one
             more forward pass; gradients are the same. Defaults to all of a batch.
