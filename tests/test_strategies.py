@@ -21,6 +21,7 @@ from tests.conftest import (
     tiny_model,
     write_rows,
 )
+from tests.model.architectures import CONTINUED, variant_model
 from tests.runs import (
     OVERLAYS,
     ROOT,
@@ -204,3 +205,34 @@ def test_overlays_say_what_they_change_only() -> None:
         assert set(content) <= {"trainer", "model", "samples"}
         assert content.get("samples", {"count": 0}) == {"count": 0}
         assert set(content.get("model", {"policy": {}})["policy"]) <= {"quantization", "dtype"}
+
+
+@pytest.fixture(scope="module")
+def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe for a model with recurrent layers, whose prompts' cache is continued."""
+    folder = tmp_path_factory.mktemp("hybrid")
+    variant_model("qwen3_5_text", **CONTINUED["qwen3_5_text"]).save_pretrained(folder / "base")
+    make_tokenizer().save_pretrained(folder / "base")
+    data = write_rows(folder / "groups.jsonl", example_rows(11))
+    return write_recipe(folder, str(folder / "base"), data)
+
+
+def test_model_with_states_trains_alike_everywhere(hybrid: Path, tmp_path: Path) -> None:
+    """In separate rows, continued, two responses at a time, and on two processes."""
+    ways = {
+        "single": ["--model.layout=separate"],
+        "continued": [],
+        "slices": ["--model.responses_per_pass=2"],
+        "ddp": [],
+        "fsdp2": ["--model.responses_per_pass=3"],
+    }
+    for name, options in ways.items():
+        overlay = OVERLAYS[name if name in OVERLAYS else "single"]
+        groups = 4 if overlay is OVERLAYS["single"] else 2
+        told = fit(hybrid, tmp_path / name, *overlay, f"--data.groups_per_batch={groups}", *options)
+        assert ("its cache continued" in told.stderr) == (name != "single")
+    expected = metrics(tmp_path / "single")
+    for name in ways:
+        # Steps amplify what the layouts round differently.
+        assert_same_metrics(metrics(tmp_path / name), expected, 2e-3, order=False)
+        assert_same_adapter(tmp_path / name, tmp_path / "single", 2e-3)
