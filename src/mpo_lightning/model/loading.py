@@ -102,7 +102,8 @@ class PolicyConfig:
         recompute_gated_mlps: save memory by computing elementwise products of gated MLPs again in
             the backward pass, on any device. No effect with compile.
         attn_implementation: transformers' attention implementation, with model.layout: separate or
-            continued. Defaults to transformers' choice. A shared prompt has an attention of its own.
+            continued. Defaults to transformers' choice. A shared prompt has an attention of its
+            own.
         revision: branch, tag or commit of a hub model.
         trust_remote_code: let a hub model run its own code.
         random_init: draw random weights from the base's configuration, for tests and benchmarks.
