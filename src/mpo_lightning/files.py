@@ -14,6 +14,7 @@ __all__ = [
     "RECORD",
     "cache_folder",
     "digest_of_files",
+    "in_transformers",
     "json_line",
     "public_name",
     "to_disk",
@@ -87,6 +88,26 @@ def whole_folder(path: Path) -> Iterator[Path]:
         raise OSError(str(error)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def in_transformers(name: str) -> tuple[str, dict[str, str]]:
+    """Return what transformers' ``from_pretrained`` is given for a model's or tokenizer's name.
+
+    Args:
+        name: a hub id, a folder, a file in GGUF (``.gguf``), or a folder that holds one such file
+            and no ``config.json``.
+
+    Returns:
+        the hub id or folder, and further arguments.
+    """
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return str(path.resolve().parent), {"gguf_file": path.name}
+    if path.is_dir() and not (path / "config.json").is_file():
+        files = sorted(path.glob("*.gguf"))
+        if len(files) == 1:
+            return str(path.resolve()), {"gguf_file": files[0].name}
+    return name, {}
 
 
 def cache_folder(kind: str) -> Path:

@@ -39,6 +39,7 @@ from mpo_lightning.data.rendering import (
 )
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.score_scales import Keep, select_responses
+from mpo_lightning.files import in_transformers
 
 __all__ = [
     "SETTING",
@@ -83,7 +84,7 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
-    """Load a Hugging Face tokenizer from a folder or hub id.
+    """Load a Hugging Face tokenizer from a folder, a GGUF file or a hub id.
 
     Raises:
         DataError: if there is none, or it has no end-of-sequence token.
@@ -91,9 +92,11 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        path = os.path.expanduser(path)
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+        path, in_file = in_transformers(os.path.expanduser(path))
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, trust_remote_code=trust_remote_code, **in_file
+        )
+    except (OSError, ValueError, ImportError) as error:
         raise DataError(
             f"no tokenizer can be loaded from {path}: {error}", field="tokenizer"
         ) from error

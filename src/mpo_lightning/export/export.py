@@ -21,7 +21,7 @@ from mpo_lightning.export.trained_adapter import (
     TrainedAdapter,
     find_adapter,
 )
-from mpo_lightning.files import RECORD, digest_of_files, whole_folder
+from mpo_lightning.files import RECORD, digest_of_files, in_transformers, whole_folder
 from mpo_lightning.generation.model import files_digest
 from mpo_lightning.model.loading import PolicyConfig
 
@@ -242,9 +242,10 @@ def _generation_config(base: _Base, trust_remote_code: bool) -> Any:
     except (OSError, ValueError):
         # Many models have none.
         pass
+    name, in_file = in_transformers(base.path)
     try:
         settings = AutoConfig.from_pretrained(
-            base.path, revision=base.revision, trust_remote_code=trust_remote_code
+            name, revision=base.revision, trust_remote_code=trust_remote_code, **in_file
         )
     except (OSError, ValueError):
         return None

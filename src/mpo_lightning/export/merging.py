@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mpo_lightning.export.trained_adapter import ExportError, TrainedAdapter
+from mpo_lightning.files import in_transformers
 from mpo_lightning.generation.model import put_adapter
 from mpo_lightning.model.limits import limits_of
 from mpo_lightning.model.loading import PolicyConfig, load_base
@@ -159,9 +160,10 @@ def _settings(config: PolicyConfig) -> Any:
     """
     from transformers import AutoConfig
 
+    name, in_file = in_transformers(config.base)
     try:
         settings = AutoConfig.from_pretrained(
-            config.base, revision=config.revision, trust_remote_code=config.trust_remote_code
+            name, revision=config.revision, trust_remote_code=config.trust_remote_code, **in_file
         )
     except (OSError, ValueError) as error:
         raise ExportError(f"{config.base} cannot be loaded: {error}", field="base") from error

@@ -233,14 +233,16 @@ def model_identity(config: ModelConfig) -> dict[str, Any]:
 
 
 def files_digest(folder: str) -> str | None:
-    """Return a digest of weights, configuration and tokenizer in a folder; None for a hub id."""
+    """Return a digest of a model's file, or the files in its folder; None for a hub id."""
     path = Path(folder)
+    if path.is_file():
+        return digest_of_files(path)
     if not path.is_dir():
         return None
     files = sorted(
         p
         for p in path.iterdir()
-        if p.suffix in {".safetensors", ".json", ".jinja"} and p.name != RECORD
+        if p.suffix in {".safetensors", ".gguf", ".json", ".jinja"} and p.name != RECORD
     )
     content = blake2b(digest_size=16)
     for file in files:

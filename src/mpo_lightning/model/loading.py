@@ -22,6 +22,7 @@ from torch import nn
 
 from mpo_lightning.batch import ModelLimits
 from mpo_lightning.checks import check_settings
+from mpo_lightning.files import in_transformers
 from mpo_lightning.model.continuation import CONTINUED_MODELS
 from mpo_lightning.model.limits import limits_of
 from mpo_lightning.model.logps import (
@@ -87,7 +88,8 @@ class PolicyConfig:
     """Settings of the model that is trained.
 
     Args:
-        base: folder or hub id of a causal language model, in safetensors.
+        base: folder or hub id of a causal language model, in safetensors; or a file in GGUF
+            (``.gguf``), or its folder, which is dequantised as it is read.
         lora: settings of the adapter.
         dtype: dtype of the base weights; "auto" is the one they are stored in. Adapters of 16-bit
             models are kept in float32.
@@ -349,12 +351,15 @@ def _read_settings(config: PolicyConfig) -> Any:
             "base: merge it (mpo-lightning export --merged) and name the merged folder.",
             field="base",
         )
-    if folder.is_dir() and not (folder / "config.json").is_file():
+    name, in_file = _name_of_base(config)
+    if folder.is_dir() and not in_file and not (folder / "config.json").is_file():
         raise PolicyError(
-            f"{folder} holds no config.json, so it is not a model's folder.", field="base"
+            f"{folder} holds neither config.json nor one file in GGUF, so it is not a model's "
+            "folder.",
+            field="base",
         )
-    name, hub = _name_of_base(config), _hub_arguments(config)
-    return _loaded(config, lambda: AutoConfig.from_pretrained(name, **hub))
+    arguments = _hub_arguments(config) | in_file
+    return _loaded(config, lambda: AutoConfig.from_pretrained(name, **arguments))
 
 
 def _hub_arguments(config: PolicyConfig) -> dict[str, Any]:
@@ -372,10 +377,13 @@ def _settings_of_base(config: PolicyConfig) -> tuple[Any, dict[str, Any]]:
     }
 
 
-def _name_of_base(config: PolicyConfig) -> str:
-    """Return the hub id or absolute folder; exported adapters name their base by it."""
-    folder = Path(config.base)
-    return str(folder.resolve()) if folder.is_dir() else config.base
+def _name_of_base(config: PolicyConfig) -> tuple[str, dict[str, str]]:
+    """Return the hub id or absolute folder, and the file in it if the base is in GGUF.
+
+    Exported adapters name their base by the folder.
+    """
+    name, in_file = in_transformers(config.base)
+    return (str(Path(name).resolve()) if Path(name).is_dir() else name), in_file
 
 
 def _loaded(config: PolicyConfig, load: Callable[[], Any]) -> Any:
@@ -437,16 +445,19 @@ def load_base(config: PolicyConfig, device: torch.device, *, flat_storage: bool 
             storage = quantised["quantization_config"].bnb_4bit_quant_storage
             _refuse_unpackable(config, settings, kwargs, storage)
         kwargs |= quantised
+    name, in_file = _name_of_base(config)
+    # A file in GGUF is dequantised as it is read.
+    how: dict[str, Any] = {**in_file} if in_file else {"use_safetensors": True}
     model, loaded = _loaded(
         config,
         lambda: auto_class(settings).from_pretrained(
-            _name_of_base(config),
-            config=settings,
-            use_safetensors=True,
-            output_loading_info=True,
-            **kwargs,
+            name, config=settings, output_loading_info=True, **how, **kwargs
         ),
     )
+    if in_file:
+        # The weights are plain ones now; and adapters name the file, one of a folder's perhaps.
+        model.hf_quantizer.remove_quantization_config(model)
+        model.name_or_path = str(Path(name, in_file["gguf_file"]))
     absent = sorted([*loaded["missing_keys"], *(str(key) for key in loaded["mismatched_keys"])])
     if absent:
         raise PolicyError(
