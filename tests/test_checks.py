@@ -55,7 +55,7 @@ DATA = PreferenceDataModule
         (lambda: DATA(seed=None), "PreferenceDataModule: seed must be a whole number, got None."),  # type: ignore[arg-type]
         (
             lambda: MODULE(policy=PolicyConfig(base="b"), layout=None),  # type: ignore[arg-type]
-            "MPOModule: layout must be one of auto, shared, separate, got None.",
+            "MPOModule: layout must be one of auto, shared, continued, separate, got None.",
         ),
         (
             lambda: MODULE(policy=PolicyConfig(base="b"), on_nonfinite=None),  # type: ignore[arg-type]

@@ -449,7 +449,10 @@ PARTITIONS = "AboveMean, AboveQuantile, AboveThreshold, AboveTrimmedMean, BestRe
             "data.over_long must be drop_group, drop_response, cut or error, got keep.",
         ),
         (["--data.max_length=many"], "data.max_length must be a whole number, got many."),
-        (["--model.layout=both"], "model.layout must be auto, shared or separate, got both."),
+        (
+            ["--model.layout=both"],
+            "model.layout must be auto, shared, continued or separate, got both.",
+        ),
         (
             ["--trainer.precision=bf16-mixd"],
             "trainer.precision must be 64, * or null, got bf16-mixd. Did you mean bf16-mixed?",

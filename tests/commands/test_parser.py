@@ -67,7 +67,10 @@ def refused(parse: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> Ca
             "data: {over_long: ~}",
             "data.over_long must be drop_group, drop_response, cut or error, got null (in c.yaml).",
         ),
-        ("model: {layout: null}", "model.layout must be auto, shared or separate, got null*"),
+        (
+            "model: {layout: null}",
+            "model.layout must be auto, shared, continued or separate, got null*",
+        ),
         ("data: {max_length: null}", "data.max_length must be a whole number, got null (in c*"),
         ("data: {seed: null}", "data.seed must be a whole number, got null (in c.yaml)."),
         ("model: {policy: {lora: {r: null}}}", "model.policy.lora.r must be a whole number*"),
