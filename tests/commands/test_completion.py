@@ -32,7 +32,7 @@ CASES: list[tuple[list[str], list[str]]] = [
         ["--model.policy.lora.use_rslora", "--model.policy.lora.use_dora"],
     ),
     (["fit", "--model.layout", "s"], ["shared", "separate"]),
-    (["fit", "--model.layout", "="], ["auto", "shared", "separate"]),
+    (["fit", "--model.layout", "="], ["auto", "continued", "shared", "separate"]),
     (["fit", "--model.layout", "=", "se"], ["separate"]),
     (["fit", "--model.loss", "MD"], ["MDPO"]),
     (["fit", "--model.loss.al"], ["--model.loss.alpha", "--model.loss.alpha_unit"]),
