@@ -1,5 +1,6 @@
 """Check of one canonical row: ``prompt``, ``responses``, ``scores``, optionally ``truncated``."""
 
+from mpo_lightning.checks import plain
 from mpo_lightning.data.conversation import CONTEXT, check_conversation, check_responses
 from mpo_lightning.data.groups import (
     PreferenceGroup,
@@ -29,7 +30,8 @@ def _check_scores(scores: object, count: int, source: str) -> list[float]:
 
 def _check_truncated(truncated: object, count: int, source: str) -> list[bool]:
     remedy = "Say for each response whether its generation hit the limit, or drop the column."
-    given = check_list(truncated, "truncated", source, "a list of true and false", remedy)
+    listed = check_list(truncated, "truncated", source, "a list of true and false", remedy)
+    given = list(map(plain, listed))
     for index, value in enumerate(given):
         if not isinstance(value, bool):
             field = f"truncated[{index}]"

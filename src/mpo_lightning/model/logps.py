@@ -89,7 +89,10 @@ def exact_layouts(model: Any) -> list[ExactLayout]:
     if can_share_prompts(config):
         layouts.append("shared")
     # Layers that are checkpointed drop the cache.
-    if config.model_type in CONTINUED_MODELS and not model.is_gradient_checkpointing:
+    checkpointed = any(
+        getattr(module, "gradient_checkpointing", False) for module in model.modules()
+    )
+    if config.model_type in CONTINUED_MODELS and not checkpointed:
         layouts.append("continued")
     return layouts
 
@@ -289,11 +292,12 @@ def response_logps(
         _return_freed_memory()
         limit = 1.3 * _resident_pages()
 
+    layouts = exact_layouts(model) if layout == "auto" else [layout]
+
     def compute(part: GroupBatch) -> Tensor:
         if limit < math.inf and _resident_pages() > limit:
             _return_freed_memory()
-        chosen = cheapest_layout(part, exact_layouts(model)) if layout == "auto" else layout
-        return _scored_token_logps(model, part, chosen, chunk_size)
+        return _scored_token_logps(model, part, cheapest_layout(part, layouts), chunk_size)
 
     def contexts(number: int) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         # The backward pass walks the slices from the last to the first.
