@@ -319,7 +319,7 @@ def test_adapter_folder_is_refused_as_a_base(base: str, tmp_path: Path) -> None:
 
 
 def test_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PolicyError, match=r"no config\.json"):
+    with pytest.raises(PolicyError, match=r"neither config\.json"):
         make(str(tmp_path))
 
 
