@@ -574,7 +574,7 @@ def test_a_variable_that_cannot_be_used_is_refused(
     ("args", "message"),
     [
         (["--data.train=nope.jsonl"], "nope.jsonl: no such file"),
-        (["--model.policy.base=.", "--data.tokenizer={base}"], "holds no config.json"),
+        (["--model.policy.base=.", "--data.tokenizer={base}"], "holds neither config.json"),
         (["--model.policy.lora.target_modules=[nothing]"], "nothing"),
         (["--data.train=null"], "data.train is not set"),
         (["--data.max_length=2"], "No group of .* can be used"),

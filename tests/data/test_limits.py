@@ -169,5 +169,5 @@ def test_a_base_that_is_no_model_is_named(tmp_path: Path, short: str, write_json
     module = Never(policy=PolicyConfig(base=str(tmp_path)))
     data = PreferenceDataModule(tokenizer=short, train=write_jsonl(long_rows()))
     trainer = Trainer(accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False)
-    with pytest.raises(ValueError, match=r"model\.policy\.base: .*holds no config.json"):
+    with pytest.raises(ValueError, match=r"model\.policy\.base: .*holds neither config.json"):
         trainer.fit(module, datamodule=data)
