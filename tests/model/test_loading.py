@@ -26,6 +26,7 @@ from tests.conftest import (
     tiny_config,
     tiny_model,
 )
+from tests.model.architectures import CONTINUED, variant_model
 
 LAYERS = {"nf4": Linear4bit, "int8": Linear8bitLt}
 
@@ -432,3 +433,20 @@ def test_what_quantisation_leaves_of_experts_is_told(
         f"Quantization: nf4 leaves {experts / 2**20:,.1f} MiB as they were, the fused experts "
         "(experts.down_proj, experts.gate_up_proj)" in caplog.text
     )
+
+
+@pytest.mark.parametrize("name", ["falcon_h1", "nemotron_h"])
+def test_models_whose_layers_fuse_their_output_are_adapted_elsewhere(
+    name: str, tmp_path: Path
+) -> None:
+    """All linear layers but these, whose adapters PEFT refuses; and prompts are continued."""
+    variant_model(name, **CONTINUED[name]).save_pretrained(tmp_path)
+    policy = build_policy(PolicyConfig(base=str(tmp_path), lora=LoRA(r=4)), "auto")
+    adapted = {n for n, _ in policy.model.named_parameters() if "lora_A" in n}
+    assert any("in_proj" in n for n in adapted)
+    assert not any("out_proj" in n for n in adapted)
+    batch = GroupBatch.from_groups(random_groups([(7, [5, 3])]))
+    with torch.no_grad():
+        both = [policy(batch, layout=layout) for layout in ("continued", "separate")]
+    torch.testing.assert_close(*both, rtol=0, atol=1e-4)
+    policy.check(batch)

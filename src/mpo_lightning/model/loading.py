@@ -10,7 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,6 +48,10 @@ __all__ = [
 ]
 
 Quantization = Literal["none", "nf4", "int8"]
+
+# Model types whose recurrent layers hand a fused kernel the weight of their output projection, past
+# its adapter; PEFT refuses one there.
+FUSED_OUTPUT = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"})
 
 
 @dataclass(kw_only=True)
@@ -582,7 +586,10 @@ def _add_lora(base: Any, lora: LoRA) -> Any:
 
     towers, routers = _towers(base), _routers(base)
     # Routers are adapted only if they are named.
-    left_out = routers if str(lora.target_modules).lower() == "all-linear" else []
+    all_linear = str(lora.target_modules).lower() == "all-linear"
+    left_out = routers if all_linear else []
+    if all_linear and base.config.model_type in FUSED_OUTPUT:
+        lora = replace(lora, exclude_modules=[*(lora.exclude_modules or []), "out_proj"])
     settings = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
