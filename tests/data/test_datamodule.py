@@ -23,6 +23,7 @@ from mpo_lightning.data.sampler import StepGroups
 from mpo_lightning.losses import InfoNCA, SetLoss
 from tests import processes
 from tests.conftest import example_rows, make_tokenizer, random_groups
+from tests.data.chat_templates import tokenizer_of
 
 Write = Callable[..., str]
 
@@ -583,6 +584,36 @@ def test_bad_rows_stop_the_run(tokenizer_folder: str, write_jsonl: Write) -> Non
 
 
 # ---------------------------------------------------------------------------------- what is missing
+
+
+def test_bad_rows_may_be_left_out(tokenizer_folder: str, write_jsonl: Write) -> None:
+    """The first as any other; they are counted, also when token ids are read from the cache."""
+    rows = example_rows(6)
+    path = write_jsonl([{"prompt": None, "responses": ["a", "b"], "scores": [1, 0]}, *rows, "{x"])
+    for _ in range(2):
+        data = PreferenceDataModule(tokenizer=tokenizer_folder, train=path, bad_rows="drop")
+        trained = fit(data)
+        (report,) = data.reports
+        assert (report.failed, report.kept) == (2, 6)
+        assert "2 that cannot be used" in str(report)
+        assert sum(len(batch) for batch in trained.trained[0]) == 6
+
+
+def test_arguments_of_the_template_for_all_rows(tmp_path: Path, write_jsonl: Write) -> None:
+    """A row's own go before."""
+    tokenizer_of("Qwen 3").save_pretrained(tmp_path / "tokenizer")
+    row = {"prompt": "Why?", "responses": ["a", "b"], "scores": [1, 0]}
+    own = row | {"chat_template_kwargs": {"enable_thinking": True}}
+    for kwargs in ({"enable_thinking": False}, None):
+        data = PreferenceDataModule(
+            tokenizer=str(tmp_path / "tokenizer"),
+            train=write_jsonl([row, own]),
+            chat_template_kwargs=kwargs,
+        )
+        fit(data)
+        # Where reasoning is off the block is the prompt's own, and nothing is left to be noted.
+        noted = data.reports[0].changed.total()
+        assert noted == (2 if kwargs else 4)
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,6 @@ CONTINUED: dict[str, dict[str, Any]] = {
     },
     "lfm2": {**CONVOLUTIONS, "block_ff_dim": 48, "block_multiple_of": 8},
     "lfm2_moe": {**CONVOLUTIONS, **EXPERTS, "num_dense_layers": 1},
-    "llama": {},
     "nemotron_h": {
         **{**HEADS, "mamba_num_heads": 8, "mamba_head_dim": 8, "ssm_state_size": 16},
         **{"layers_block_type": ["mamba", "attention", "mamba", "mlp"], "n_groups": 1},

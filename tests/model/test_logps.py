@@ -23,6 +23,7 @@ from tests.model.architecture_table import LAYOUTS as TABLE
 from tests.model.architecture_table import layouts_of, models, written
 from tests.model.architectures import (
     CANNOT_SHARE,
+    CONTINUED,
     EXPERTS,
     IN_FLOAT32,
     LATENT,
@@ -262,20 +263,22 @@ def test_slices_are_computed_again_one_at_a_time() -> None:
     assert tokens == [one, one, one, last, last, one, one, one]
 
 
-def test_dropout_is_the_same_when_a_slice_is_computed_again() -> None:
+@pytest.mark.parametrize(("layout", "name"), [("shared", "llama"), ("continued", "qwen3_5_text")])
+def test_dropout_is_the_same_when_a_slice_is_computed_again(layout: Any, name: str) -> None:
     """Gradients are those of the values that were given, not of another draw."""
-    model = with_trained_lora(tiny_model(), lora_dropout=0.5).train()
+    base = variant_model(name, **CONTINUED.get(name, {}))
+    model = with_trained_lora(base, lora_dropout=0.5).train()
     causal_lm = model.get_base_model()
     batch = GroupBatch.from_groups(random_groups(SHAPE))
     torch.manual_seed(7)
-    values = response_logps(causal_lm, batch, layout="shared", responses_per_pass=2)
+    values = response_logps(causal_lm, batch, layout=layout, responses_per_pass=2)
     values.square().sum().backward()
     gradients = lora_gradients(model)
     model.zero_grad()
     # The same draws, all slices kept at once.
     torch.manual_seed(7)
     flat = torch.cat(
-        [response_logps(causal_lm, p, layout="shared")[p.valid] for p in batch.slices(2)]
+        [response_logps(causal_lm, p, layout=layout)[p.valid] for p in batch.slices(2)]
     )
     assert torch.equal(flat, values[batch.valid])
     flat.square().sum().backward()
@@ -301,12 +304,12 @@ def test_auto_takes_the_layout_that_computes_fewer_tokens() -> None:
 
 
 def test_layouts_of_a_model() -> None:
-    assert exact_layouts(tiny_model()) == ["separate", "shared", "continued"]
-    assert exact_layouts(variant_model("qwen2")) == ["separate", "shared"]
+    assert exact_layouts(tiny_model()) == ["separate", "shared"]
+    hybrid = variant_model("qwen3_5_text", **CONTINUED["qwen3_5_text"])
+    assert exact_layouts(hybrid) == ["separate", "continued"]
     assert exact_layouts(variant_model("bloom", **CANNOT_SHARE["bloom"])) == ["separate"]
-    checkpointed = tiny_model()
-    checkpointed.gradient_checkpointing_enable()
-    assert exact_layouts(checkpointed) == ["separate", "shared"]
+    hybrid.gradient_checkpointing_enable()
+    assert exact_layouts(hybrid) == ["separate"]
 
 
 SPARSE = {"deepseek_v32": {"index_topk": 8}, "glm_moe_dsa": {"index_topk": 8}}

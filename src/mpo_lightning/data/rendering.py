@@ -137,6 +137,7 @@ class ChatRenderer:
         arguments: arguments of the template for all conversations, such as ``enable_thinking``; a
             row's own go before.
         date: date and time that the template gets, in ISO 8601. Defaults to the present.
+        whose: the template, for messages.
 
     Attributes:
         date: the date, if the template asks for one; else None.
@@ -147,9 +148,14 @@ class ChatRenderer:
     """
 
     def __init__(
-        self, tokenizer: Any, arguments: Mapping[str, object] | None = None, date: str | None = None
+        self,
+        tokenizer: Any,
+        arguments: Mapping[str, object] | None = None,
+        date: str | None = None,
+        whose: str = "the chat template",
     ) -> None:
         self.tokenizer = tokenizer
+        self.whose = whose
         self.arguments = dict(arguments or {})
         template = tokenizer.chat_template
         texts = template.values() if isinstance(template, Mapping) else [template]
@@ -161,7 +167,7 @@ class ChatRenderer:
             raise DataError(f"{error}; expected {expected}.", field="date") from error
         self._directives = {each: time.strftime(each) for each in DIRECTIVES} if time else {}
         self._parts = False
-        # Text around an answer, for groups whose template arguments are the general ones.
+        # Text around the answers of the last group, which is tried first.
         self._around = ("", "")
         self.suffix = self._learn_plain_answer()
 
@@ -199,7 +205,7 @@ class ChatRenderer:
             DataError: if the template refuses it.
         """
         messages = as_messages(prompt)
-        with refusals(source):
+        with refusals(source, self.whose):
             text = self._template(messages, None, arguments)
             headers = [
                 _between(text, self._template(messages, answer, arguments), start)
@@ -234,7 +240,7 @@ class ChatRenderer:
             DataError: if the template refuses it, or an answer does not begin with its prompt.
         """
         messages = as_messages(prompt)
-        with refusals(source):
+        with refusals(source, self.whose):
             text = self._template(messages, None, arguments)
             wholes = [self._template(messages, each, arguments) for each in responses]
         for slot, whole in enumerate(wholes):
@@ -255,7 +261,7 @@ class ChatRenderer:
             isinstance(each, str) and tail == before + each + after
             for each, tail in zip(responses, tails, strict=True)
         ):
-            with refusals(source):
+            with refusals(source, self.whose):
                 plain = self._template(messages, PLAIN, arguments)[len(text) :]
             before, _, after = plain.rpartition(PLAIN)
             self._around = (before, after)
@@ -418,7 +424,7 @@ def _squeeze(text: str) -> str:
 
 
 @contextmanager
-def refusals(source: str, whose: str = "the chat template") -> Iterator[None]:
+def refusals(source: str, whose: str) -> Iterator[None]:
     """Make a template's refusal of a conversation an error of its row.
 
     Args:

@@ -327,7 +327,8 @@ def _renderer(tokenizer: Any, config: RewardModelConfig) -> ChatRenderer | None:
     if tokenizer.chat_template is None or config.input_format == "pair":
         return None
     with fields_below("reward_model"):
-        return ChatRenderer(tokenizer, date=config.date)
+        whose = "the reward model's chat template"
+        return ChatRenderer(tokenizer, date=config.date, whose=whose)
 
 
 def _load_tokenizer(config: RewardModelConfig) -> Any:

@@ -13,7 +13,7 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from mpo_lightning.data.groups import DataError
-from mpo_lightning.data.reading import GroupReader, RowResult
+from mpo_lightning.data.reading import GroupReader
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.rows import check_row
 from mpo_lightning.data.schemas.alpaca_eval import AlpacaEval
@@ -32,6 +32,7 @@ from mpo_lightning.data.schemas.pairs import (
 from mpo_lightning.data.schemas.rejected import Rejected
 from mpo_lightning.data.schemas.single_response import HelpSteer2, ScoredResponses, Unpaired
 from mpo_lightning.data.schemas.ultrafeedback import UltraFeedback
+from tests.data.schemas.rows import as_row
 
 Row = dict[str, Any]
 
@@ -475,18 +476,6 @@ def write_dataset(rows: list[Row], folder: Path) -> str:
 
 
 WRITERS = [write_jsonl, write_parquet, write_dataset]
-
-
-def as_row(result: RowResult) -> Row:
-    assert result.error is None, str(result.error)
-    group = result.group
-    assert group is not None, result.skipped
-    return {
-        "prompt": group.prompt,
-        "responses": group.responses,
-        "scores": group.scores,
-        **group.extra,
-    }
 
 
 @pytest.mark.parametrize("write", WRITERS)

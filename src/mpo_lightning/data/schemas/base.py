@@ -2,8 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from mpo_lightning.batch import Response
 from mpo_lightning.checks import check_settings
@@ -194,7 +194,18 @@ class PublicSchema(Schema):
             if is_list(truncated) and len(truncated) == len(answers):
                 extra["truncated"] = [truncated[index] for index in remaining]
         found_columns = {"prompt": prompt, "responses": texts, "scores": scores}
+        notes += self._compared(row, source, answers, dict(zip(remaining, scores, strict=True)))
         return Converted({**found_columns, **extra}, tuple(notes))
+
+    def _compared(
+        self, row: Row, source: str, answers: Sequence[Answer], scores: Mapping[int, float]
+    ) -> list[str]:
+        """Compare the scores, by position of the answer, with the row's other columns.
+
+        Returns:
+            notes on what differs.
+        """
+        return []
 
     def _reason_to_leave_out(self, answer: Answer) -> str | None:
         if self.empty == "drop" and _is_blank(answer.text):
@@ -230,28 +241,18 @@ class ScoredSchema(PublicSchema):
     unscored: OnBad = "error"
     contradicting: Contradicting = "error"
 
-    def canonical(
-        self,
-        row: Row,
-        source: str,
-        *,
-        prompt: object,
-        answers: Sequence[Answer],
-        read: Collection[str] | None = None,
-        models: Sequence[object] = (),
-    ) -> Converted:
-        """Return the canonical row of a prompt and its answers; see `PublicSchema.canonical`.
+    def _compared(
+        self, row: Row, source: str, answers: Sequence[Answer], scores: Mapping[int, float]
+    ) -> list[str]:
+        """Compare the scores with the columns ``chosen`` and ``rejected``.
 
         Raises:
-            DataError: if a response or score cannot be used, or scores contradict the row's order.
-            SkippedRow: if fewer responses than a group needs are left, or such a row is left out.
+            DataError: if they contradict each other.
+            SkippedRow: if they do, and such a row is left out.
         """
-        converted = super().canonical(
-            row, source, prompt=prompt, answers=answers, read=read, models=models
-        )
-        found = _contradiction(row, answers, converted.row)
+        found = _contradiction(row, answers, scores)
         if found is None:
-            return converted
+            return []
         if self.contradicting == "drop":
             raise SkippedRow("whose scores contradict chosen and rejected")
         if self.contradicting == "error":
@@ -260,8 +261,7 @@ class ScoredSchema(PublicSchema):
                 "`contradicting`: drop or scores), or go by chosen and rejected (schema Pairs)."
             )
             raise bad_field(source, *found, remedy)
-        note = f"called {found[0]}, against their scores"
-        return replace(converted, notes=(*converted.notes, note))
+        return [f"called {found[0]}, against their scores"]
 
     def _reason_to_leave_out(self, answer: Answer) -> str | None:
         if self.unscored == "drop" and answer.score is None:
@@ -273,13 +273,11 @@ _CALLED = {"chosen", "rejected", "chosen_response", "rejected_response"}
 
 
 def _contradiction(
-    row: Row, answers: Sequence[Answer], canonical: Mapping[str, Any]
+    row: Row, answers: Sequence[Answer], scores: Mapping[int, float]
 ) -> tuple[str, str, str] | None:
     """Return where scores contradict ``chosen`` and ``rejected``: field, found and expected."""
     if not _CALLED & row.keys():
         return None
-    kept = canonical.get("kept_responses", range(len(answers)))
-    scores = dict(zip(kept, canonical["scores"], strict=True))
     best, least = max(scores.values()), min(scores.values())
 
     def called(column: str) -> list[float]:
