@@ -17,7 +17,7 @@ from mpo_lightning.errors import RolloutError
 from mpo_lightning.evaluation.compare import compare
 from mpo_lightning.evaluation.formats import read_answers
 from mpo_lightning.rollouts.scorers import RewardModelConfig, Scorable, load_reward_model
-from tests.conftest import make_tokenizer, tiny_config
+from tests.conftest import CHAT_TEMPLATE, make_tokenizer, tiny_config
 
 QUICK = {"resamples": 100, "progress": False}
 
@@ -201,3 +201,27 @@ def test_answers_are_compared_with_what_belongs_to_their_conversation(
         assert found.responses == [answer]
         assert found.template_arguments == {"tools": tools}
         assert found.texts == [""]
+
+
+def test_text_that_the_reward_model_s_template_leaves_out_is_noted(
+    write_jsonl: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    LlamaForSequenceClassification(tiny_config(num_labels=1)).save_pretrained(tmp_path / "rm")
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE.replace("content }}", "content.split('!')[-1] }}")
+    tokenizer.save_pretrained(tmp_path / "rm")
+    ours = write_jsonl(alpaca({"a": "So! An apple.", "b": "A pear."}), "ours.jsonl")
+    theirs = write_jsonl(alpaca({"a": "A dog.", "b": "The sky."}), "theirs.jsonl")
+    config = RewardModelConfig(path=str(tmp_path / "rm"), response_text="keep")
+    found = compare(policy=ours, reference=theirs, reward_model=config, **QUICK)
+    reason = "responses whose text the chat template leaves out or changes, for the reward model"
+    reason += " (reward_model.response_text)"
+    assert found["noted"] == {reason: {"responses": 1, "first": [f"{ours}:1"]}}
+    assert f"noted: 1 {reason} (first: {ours}:1)" in capsys.readouterr().out
+    with pytest.raises(DataError, match="reward_model.response_text: keep"):
+        compare(
+            policy=ours,
+            reference=theirs,
+            reward_model=RewardModelConfig(path=str(tmp_path / "rm")),
+            **QUICK,
+        )

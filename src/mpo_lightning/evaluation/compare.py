@@ -12,6 +12,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from mpo_lightning.checks import check_arguments
 from mpo_lightning.data.groups import DataError, check_number
+from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.sources import open_source
 from mpo_lightning.errors import RolloutError
 from mpo_lightning.evaluation.formats import ReadAnswers, read_answers
@@ -97,6 +98,9 @@ def compare(
     ]
     with tqdm(total=len(items), desc="Scoring", unit="prompt", disable=not progress) as bar:
         scores = scorer(items, bar.update)
+    noted = DataReport("compare")
+    for note in scorer.noted:
+        noted.note(*note)
     kept = [place for place, values in enumerate(scores) if None not in values]
     dropped["beyond the scorer's max_length"] = [
         items[place].source for place, values in enumerate(scores) if None in values
@@ -125,6 +129,10 @@ def compare(
             reason: {"prompts": len(sources), "first": sources[:SHOWN_EXAMPLES]}
             for reason, sources in dropped.items()
             if sources
+        },
+        "noted": {
+            reason: {"responses": count, "first": noted.examples[reason]}
+            for reason, count in noted.changed.items()
         },
         **results,
     }
@@ -278,6 +286,9 @@ def _show(content: dict[str, Any]) -> None:
     for reason, of_reason in content["dropped"].items():
         first = ", ".join(of_reason["first"])
         console.print(f"not compared: {of_reason['prompts']} prompts {reason} (first: {first})")
+    for reason, of_reason in content["noted"].items():
+        first = ", ".join(of_reason["first"])
+        console.print(f"noted: {of_reason['responses']} {reason} (first: {first})")
 
 
 def _text(estimate: dict[str, float | None] | None) -> str:
