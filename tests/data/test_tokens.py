@@ -6,14 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from mpo_lightning.batch import TokenGroup
 from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.rows import check_row
 from mpo_lightning.data.tokens import GroupTokenizer, load_tokenizer
-from tests.conftest import CHAT_TEMPLATE, example_rows, make_tokenizer
+from tests.conftest import CHAT_TEMPLATE, CORPUS, example_rows, make_tokenizer
 
 BOS, EOS = 0, 1
 ANSWER = "<|assistant|>\n"
@@ -294,6 +296,19 @@ def test_response_that_would_join_the_prompt_is_tokenised_by_itself_and_counted(
     assert [ids.tolist() for ids in group.responses] == [ids.tolist() for ids in same.responses]
     reason = "whose beginning would join the prompt's end, tokenised by themselves"
     assert report.changed == {reason: 1}
+
+
+def test_response_that_reads_otherwise_by_itself_is_an_error() -> None:
+    """As with tokenizers that put a space before every text."""
+    spaced = Tokenizer(models.BPE())
+    spaced.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    spaced.decoder = decoders.Metaspace(prepend_scheme="always")
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["</s>"], show_progress=False)
+    spaced.train_from_iterator(CORPUS, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=spaced, eos_token="</s>")
+    row = {"prompt": "The lazy do", "responses": ["g", " and the dog"]}
+    with pytest.raises(DataError, match=r"responses\[0\]: .* change once .*boundary: separate"):
+        tokenize(tokenizer, row)
 
 
 def test_separate_boundary_keeps_prompt_and_response_as_they_are() -> None:
