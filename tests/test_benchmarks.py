@@ -34,7 +34,6 @@ from benchmarks.workloads import (
 
 from mpo_lightning import LoRA, PolicyConfig, PreferenceDataModule
 from mpo_lightning.batch import GroupBatch, TokenGroup
-from mpo_lightning.model.attention import PromptSharing
 from mpo_lightning.model.loading import build_policy
 
 TINY = Shape(layers=2, hidden=32, intermediate=88, heads=2, vocabulary=200, rank=4)
@@ -168,7 +167,7 @@ def test_flops_are_those_that_torch_counts(
     bench_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The counter knows PyTorch's own products and attention only.
-    monkeypatch.setattr(PromptSharing, "fits", lambda *_: False)
+    monkeypatch.setattr("mpo_lightning.model.attention.kernels_for", lambda *_: None)
     prompt, responses = 12, (6, 6, 6, 6)
     batch = group_of(prompt, responses)
     config = PolicyConfig(base=str(bench_base), lora=LoRA(r=TINY.rank), fast_linear=False)

@@ -14,7 +14,6 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mpo_lightning.batch import GroupSpan
 from mpo_lightning.losses import DPO, MPO, AboveMean, EachMPO, SetLoss
 from mpo_lightning.model.attention import PromptSharing
 
@@ -132,8 +131,8 @@ def draw_shared() -> Figure:
         causal[:, prompt:] *= 2
         separate[at : at + size, at : at + size] = causal
         at += size
-    sharing = PromptSharing([GroupSpan(0, prompt, lengths)])
-    dense = sharing.dense_mask(sharing.positions(torch.device("cpu")), torch.float32)
+    sharing = PromptSharing([prompt], [lengths])
+    dense = sharing.dense_mask(torch.float32)
     seen = (dense.reshape(dense.shape[-2:]) == 0).long()
     seen[:, prompt:] *= 2
     colors = mpl.colors.ListedColormap(["#f2f2f2", PROMPT, CHOSEN])

@@ -1,58 +1,190 @@
-"""Split attention against one call per block and against the mask of the whole row."""
+"""Attention over shared prompts against masks: of each group, and of the whole row."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from mpo_lightning.batch import GroupBatch, GroupSpan
+from mpo_lightning.batch import GroupBatch
 from mpo_lightning.model import attention
-from mpo_lightning.model.attention import SHARED_PROMPT_ATTENTION, PromptSharing
+from mpo_lightning.model.attention import (
+    SHARED_PROMPT_ATTENTION,
+    PromptSharing,
+    split_attention,
+)
 from mpo_lightning.model.logps import response_logps, shared_row
 from tests.conftest import random_groups, tiny_model
+from tests.model import flash
 from tests.model.architectures import SHAPE, lora_gradients, variant_model, with_trained_lora
 
+GROUPS = ([11, 4, 17], [[3, 1, 9], [20, 2, 7, 5], [6, 6]])
+ROWS = ([14, 3, 9], [[], [], []])
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "starcoder2"])
-def test_responses_in_one_call_per_group_are_those_of_two_merged(
-    name: str, monkeypatch: pytest.MonkeyPatch
+
+class Layer(nn.Module):
+    """Attention layer of four heads, two of keys and values."""
+
+    is_causal = True
+    num_key_value_groups = 2
+
+
+def by_mask(
+    sharing: PromptSharing, tensors: list[Tensor], window: int | None, sinks: Tensor | None
+) -> Tensor:
+    """Attention of the whole row in plain arithmetic, (1, T, 4, E)."""
+    query, key, value = tensors
+    key, value = (x.repeat_interleave(2, dim=1) for x in (key, value))
+    positions = sharing.positions()
+    seen = sharing.dense_mask(query.dtype)[0, 0] == 0
+    if window is not None:
+        seen = seen & (positions > positions[:, None] - window)
+    logits = (query @ key.transpose(2, 3) * query.shape[-1] ** -0.5).masked_fill(~seen, -torch.inf)
+    if sinks is not None:
+        column = sinks.view(1, -1, 1, 1).expand(*logits.shape[:3], 1)
+        logits = torch.cat([logits, column], dim=-1)
+    weights = logits.softmax(-1)[..., : key.shape[2]]
+    return (weights @ value).transpose(1, 2)
+
+
+@pytest.mark.parametrize("on_gpu", [False, True], ids=["cpu", "flash"])
+@pytest.mark.parametrize("sinks", [False, True], ids=["", "sinks"])
+@pytest.mark.parametrize("window", [None, 40, 21, 6, 1], ids=str)
+@pytest.mark.parametrize("sizes", [(8, 8), (16, 8), (8, 12)], ids=str)
+@pytest.mark.parametrize("groups", [GROUPS, ROWS, ([5], [[4, 4]])], ids=["groups", "rows", "one"])
+def test_a_row_is_attention_under_its_mask(
+    *,
+    groups: Any,
+    sizes: tuple[int, int],
+    window: int | None,
+    sinks: bool,
+    on_gpu: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On CPU responses attend to prompt and to themselves apart; elsewhere in one call."""
+    """Values and gradients, in float64."""
+    if on_gpu:
+        flash.emulate(monkeypatch)
+    generator = torch.Generator().manual_seed(0)
+    sharing = PromptSharing(*groups)
+    total = sum(sharing.own.queries)
+    shapes = [(1, 4, total, sizes[0]), (1, 2, total, sizes[0]), (1, 2, total, sizes[1])]
+    drawn = [torch.randn(s, generator=generator, dtype=torch.float64) for s in [*shapes, (4,)]]
+    leaves = [x.requires_grad_() for x in drawn[: 4 if sinks else 3]]
+    gradient = torch.randn(1, total, 4, sizes[1], generator=generator, dtype=torch.float64)
+
+    def split(query: Tensor, key: Tensor, value: Tensor, of_heads: Tensor | None = None) -> Tensor:
+        return split_attention(
+            *(Layer(), query, key, value, sharing.as_attention_mask()),
+            sliding_window=window,
+            s_aux=of_heads,
+        )[0]
+
+    def dense(query: Tensor, key: Tensor, value: Tensor, of_heads: Tensor | None = None) -> Tensor:
+        return by_mask(sharing, [query, key, value], window, of_heads)
+
+    def results(compute: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        output = compute(*leaves)
+        return output.detach(), *torch.autograd.grad(output, leaves, gradient)
+
+    # FlashAttention's normalisers are float32.
+    limits = {"rtol": 1e-5, "atol": 1e-6} if on_gpu else {"rtol": 1e-9, "atol": 1e-11}
+    torch.testing.assert_close(results(split), results(dense), **limits)
+    assert sharing.calls == 1
+
+
+def test_a_row_takes_two_calls_for_any_number_of_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one where a window ends within a prompt."""
+    calls = flash.emulate(monkeypatch)
+    sharing = PromptSharing(*GROUPS)
+    total = sum(sharing.own.queries)
+    heads = [torch.randn(1, count, total, 8) for count in (4, 2, 2)]
+    split_attention(Layer(), *heads, None, shared_prompt=sharing)
+    assert calls == [3 + 9, 3]
+    split_attention(Layer(), *heads, None, shared_prompt=sharing, sliding_window=8)
+    assert calls[2:] == [3 + 9]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "starcoder2 with a window", "gpt_oss"])
+def test_groups_one_by_one_are_the_row(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On devices without kernels for what a model has."""
     model = with_trained_lora(variant_model(name))
     batch = GroupBatch.from_groups(random_groups(SHAPE))
     calls = []
-    original = attention._group_attention
+    original = attention._by_groups
 
-    def of_group(*args: Any, **kwargs: Any) -> torch.Tensor:
+    def by_groups(*args: Any, **kwargs: Any) -> Tensor:
         calls.append(1)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(attention, "_group_attention", of_group)
+    monkeypatch.setattr(attention, "_by_groups", by_groups)
     results = []
-    for together in (False, True):
-        if together:
-            monkeypatch.setattr(PromptSharing, "fits", lambda *_: False)
+    for kernels in (True, False):
+        if not kernels:
+            monkeypatch.setattr(attention, "kernels_for", lambda *_: None)
         model.zero_grad()
         logps = response_logps(model.get_base_model(), batch, layout="shared")
         logps.square().sum().backward()
         results.append((logps.detach(), lora_gradients(model)))
-    assert len(calls) == 2 * len(SHAPE)
-    (apart, gradients), (one, others) = results
-    torch.testing.assert_close(apart, one, rtol=1e-5, atol=1e-4)
+    assert len(calls) == 2
+    (row, gradients), (one_by_one, others) = results
+    torch.testing.assert_close(row, one_by_one, rtol=1e-5, atol=1e-4)
     for key, gradient in gradients.items():
         assert (others[key] - gradient).abs().max() <= 1e-3 * gradient.abs().max(), key
+
+
+@pytest.mark.parametrize(
+    ("settings", "lacking"),
+    [
+        ({"softcap": 5.0}, "logit soft-caps"),
+        ({"dropout": 0.5}, "attention dropout"),
+        ({}, "torch.float32 and heads of 8 on this device (cpu)"),
+    ],
+    ids=["softcap", "dropout", "device"],
+)
+def test_log_says_once_what_kernels_lack(
+    settings: Any,
+    lacking: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    attention._say_once.cache_clear()
+    if not settings:
+        monkeypatch.setattr(attention, "kernels_for", lambda *_: None)
+    sharing = PromptSharing([3], [[2, 1]])
+    heads = [torch.randn(1, count, 6, 8) for count in (4, 2, 2)]
+    for _ in range(2):
+        split_attention(Layer(), *heads, None, shared_prompt=sharing, **settings)
+    (record,) = caplog.records
+    assert record.message.endswith(f"group by group, since no kernel has {lacking}.")
+
+
+def test_autocast_computes_in_its_dtype() -> None:
+    sharing = PromptSharing([3], [[2, 1]])
+    query, key, value = (torch.randn(1, count, 6, 8) for count in (4, 2, 2))
+    with torch.autocast("cpu", torch.bfloat16):
+        # Rotary embeddings are float32.
+        output, _ = split_attention(
+            Layer(), query, key, value.bfloat16(), None, shared_prompt=sharing
+        )
+    assert output.dtype == torch.bfloat16
+    expected, _ = split_attention(Layer(), query, key, value, None, shared_prompt=sharing)
+    torch.testing.assert_close(output.float(), expected, rtol=2e-2, atol=2e-2)
 
 
 def test_the_whole_rows_mask_is_the_same_attention() -> None:
     """For models whose attention cannot be split, and against the split one."""
     model = tiny_model()
     batch = GroupBatch.from_groups(random_groups(SHAPE))
-    row, sharing = shared_row(batch), PromptSharing(batch.spans())
-    dense = sharing.dense_mask(row.inputs["position_ids"][0], torch.float32)
+    row = shared_row(batch)
+    sharing = row.sharing
+    assert sharing is not None
+    dense = sharing.dense_mask(torch.float32)
     assert dense.shape == (1, 1, len(batch.tokens), len(batch.tokens))
 
-    def compute(mask: torch.Tensor) -> torch.Tensor:
-        hidden: torch.Tensor = model.model(
+    def compute(mask: Tensor) -> Tensor:
+        hidden: Tensor = model.model(
             **row.inputs, attention_mask=mask, use_cache=False
         ).last_hidden_state
         return hidden
@@ -60,7 +192,7 @@ def test_the_whole_rows_mask_is_the_same_attention() -> None:
     with torch.no_grad():
         by_mask = compute(dense)
         model.config._attn_implementation = SHARED_PROMPT_ATTENTION
-        split = compute(sharing.as_attention_mask(torch.device("cpu")))
+        split = compute(sharing.as_attention_mask())
     assert sharing.calls == model.config.num_hidden_layers
     torch.testing.assert_close(split, by_mask, rtol=1e-4, atol=1e-4)
 
@@ -90,6 +222,18 @@ def test_the_model_still_generates_and_masks_padding_after_a_shared_pass(name: s
 
 
 def test_window_is_measured_in_positions() -> None:
-    sharing = PromptSharing([GroupSpan(0, 3, [2])])
-    mask = sharing.mask(3, 2, 2, torch.device("cpu"))[0, 0]
+    mask = PromptSharing([3], [[2]]).mask(3, 2, 2)[0, 0]
     assert mask.tolist() == [[False, False, True, True, False], [False, False, False, True, True]]
+
+
+def test_row_of_two_groups_by_hand() -> None:
+    sharing = PromptSharing([3, 2], [[2, 1], [1]])
+    assert sharing.positions().tolist() == [0, 1, 2, 0, 1, 3, 4, 3, 2]
+    assert sharing.own.queries == sharing.own.keys == [3, 2, 2, 1, 1]
+    over = sharing.over_prompts
+    assert over is not None
+    assert (over.queries, over.keys) == ([3, 1], [3, 2])
+    assert [sharing.reaches(window) for window in (None, 5, 4)] == [True, True, False]
+    places, segments = sharing.windowed(3)
+    assert places.tolist() == [0, 1, 2, 3, 4, 1, 2, 5, 6, 1, 2, 7, 3, 4, 8]
+    assert (segments.queries, segments.keys) == ([3, 2, 2, 1, 1], [3, 2, 4, 3, 3])

@@ -19,6 +19,7 @@ from mpo_lightning.model.logps import (
     token_logps,
 )
 from tests.conftest import plain_logps, random_groups, tiny_model
+from tests.model import flash
 from tests.model.architecture_table import LAYOUTS as TABLE
 from tests.model.architecture_table import layouts_of, models, written
 from tests.model.architectures import (
@@ -37,7 +38,10 @@ from tests.model.architectures import (
 
 
 @pytest.mark.parametrize("name", sorted(VARIANTS))
-def test_layouts_equal_full_logits_with_gradients(name: str) -> None:
+def test_layouts_equal_full_logits_with_gradients(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On CPU, and as on a GPU."""
     model = with_trained_lora(variant_model(name))
     value_error, gradient_error = 1e-4, 1e-3
     if name not in IN_FLOAT32:
@@ -46,23 +50,30 @@ def test_layouts_equal_full_logits_with_gradients(name: str) -> None:
     batch = GroupBatch.from_groups(random_groups(SHAPE))
     weights = torch.randn(3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     results = {}
-    for layout in ("plain", *LAYOUTS):
+    for layout in ("plain", *LAYOUTS, "on a GPU"):
         model.zero_grad()
         if layout == "plain":
             logps = plain_logps(causal_lm, batch)
+        elif layout == "on a GPU":
+            calls = flash.emulate(monkeypatch)
+            logps = response_logps(causal_lm, batch, layout="shared", chunk_size=7)
+            # Masks of whole rows, and soft-caps.
+            without = name.startswith("falcon") or name in {"gemma2", "vaultgemma"}
+            assert bool(calls) != without
         else:
             logps = response_logps(causal_lm, batch, layout=layout, chunk_size=7)
         (logps * weights * batch.valid).sum().backward()
         results[layout] = (logps.detach(), lora_gradients(model))
-    expected, expected_gradients = results["plain"]
+    expected, expected_gradients = results.pop("plain")
     assert expected.abs().max() > 10
-    for layout in LAYOUTS:
-        logps, gradients = results[layout]
+    for layout, (logps, gradients) in results.items():
         assert (logps.double() - expected).abs().max() <= value_error, layout
         for key, gradient in gradients.items():
             scale = expected_gradients[key].abs().max()
             error = (gradient - expected_gradients[key]).abs().max()
-            assert error <= gradient_error * scale, (layout, key)
+            # FlashAttention's normalisers are float32.
+            limit = max(gradient_error, 1e-4) if layout == "on a GPU" else gradient_error
+            assert error <= limit * scale, (layout, key)
 
 
 @pytest.mark.parametrize("name", CANNOT_SHARE)

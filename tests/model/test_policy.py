@@ -295,7 +295,7 @@ def test_check_stops_wrong_positions(
     monkeypatch.setattr(
         PromptSharing,
         "positions",
-        lambda self, device: torch.arange(self.spans[-1].end),
+        lambda self: torch.arange(sum(self.own.queries)),
     )
     with pytest.raises(PolicyError, match=r"LlamaForCausalLM.*nats over.*layout: separate"):
         policy.check(ragged_batch)

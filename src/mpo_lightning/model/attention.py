@@ -1,95 +1,149 @@
 """Attention with prefix sharing: the responses of a group share the computation of its prompt.
 
-A batch is one flat row, ``prompt, y1, ..., yn`` of one group after another. A response attends to
-its group's prompt and to itself, causally, exactly as it would alone after the prompt. The
-attention is *split*: causal attention over each prompt, and for the n responses one batched call
-with keys ``[prompt | own]``. No mask of the whole row is built. On CPU the prompt's keys are not
-even repeated for each response: attention over the prompt and over the response itself are computed
-separately and merged by their normalisers, as FlashAttention merges blocks (arXiv 2205.14135,
-section 3.1).
+A batch is one flat row: the prompts of its groups one after the other, then all responses. A
+response attends to its group's prompt and to itself, causally, exactly as it would alone after the
+prompt. Two calls of ragged attention compute this, for any number of groups: everything over
+itself, and the responses of each group over its prompt. They are merged by their normalisers, as
+FlashAttention merges blocks (arXiv 2205.14135, section 3.1). Nothing is padded, keys and values are
+not copied, and there is no mask of the whole row. Where a sliding window ends within the prompt of
+some response, one call has for each response the keys that its window reaches.
 
 The function is registered with transformers under `SHARED_PROMPT_ATTENTION`. A `PromptSharing`
-reaches it as an attribute of the attention mask, which every architecture passes on to its layers.
-Called with any other mask, the function computes plain attention, so that the model generates and
-evaluates as before. Sliding windows, logit soft-caps and attention sinks follow the model.
+reaches it as a keyword argument, or as an attribute of the attention mask, which every architecture
+passes on to its layers. Called without one, the function computes plain attention, so that the
+model generates and evaluates as before.
+
+What the kernels of a device lack (see `kernels_for`, and logit soft-caps and attention dropout on
+any device) is computed group by group with masks: slower and as exact. The log says so once.
 
 Models with an attention of their own get a mask of the whole row (`PromptSharing.dense_mask`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from functools import cache, cached_property
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from mpo_lightning.batch import GroupSpan
+from mpo_lightning.model.ragged import Kernels, Segments, kernels_for
 
 __all__ = ["SHARED_PROMPT_ATTENTION", "PromptSharing"]
 
 SHARED_PROMPT_ATTENTION = "mpo_shared_prompt"
 
 
-@dataclass
 class PromptSharing:
-    """Groups of a flat row whose responses share their prompt.
+    """Groups of a flat row whose responses share their prompt: all prompts, then all responses.
+
+    Args:
+        prompts: tokens of each group's prompt.
+        responses: tokens of each response of each group, or none of any group: rows of their own.
+        device: device of the row.
 
     Attributes:
-        spans: position of each group in the row.
         calls: number of attention layers that used this object. A model that does not call the
             registered function would silently compute something else.
     """
 
-    spans: Sequence[GroupSpan]
-    calls: int = 0
-    _masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict)
+    def __init__(
+        self,
+        prompts: Sequence[int],
+        responses: Sequence[Sequence[int]],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.prompts, self.responses = list(prompts), [list(lengths) for lengths in responses]
+        self.device = device
+        self.calls = 0
+        self._windowed: dict[int, tuple[Tensor, Segments]] = {}
+        self._masks: dict[tuple[int, int, int | None], Tensor] = {}
 
-    def positions(self, device: torch.device) -> Tensor:
+    @cached_property
+    def of_responses(self) -> list[tuple[int, int]]:
+        """Group and length of each response, in the order of the row."""
+        return [(group, n) for group, lengths in enumerate(self.responses) for n in lengths]
+
+    def positions(self) -> Tensor:
         """Return each token's position, long (T,): every response continues its prompt."""
-        parts = []
-        for _, prompt, lengths in self.spans:
-            parts.append(torch.arange(prompt))
-            parts += [torch.arange(prompt, prompt + length) for length in lengths]
-        return torch.cat(parts).to(device)
+        parts = [torch.arange(prompt) for prompt in self.prompts]
+        for group, length in self.of_responses:
+            parts.append(torch.arange(length) + self.prompts[group])
+        return torch.cat(parts).to(self.device)
 
-    def fits(self, prompt: int, lengths: Sequence[int], window: int | None) -> bool:
-        """Whether every response's last token sees its whole prompt, given a sliding window."""
-        return window is None or prompt + max(lengths) <= window
+    def reaches(self, window: int | None) -> bool:
+        """Whether every token sees its whole prompt and response, given a sliding window."""
+        if window is None:
+            return True
+        groups = zip(self.prompts, self.responses, strict=True)
+        return all(prompt + max(lengths, default=0) <= window for prompt, lengths in groups)
 
-    def as_attention_mask(self, device: torch.device) -> Tensor:
+    @cached_property
+    def own(self) -> Segments:
+        """Each prompt and each response over itself."""
+        lengths = [*self.prompts, *(length for _, length in self.of_responses)]
+        return Segments(lengths, lengths, causal=True, device=self.device)
+
+    @cached_property
+    def over_prompts(self) -> Segments | None:
+        """The responses of each group over its prompt; None without responses."""
+        if not self.of_responses:
+            return None
+        queries = [sum(lengths) for lengths in self.responses]
+        return Segments(queries, self.prompts, causal=False, device=self.device)
+
+    def windowed(self, window: int) -> tuple[Tensor, Segments]:
+        """Return the keys of each prompt and response under a sliding window, and their lengths.
+
+        Keys of a response are those of the prompt that its first token sees, and its own: long
+        (K,), places in the row.
+        """
+        if window not in self._windowed:
+            starts = [sum(self.prompts[:group]) for group in range(len(self.prompts))]
+            queries, keys = [*self.prompts], [*self.prompts]
+            places, at = [torch.arange(sum(self.prompts))], sum(self.prompts)
+            for group, length in self.of_responses:
+                seen = min(self.prompts[group], window - 1)
+                end = starts[group] + self.prompts[group]
+                places += [torch.arange(end - seen, end), torch.arange(at, at + length)]
+                queries.append(length)
+                keys.append(seen + length)
+                at += length
+            segments = Segments(queries, keys, causal=True, window=window, device=self.device)
+            self._windowed[window] = torch.cat(places).to(self.device), segments
+        return self._windowed[window]
+
+    def as_attention_mask(self) -> Tensor:
         """Return a mask of one element, bool (1, 1, 1, 1), that carries this object.
 
         transformers passes a four-dimensional mask on unchanged. Without one it would take
         positions that restart for packed documents, and build a mask of the whole row.
         """
-        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
         mask.shared_prompt = self  # type: ignore[attr-defined]
         return mask
 
-    def dense_mask(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
+    def dense_mask(self, dtype: torch.dtype) -> Tensor:
         """Return the additive mask of the whole row, (1, 1, T, T): zero or the dtype's minimum.
 
         It is quadratic in the row's length: for models whose attention cannot be split.
-
-        Args:
-            positions: position of each token, long (T,).
-            dtype: dtype of the mask.
         """
-        device, group, part = positions.device, [], []
-        for number, (_, prompt, lengths) in enumerate(self.spans):
-            for response, length in enumerate((prompt, *lengths)):
-                group.append(torch.full((length,), number, device=device))
-                part.append(torch.full((length,), response, device=device))
-        groups, parts = torch.cat(group), torch.cat(part)
+        group = [*range(len(self.prompts)), *(group for group, _ in self.of_responses)]
+        part = [*([0] * len(self.prompts)), *range(1, len(self.of_responses) + 1)]
+        lengths = torch.tensor(self.own.queries)
+        groups, parts = (
+            torch.tensor(x).repeat_interleave(lengths).to(self.device) for x in (group, part)
+        )
+        positions = self.positions()
         allowed = (groups[:, None] == groups) & (positions <= positions[:, None])
         allowed &= (parts == 0) | (parts[:, None] == parts)
-        mask = torch.zeros(allowed.shape, dtype=dtype, device=device)
+        mask = torch.zeros(allowed.shape, dtype=dtype, device=self.device)
         return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[None, None]
 
-    def mask(self, prompt: int, length: int, window: int | None, device: torch.device) -> Tensor:
+    def mask(self, prompt: int, length: int, window: int | None) -> Tensor:
         """Return which keys a response's tokens attend to, bool (1, 1, length, prompt + length).
 
         Keys are the prompt's and then the response's own tokens, so a key's index is its position,
@@ -97,28 +151,22 @@ class PromptSharing:
         """
         key = (prompt, length, window)
         if key not in self._masks:
-            query_at = torch.arange(prompt, prompt + length, device=device)[:, None]
-            key_at = torch.arange(prompt + length, device=device)[None, :]
-            allowed = key_at <= query_at
-            if window is not None:
-                allowed &= key_at > query_at - window
+            keys = prompt + length
+            segments = Segments([length], [keys], causal=True, window=window, device=self.device)
+            allowed = segments.allowed(length, keys)
+            assert allowed is not None
             self._masks[key] = allowed[None, None]
         return self._masks[key]
 
 
 def _to_rows(flat: Tensor, lengths: Sequence[int]) -> Tensor:
     """Split (1, H, sum of lengths, D) into (n, H, longest, D), padded at each row's end."""
-    heads, size = flat.shape[1], flat.shape[3]
-    if len(set(lengths)) == 1:
-        return flat[0].view(heads, len(lengths), lengths[0], size).transpose(0, 1)
     rows = torch.split(flat[0].transpose(0, 1), list(lengths))
     return pad_sequence(list(rows), batch_first=True).transpose(1, 2)
 
 
 def _from_rows(rows: Tensor, lengths: Sequence[int]) -> Tensor:
     """Join (n, longest, H, D) into (1, sum of lengths, H, D)."""
-    if len(set(lengths)) == 1:
-        return rows.flatten(0, 1)[None]
     return torch.cat([row[:length] for row, length in zip(rows, lengths, strict=True)])[None]
 
 
@@ -164,14 +212,14 @@ def _attend(
     return (weights @ value).transpose(1, 2)
 
 
-class _GroupAttention(torch.autograd.Function):
-    """Attention of one group on CPU: the prompt over itself, responses over prompt and themselves.
+class _RaggedAttention(torch.autograd.Function):
+    """Attention of a whole row: each sequence over its own keys, and its end over prompts.
 
-    A response's two parts are merged by their normalisers. The backward pass of each part is that
-    of the kernel, which recomputes attention weights from the normaliser: given the merged
-    normaliser and output, it computes the weights of the whole attention. A group is one autograd
-    function, so that a single output is kept, which the next layer keeps too, and gradients are
-    written in one place (those of slices would each be a tensor of the full size).
+    The two parts are merged by their normalisers. The backward pass of each part is that of the
+    kernel, which recomputes attention weights from the normaliser: given the merged normaliser and
+    output, it computes its keys' share of the gradients of the whole attention. Attention sinks
+    (GPT-OSS), a logit per head that takes probability mass and contributes no value, are one more
+    term of the normaliser.
     """
 
     @staticmethod
@@ -180,94 +228,148 @@ class _GroupAttention(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        prompt: int,
-        lengths: Sequence[int],
-        scaling: float | None,
+        sinks: Tensor | None,
+        own: Segments,
+        over: Segments | None,
+        scaling: float,
+        kernels: Kernels,
     ) -> Tensor:
-        attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        sizes = [prompt, sum(lengths)]
-        (prompt_query, query_), (prompt_key, key_), (prompt_value, value_) = (
-            torch.split(x, sizes, dim=2) for x in (query, key, value)
-        )
-        prompt_keys = (prompt_key, prompt_value)
-        of_prompt, alone = attend(prompt_query, *prompt_keys, 0.0, True, scale=scaling)
-        over_prompt, over = attend(query_, *prompt_keys, 0.0, False, scale=scaling)
-        rows = (_to_rows(x, lengths) for x in (query_, key_, value_))
-        # (1, S, H, D) and (1, S, H): each response's tokens one after the other.
-        over_own, own = (
-            _from_rows(x.transpose(1, 2), lengths) for x in attend(*rows, 0.0, True, scale=scaling)
-        )
-        over = over.transpose(1, 2)
-        normaliser = torch.logaddexp(own, over)
-        merged = over_own * (own - normaliser).exp_()[..., None]
-        merged += over_prompt.transpose(1, 2) * (over - normaliser).exp_()[..., None]
-        output = torch.cat([of_prompt.transpose(1, 2), merged.to(query.dtype)], dim=1)
-        normaliser = torch.cat([alone.transpose(1, 2), normaliser], dim=1)
-        ctx.save_for_backward(query, key, value, output, normaliser)
-        ctx.sizes, ctx.lengths, ctx.scaling = sizes, lengths, scaling
+        output, normaliser = kernels.forward(query, key, value, own, scaling)
+        if over is not None:
+            start = sum(over.keys)
+            of_prompt, of_keys = kernels.forward(
+                query[start:], key[:start], value[:start], over, scaling
+            )
+            part = normaliser[:, start:]
+            both = torch.logaddexp(part, of_keys)
+            merged = output[start:] * (part - both).exp_().t()[..., None]
+            merged.addcmul_(of_prompt, (of_keys - both).exp_().t()[..., None])
+            output[start:] = merged
+            part.copy_(both)
+        if sinks is not None:
+            all_of_it = torch.logaddexp(normaliser, sinks.to(normaliser.dtype)[:, None])
+            output *= (normaliser - all_of_it).exp_().t()[..., None]
+            normaliser = all_of_it
+        ctx.save_for_backward(query, key, value, sinks, output, normaliser)
+        ctx.own, ctx.over, ctx.scaling, ctx.kernels = own, over, scaling, kernels
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        query, key, value, output, normaliser = ctx.saved_tensors
-        attend_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-
-        def back(
-            gradient: Tensor,
-            query: Tensor,
-            keys: Sequence[Tensor],
-            output: Tensor,
-            normaliser: Tensor,
-            *,
-            causal: bool,
-        ) -> list[Tensor]:
-            of_output = (output, normaliser[..., 0].contiguous())
-            found = attend_backward(
-                gradient, query, *keys, *of_output, 0.0, causal, scale=ctx.scaling
+        query, key, value, sinks, output, normaliser = ctx.saved_tensors
+        (gradient,) = gradients
+        backward, scaling = ctx.kernels.backward, ctx.scaling
+        of_query, of_key, of_value = backward(
+            *(gradient, query, key, value),
+            output=output,
+            normaliser=normaliser,
+            segments=ctx.own,
+            scaling=scaling,
+        )
+        if ctx.over is not None:
+            start = sum(ctx.over.keys)
+            of_responses, *of_prompts = backward(
+                *(gradient[start:], query[start:], key[:start], value[:start]),
+                output=output[start:],
+                normaliser=normaliser[:, start:],
+                segments=ctx.over,
+                scaling=scaling,
             )
-            return [x.transpose(1, 2) for x in found]
-
-        by_head = [x.transpose(1, 2) for x in (gradients[0], output, normaliser[..., None])]
-        of_prompt, of_responses = zip(
-            *(torch.split(x, ctx.sizes, dim=2) for x in (query, key, value, *by_head)), strict=True
-        )
-        query, *prompt_keys, gradient, output, normaliser = of_prompt
-        alone = back(gradient, query, prompt_keys, output, normaliser, causal=True)
-        query, _, _, gradient, output, normaliser = of_responses
-        over = back(gradient, query, prompt_keys, output, normaliser, causal=False)
-        # Gradients of padding are zero, so its attention weights do not matter.
-        query, key, value, gradient, output, normaliser = (
-            _to_rows(x, ctx.lengths) for x in of_responses
-        )
-        own = back(gradient, query, (key, value), output, normaliser, causal=True)
-        own = [_from_rows(x, ctx.lengths) for x in own]
-        of_query = torch.cat([alone[0], over[0].add_(own[0])], dim=1)
-        of_key, of_value = (torch.cat([alone[i].add_(over[i]), own[i]], dim=1) for i in (1, 2))
-        return *(x.transpose(1, 2) for x in (of_query, of_key, of_value)), None, None, None
+            of_query[start:] += of_responses
+            of_key[:start] += of_prompts[0]
+            of_value[:start] += of_prompts[1]
+        of_sinks = None
+        if sinks is not None:
+            taken = (sinks.to(normaliser.dtype)[:, None] - normaliser).exp_()
+            products = (gradient * output).sum(-1, dtype=normaliser.dtype).t()
+            of_sinks = -(taken * products).sum(1).to(sinks.dtype)
+        return of_query, of_key, of_value, of_sinks, None, None, None, None
 
 
-def _group_attention(
+def _ragged(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     *,
-    prompt: int,
-    lengths: Sequence[int],
-    scaling: float | None,
+    sharing: PromptSharing,
+    window: int | None,
+    sinks: Tensor | None,
+    scaling: float,
+    kernels: Kernels,
 ) -> Tensor:
-    """Compute a group's attention on CPU, (1, heads, tokens, D) to (1, tokens, heads, E)."""
+    """Compute the attention of a row by kernels, (1, heads, T, D) to (1, T, heads, E)."""
     size = value.shape[-1]
-    # The kernel wants equal sizes; multi-head latent attention has smaller values.
-    value = nn.functional.pad(value, (0, query.shape[-1] - size))
-    copies = query.shape[1] // key.shape[1]
-    if copies > 1:
-        key, value = (x.repeat_interleave(copies, dim=1) for x in (key, value))
-    output: Tensor = _GroupAttention.apply(query, key, value, prompt, lengths, scaling)  # type: ignore[no-untyped-call]
-    return output[..., :size]
+    # Kernels want equal sizes, which multi-head latent attention has not, of whole 16 bytes.
+    wanted = max(query.shape[-1], size)
+    wanted += -wanted % 8 if query.device.type == "cuda" else 0
+    query, key, value = (
+        nn.functional.pad(x[0].transpose(0, 1), (0, wanted - x.shape[-1]))
+        if x.shape[-1] != wanted
+        else x[0].transpose(0, 1)
+        for x in (query, key, value)
+    )
+    own, over = sharing.own, sharing.over_prompts
+    if not sharing.reaches(window):
+        assert window is not None
+        places, own = sharing.windowed(window)
+        key, value, over = key[places], value[places], None
+    output: Tensor = _RaggedAttention.apply(query, key, value, sinks, own, over, scaling, kernels)  # type: ignore[no-untyped-call]
+    return output[None, ..., :size]
 
 
-# Its loops run over the groups of a batch, so every batch would be compiled anew.
+def _by_groups(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    sharing: PromptSharing,
+    window: int | None,
+    **how: Any,
+) -> Tensor:
+    """Compute the attention of a row group by group, (1, heads, T, D) to (1, T, heads, E).
+
+    The responses of a group have copies of its prompt's keys and values, and are padded to the
+    longest.
+    """
+    of_prompts: list[Tensor] = []
+    of_responses: list[Tensor] = []
+    start, end = 0, sum(sharing.prompts)
+    for prompt, lengths in zip(sharing.prompts, sharing.responses, strict=True):
+        at = slice(start, start + prompt)
+        prompt_key, prompt_value = key[:, :, at], value[:, :, at]
+        whole = window is None or prompt <= window
+        mask = None if whole else sharing.mask(0, prompt, window)
+        of_prompts.append(
+            _attend(module, query[:, :, at], prompt_key, prompt_value, mask, causal=whole, **how)
+        )
+        start += prompt
+        if not lengths:
+            continue
+        own = slice(end, end + sum(lengths))
+        own_key, own_value = (_to_rows(x[:, :, own], lengths) for x in (key, value))
+        expand = (len(lengths), -1, -1, -1)
+        rows = _attend(
+            module,
+            _to_rows(query[:, :, own], lengths),
+            torch.cat([prompt_key.expand(expand), own_key], dim=2),
+            torch.cat([prompt_value.expand(expand), own_value], dim=2),
+            sharing.mask(prompt, max(lengths), window),
+            causal=False,
+            **how,
+        )
+        of_responses.append(_from_rows(rows, lengths))
+        end = own.stop
+    return torch.cat([*of_prompts, *of_responses], dim=1)
+
+
+@cache
+def _say_once(line: str) -> None:
+    rank_zero_info(line)
+
+
+# Index tensors differ from batch to batch, so every batch would be compiled anew.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def split_attention(
     module: nn.Module,
@@ -320,44 +422,20 @@ def split_attention(
         causal = causal and attention_mask is None and query.shape[2] > 1
         return _attend(module, query, key, value, attention_mask, causal=causal, **how), None
     shared_prompt.calls += 1
-    # Features that the merging of two parts lacks take one call per block.
-    on_cpu = query.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    on_cpu = on_cpu and softcap is None and s_aux is None and not dropout
-    on_cpu = on_cpu and value.shape[-1] <= query.shape[-1]
-    outputs = []
-    for span in shared_prompt.spans:
-        start, prompt, lengths = span
-        if on_cpu and shared_prompt.fits(prompt, lengths, sliding_window):
-            group = [x[:, :, start : span.end] for x in (query, key, value)]
-            outputs.append(
-                _group_attention(*group, prompt=prompt, lengths=lengths, scaling=scaling)
-            )
-            continue
-        own = slice(span.first_response, span.end)
-        prompt_key, prompt_value = (x[:, :, start : span.first_response] for x in (key, value))
-        window = None if sliding_window is None or prompt <= sliding_window else sliding_window
-        of_prompt = _attend(
-            module,
-            query[:, :, start : span.first_response],
-            prompt_key,
-            prompt_value,
-            None if window is None else shared_prompt.mask(0, prompt, window, query.device),
-            causal=window is None,
-            **how,
-        )
-        own_key, own_value = (_to_rows(x[:, :, own], lengths) for x in (key, value))
-        expand = (len(lengths), -1, -1, -1)
-        of_responses = _attend(
-            module,
-            _to_rows(query[:, :, own], lengths),
-            torch.cat([prompt_key.expand(expand), own_key], dim=2),
-            torch.cat([prompt_value.expand(expand), own_value], dim=2),
-            shared_prompt.mask(prompt, max(lengths), sliding_window, query.device),
-            causal=False,
-            **how,
-        )
-        outputs += [of_prompt, _from_rows(of_responses, lengths)]
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), None
+    device = query.device.type
+    if torch.is_autocast_enabled(device):
+        query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
+    lacking = "logit soft-caps" if softcap is not None else "attention dropout" if dropout else None
+    size = max(query.shape[-1], value.shape[-1])
+    kernels = kernels_for(query.device, query.dtype, size)
+    where: dict[str, Any] = {"sharing": shared_prompt, "window": sliding_window}
+    if lacking is None and kernels is not None:
+        factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+        output = _ragged(query, key, value, sinks=s_aux, scaling=factor, kernels=kernels, **where)
+        return output, None
+    lacking = lacking or f"{query.dtype} and heads of {size} on this device ({device})"
+    _say_once(f"Attention over shared prompts: group by group, since no kernel has {lacking}.")
+    return _by_groups(module, query, key, value, **where, **how), None
 
 
 AttentionInterface.register(SHARED_PROMPT_ATTENTION, split_attention)

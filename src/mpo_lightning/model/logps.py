@@ -116,30 +116,37 @@ class ModelRows(NamedTuple):
         inputs: keyword arguments of the backbone, without the mask of shared prompts.
         predictors: flat index of the position that predicts each scored token, (S,).
         targets: the scored tokens, (S,), responses one after the other.
+        sharing: the groups of a row in which they share their prompts.
     """
 
     inputs: dict[str, Any]
     predictors: Tensor
     targets: Tensor
+    sharing: PromptSharing | None = None
 
 
 def shared_row(batch: GroupBatch) -> ModelRows:
-    """Lay the batch out as one row, every prompt once: T tokens and no padding."""
-    spans, predictors, scored = batch.spans(), [], []
-    for span in spans:
-        for response in span.responses():
-            # The prompt's last position predicts every response's first token.
-            predictors.append(torch.tensor([span.first_response - 1]))
-            predictors.append(torch.arange(response.start, response.stop - 1))
-            scored.append(torch.arange(response.start, response.stop))
-    device = batch.tokens.device
+    """Lay the batch out as one row, every prompt once: T tokens and no padding.
+
+    All prompts come first, then all responses, so that each kind is a slice of the row.
+    """
+    spans, device = batch.spans(), batch.tokens.device
+    prompts = [torch.arange(span.start, span.first_response) for span in spans]
+    scored = [torch.arange(part.start, part.stop) for span in spans for part in span.responses()]
+    sharing = PromptSharing(batch.prompt_lengths, batch.response_lengths, device)
+    predictors = []
+    at = sum(batch.prompt_lengths)
+    lasts = torch.tensor(batch.prompt_lengths).cumsum(0) - 1
+    for group, length in sharing.of_responses:
+        # The prompt's last position predicts every response's first token.
+        predictors += [lasts[group, None], torch.arange(at, at + length - 1)]
+        at += length
+    targets = batch.tokens[torch.cat(scored).to(device)]
     inputs = {
-        "input_ids": batch.tokens[None],
-        "position_ids": PromptSharing(spans).positions(device)[None],
+        "input_ids": torch.cat([batch.tokens[torch.cat(prompts).to(device)], targets])[None],
+        "position_ids": sharing.positions()[None],
     }
-    return ModelRows(
-        inputs, torch.cat(predictors).to(device), batch.tokens[torch.cat(scored).to(device)]
-    )
+    return ModelRows(inputs, torch.cat(predictors).to(device), targets, sharing)
 
 
 def separate_rows(batch: GroupBatch) -> ModelRows:
@@ -353,8 +360,8 @@ def _scored_token_logps(
     else:
         make = shared_row if layout == "shared" else separate_rows
         rows = batch.once(layout, partial(make, batch))
-        if layout == "shared":
-            hidden = _shared_states(model, rows.inputs, PromptSharing(batch.spans()))
+        if rows.sharing is not None:
+            hidden = _shared_states(model, rows.inputs, rows.sharing)
         else:
             hidden = model.base_model(**rows.inputs, use_cache=False).last_hidden_state
         states, targets = hidden.flatten(0, 1)[rows.predictors], rows.targets
@@ -375,24 +382,25 @@ def _shared_states(model: Any, inputs: dict[str, Any], sharing: PromptSharing) -
         NotImplementedError: if the model's attention does not follow the layout.
     """
     if model.config.model_type in DENSE_MASK_MODELS:
-        mask = sharing.dense_mask(inputs["position_ids"][0], model.dtype)
+        mask = sharing.dense_mask(model.dtype)
         found: Tensor = model.base_model(
             **inputs, attention_mask=mask, use_cache=False
         ).last_hidden_state
         return found
     # Stays set: a checkpointed layer reads it again in the backward pass.
     model.config._attn_implementation = SHARED_PROMPT_ATTENTION
+    before = sharing.calls
     hidden: Tensor = model.base_model(
         **inputs,
-        attention_mask=sharing.as_attention_mask(inputs["input_ids"].device),
+        attention_mask=sharing.as_attention_mask(),
         # Some layers slice the mask, which then is a tensor like any other.
         shared_prompt=sharing,
         use_cache=False,
     ).last_hidden_state
-    layers = model.config.num_hidden_layers
-    if sharing.calls != layers:
+    layers, calls = model.config.num_hidden_layers, sharing.calls - before
+    if calls != layers:
         raise NotImplementedError(
-            f"{type(model).__name__}: {sharing.calls} of {layers} attention layers follow the "
+            f"{type(model).__name__}: {calls} of {layers} attention layers follow the "
             "shared layout. Set model.layout: separate."
         )
     return hidden
