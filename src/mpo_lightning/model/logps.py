@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from mpo_lightning.batch import GroupBatch
 from mpo_lightning.model.attention import SHARED_PROMPT_ATTENTION, PromptSharing
 from mpo_lightning.model.continuation import CONTINUED_MODELS, continued_rows, continued_states
+from mpo_lightning.model.decoder import text_decoder
 from mpo_lightning.model.head import output_head
 
 __all__ = [
@@ -84,15 +85,15 @@ def can_share_prompts(config: Any) -> bool:
 
 def exact_layouts(model: Any) -> list[ExactLayout]:
     """Return the layouts in which a model computes what it computes in rows of its own."""
-    config = model.config
+    decoder = text_decoder(model)
     layouts: list[ExactLayout] = ["separate"]
-    if can_share_prompts(config):
+    if can_share_prompts(decoder.config):
         layouts.append("shared")
     # Layers that are checkpointed drop the cache.
     checkpointed = any(
-        getattr(module, "gradient_checkpointing", False) for module in model.modules()
+        getattr(module, "gradient_checkpointing", False) for module in decoder.modules()
     )
-    if config.model_type in CONTINUED_MODELS and not checkpointed:
+    if decoder.config.model_type in CONTINUED_MODELS and not checkpointed:
         layouts.append("continued")
     return layouts
 
@@ -347,16 +348,17 @@ def _scored_token_logps(
     model: Any, batch: GroupBatch, layout: ExactLayout, chunk_size: int
 ) -> Tensor:
     """Return the log-probabilities of all responses' tokens, response after response, (S,)."""
+    decoder = text_decoder(model)
     if layout == "continued":
         continued = batch.once(layout, partial(continued_rows, batch))
-        states, targets = continued_states(model, continued), continued.targets
+        states, targets = continued_states(decoder, continued), continued.targets
     else:
         make = shared_row if layout == "shared" else separate_rows
         rows = batch.once(layout, partial(make, batch))
         if layout == "shared":
-            hidden = _shared_states(model, rows.inputs, PromptSharing(batch.spans()))
+            hidden = _shared_states(decoder, rows.inputs, PromptSharing(batch.spans()))
         else:
-            hidden = model.base_model(**rows.inputs, use_cache=False).last_hidden_state
+            hidden = decoder(**rows.inputs, use_cache=False).last_hidden_state
         states, targets = hidden.flatten(0, 1)[rows.predictors], rows.targets
     head = model.get_output_embeddings()
     return token_logps(
@@ -368,31 +370,29 @@ def _scored_token_logps(
     )
 
 
-def _shared_states(model: Any, inputs: dict[str, Any], sharing: PromptSharing) -> Tensor:
+def _shared_states(decoder: Any, inputs: dict[str, Any], sharing: PromptSharing) -> Tensor:
     """Return the hidden states of a row in which groups share their prompts, (1, T, D).
 
     Raises:
         NotImplementedError: if the model's attention does not follow the layout.
     """
-    if model.config.model_type in DENSE_MASK_MODELS:
-        mask = sharing.dense_mask(inputs["position_ids"][0], model.dtype)
-        found: Tensor = model.base_model(
-            **inputs, attention_mask=mask, use_cache=False
-        ).last_hidden_state
+    if decoder.config.model_type in DENSE_MASK_MODELS:
+        mask = sharing.dense_mask(inputs["position_ids"][0], decoder.dtype)
+        found: Tensor = decoder(**inputs, attention_mask=mask, use_cache=False).last_hidden_state
         return found
     # Stays set: a checkpointed layer reads it again in the backward pass.
-    model.config._attn_implementation = SHARED_PROMPT_ATTENTION
-    hidden: Tensor = model.base_model(
+    decoder.config._attn_implementation = SHARED_PROMPT_ATTENTION
+    hidden: Tensor = decoder(
         **inputs,
         attention_mask=sharing.as_attention_mask(inputs["input_ids"].device),
         # Some layers slice the mask, which then is a tensor like any other.
         shared_prompt=sharing,
         use_cache=False,
     ).last_hidden_state
-    layers = model.config.num_hidden_layers
+    layers = decoder.config.num_hidden_layers
     if sharing.calls != layers:
         raise NotImplementedError(
-            f"{type(model).__name__}: {sharing.calls} of {layers} attention layers follow the "
+            f"{type(decoder).__name__}: {sharing.calls} of {layers} attention layers follow the "
             "shared layout. Set model.layout: separate."
         )
     return hidden
