@@ -81,15 +81,15 @@ def continued_rows(batch: GroupBatch) -> ContinuedRows:
     )
 
 
-def continued_states(model: Any, rows: ContinuedRows) -> Tensor:
+def continued_states(decoder: Any, rows: ContinuedRows) -> Tensor:
     """Return the hidden states at the predicting positions, (S, D)."""
     from transformers import DynamicCache
 
-    cache = DynamicCache(config=model.config)
+    cache = DynamicCache(config=decoder.config)
     for layer in cache.layers:
         if hasattr(layer, "update_recurrent_state"):
             _keep_earlier_states(layer)
-    backbone = partial(model.base_model, past_key_values=cache, use_cache=True)
+    backbone = partial(decoder, past_key_values=cache, use_cache=True)
     of_prompts = backbone(**rows.prompts).last_hidden_state[:, -1]
     cache.reorder_cache(rows.owners)
     of_responses = backbone(**rows.responses).last_hidden_state

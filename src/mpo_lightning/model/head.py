@@ -1,9 +1,13 @@
 """Logits of causal language models, from hidden states to what the model itself returns."""
 
+import inspect
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from torch import Tensor, tanh
+
+from mpo_lightning.model.decoder import text_decoder
 
 __all__ = ["output_head"]
 
@@ -22,19 +26,25 @@ def output_head(model: Any) -> Callable[[Tensor], Tensor]:
     """Return the function from hidden states to logits, as the model computes them.
 
     The head is called as modules, so that an adapter on it counts. Factors and bounds of the logits
-    are those of the configuration.
+    are those of the configuration that the model's code uses: a wrapper leaves out what its
+    language model would have by itself (LLaVA of Granite, Aya Vision of Cohere).
     """
-    config = model.config.get_text_config()
+    config = text_decoder(model).config
     names = MODULES.get(config.model_type)
     modules = (
         [model.get_output_embeddings()] if names is None else [getattr(model, n) for n in names]
     )
+    code = _code(type(model))
+
+    def entry(name: str) -> Any:
+        return getattr(config, name, None) if name in code else None
+
     factor = 1.0
     for name in FACTORS:
-        factor *= getattr(config, name, None) or 1.0
-    scaling = getattr(config, DIVISOR, None) or 1.0
+        factor *= entry(name) or 1.0
+    scaling = entry(DIVISOR) or 1.0
     factor = factor * scaling if config.model_type in MULTIPLIED else factor / scaling
-    bound = next(filter(None, (getattr(config, name, None) for name in BOUNDS)), None)
+    bound = next(filter(None, map(entry, BOUNDS)), None)
 
     def logits(hidden: Tensor) -> Tensor:
         for module in modules:
@@ -43,3 +53,8 @@ def output_head(model: Any) -> Callable[[Tensor], Tensor]:
         return bound * tanh(values / bound) if bound else values
 
     return logits
+
+
+@cache
+def _code(kind: type) -> str:
+    return inspect.getsource(kind)

@@ -24,6 +24,7 @@ from mpo_lightning.batch import ModelLimits
 from mpo_lightning.checks import check_settings
 from mpo_lightning.files import in_transformers
 from mpo_lightning.model.continuation import CONTINUED_MODELS
+from mpo_lightning.model.decoder import text_decoder
 from mpo_lightning.model.limits import limits_of
 from mpo_lightning.model.logps import (
     DENSE_MASK_MODELS,
@@ -303,7 +304,7 @@ def _choose_layout(base: Any, layout: Layout, attn_implementation: str | None) -
     Raises:
         PolicyError: if the model does not compute the same in the layout that is wanted.
     """
-    layouts, model_type = exact_layouts(base), base.config.model_type
+    layouts, model_type = exact_layouts(base), text_decoder(base).config.model_type
     if layout == "separate":
         return "separate"
     if layout not in ("auto", *layouts):
@@ -400,7 +401,7 @@ def _loaded(config: PolicyConfig, load: Callable[[], Any]) -> Any:
 
 
 def auto_class(settings: Any) -> Any:
-    """Return the class that loads a base: a few multimodal models are no causal language models."""
+    """Return the class that loads a base whole: not the language model of a multimodal one alone."""
     from transformers import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -408,11 +409,10 @@ def auto_class(settings: Any) -> Any:
         AutoModelForImageTextToText,
     )
 
-    kind = type(settings)
-    multimodal = kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    if multimodal and kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return AutoModelForImageTextToText
-    return AutoModelForCausalLM
+    multimodal = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(settings), None)
+    if multimodal in (None, MODEL_FOR_CAUSAL_LM_MAPPING.get(type(settings), None)):
+        return AutoModelForCausalLM
+    return AutoModelForImageTextToText
 
 
 def _dtype(config: PolicyConfig, settings: Any) -> torch.dtype:
@@ -588,7 +588,7 @@ def _add_lora(base: Any, lora: LoRA) -> Any:
     # Routers are adapted only if they are named.
     all_linear = str(lora.target_modules).lower() == "all-linear"
     left_out = routers if all_linear else []
-    if all_linear and base.config.model_type in FUSED_OUTPUT:
+    if all_linear and text_decoder(base).config.model_type in FUSED_OUTPUT:
         lora = replace(lora, exclude_modules=[*(lora.exclude_modules or []), "out_proj"])
     settings = LoraConfig(
         task_type="CAUSAL_LM",
@@ -667,8 +667,8 @@ def _add_lora(base: Any, lora: LoRA) -> Any:
 
 def _towers(base: Any) -> list[str]:
     """Return the parts of a multimodal model that no text passes through, by name."""
-    decoder = base.get_decoder()
-    if base.config.get_text_config() is base.config or decoder is base:
+    decoder = text_decoder(base)
+    if decoder.config is base.config:
         return []
     language = (decoder, base.get_output_embeddings())
     kept = [f"{name}." for name, module in base.named_modules() if module in language]
@@ -683,7 +683,7 @@ def _towers(base: Any) -> list[str]:
 
 def _routers(base: Any) -> list[str]:
     """Return the modules that choose a token's experts, by name."""
-    settings = base.config.get_text_config()
+    settings = text_decoder(base).config
     names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
     if not any(getattr(settings, name, None) for name in names):
         return []

@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from mpo_lightning.batch import GroupBatch
 from mpo_lightning.model.attention import SHARED_PROMPT_ATTENTION, PromptSharing
 from mpo_lightning.model.continuation import CONTINUED_MODELS, continued_rows, continued_states
+from mpo_lightning.model.decoder import text_decoder
 from mpo_lightning.model.head import output_head
 
 __all__ = [
@@ -84,15 +85,15 @@ def can_share_prompts(config: Any) -> bool:
 
 def exact_layouts(model: Any) -> list[ExactLayout]:
     """Return the layouts in which a model computes what it computes in rows of its own."""
-    config = model.config
+    decoder = text_decoder(model)
     layouts: list[ExactLayout] = ["separate"]
-    if can_share_prompts(config):
+    if can_share_prompts(decoder.config):
         layouts.append("shared")
     # Layers that are checkpointed drop the cache.
     checkpointed = any(
-        getattr(module, "gradient_checkpointing", False) for module in model.modules()
+        getattr(module, "gradient_checkpointing", False) for module in decoder.modules()
     )
-    if config.model_type in CONTINUED_MODELS and not checkpointed:
+    if decoder.config.model_type in CONTINUED_MODELS and not checkpointed:
         layouts.append("continued")
     return layouts
 
@@ -354,16 +355,17 @@ def _scored_token_logps(
     model: Any, batch: GroupBatch, layout: ExactLayout, chunk_size: int
 ) -> Tensor:
     """Return the log-probabilities of all responses' tokens, response after response, (S,)."""
+    decoder = text_decoder(model)
     if layout == "continued":
         continued = batch.once(layout, partial(continued_rows, batch))
-        states, targets = continued_states(model, continued), continued.targets
+        states, targets = continued_states(decoder, continued), continued.targets
     else:
         make = shared_row if layout == "shared" else separate_rows
         rows = batch.once(layout, partial(make, batch))
         if rows.sharing is not None:
-            hidden = _shared_states(model, rows.inputs, rows.sharing)
+            hidden = _shared_states(decoder, rows.inputs, rows.sharing)
         else:
-            hidden = model.base_model(**rows.inputs, use_cache=False).last_hidden_state
+            hidden = decoder(**rows.inputs, use_cache=False).last_hidden_state
         states, targets = hidden.flatten(0, 1)[rows.predictors], rows.targets
     head = model.get_output_embeddings()
     return token_logps(
@@ -375,32 +377,30 @@ def _scored_token_logps(
     )
 
 
-def _shared_states(model: Any, inputs: dict[str, Any], sharing: PromptSharing) -> Tensor:
+def _shared_states(decoder: Any, inputs: dict[str, Any], sharing: PromptSharing) -> Tensor:
     """Return the hidden states of a row in which groups share their prompts, (1, T, D).
 
     Raises:
         NotImplementedError: if the model's attention does not follow the layout.
     """
-    if model.config.model_type in DENSE_MASK_MODELS:
-        mask = sharing.dense_mask(model.dtype)
-        found: Tensor = model.base_model(
-            **inputs, attention_mask=mask, use_cache=False
-        ).last_hidden_state
+    if decoder.config.model_type in DENSE_MASK_MODELS:
+        mask = sharing.dense_mask(decoder.dtype)
+        found: Tensor = decoder(**inputs, attention_mask=mask, use_cache=False).last_hidden_state
         return found
     # Stays set: a checkpointed layer reads it again in the backward pass.
-    model.config._attn_implementation = SHARED_PROMPT_ATTENTION
+    decoder.config._attn_implementation = SHARED_PROMPT_ATTENTION
     before = sharing.calls
-    hidden: Tensor = model.base_model(
+    hidden: Tensor = decoder(
         **inputs,
         attention_mask=sharing.as_attention_mask(),
         # Some layers slice the mask, which then is a tensor like any other.
         shared_prompt=sharing,
         use_cache=False,
     ).last_hidden_state
-    layers, calls = model.config.num_hidden_layers, sharing.calls - before
+    layers, calls = decoder.config.num_hidden_layers, sharing.calls - before
     if calls != layers:
         raise NotImplementedError(
-            f"{type(model).__name__}: {calls} of {layers} attention layers follow the "
+            f"{type(decoder).__name__}: {calls} of {layers} attention layers follow the "
             "shared layout. Set model.layout: separate."
         )
     return hidden
