@@ -34,7 +34,8 @@ def output_head(model: Any) -> Callable[[Tensor], Tensor]:
     modules = (
         [model.get_output_embeddings()] if names is None else [getattr(model, n) for n in names]
     )
-    code = _code(type(model))
+    kind: type = type(model)
+    code = _code(kind)
 
     def entry(name: str) -> Any:
         return getattr(config, name, None) if name in code else None

@@ -401,7 +401,7 @@ def _loaded(config: PolicyConfig, load: Callable[[], Any]) -> Any:
 
 
 def auto_class(settings: Any) -> Any:
-    """Return the class that loads a base whole: not the language model of a multimodal one alone."""
+    """Return the class that loads a base whole, not a multimodal one's language model alone."""
     from transformers import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
