@@ -13,6 +13,7 @@ from mpo_lightning.model.logps import (
     can_share_prompts,
     cheapest_layout,
     exact_layouts,
+    packed_rows,
     response_logps,
     separate_rows,
     shared_row,
@@ -41,7 +42,7 @@ from tests.model.architectures import (
 def test_layouts_equal_full_logits_with_gradients(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On CPU, and as on a GPU."""
+    """On CPU, and as on a GPU; separate rows padded and, with the attention of the row, packed."""
     model = with_trained_lora(variant_model(name))
     value_error, gradient_error = 1e-4, 1e-3
     if name not in IN_FLOAT32:
@@ -50,25 +51,28 @@ def test_layouts_equal_full_logits_with_gradients(
     batch = GroupBatch.from_groups(random_groups(SHAPE))
     weights = torch.randn(3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     results = {}
-    for layout in ("plain", *LAYOUTS, "on a GPU"):
+    layouts: list[tuple[Layout, str]] = [
+        *(("separate", "padded"), ("shared", "on CPU"), ("separate", "packed")),
+        *(("shared", "on a GPU"), ("separate", "on a GPU")),
+    ]
+    for layout in ("plain", *layouts):
         model.zero_grad()
         if layout == "plain":
             logps = plain_logps(causal_lm, batch)
-        elif layout == "on a GPU":
-            calls = flash.emulate(monkeypatch)
-            logps = response_logps(causal_lm, batch, layout="shared", chunk_size=7)
-            # Masks of whole rows, and soft-caps.
-            without = name.startswith("falcon") or name in {"gemma2", "vaultgemma"}
-            assert bool(calls) != without
         else:
-            logps = response_logps(causal_lm, batch, layout=layout, chunk_size=7)
+            calls = flash.emulate(monkeypatch) if layout[1] == "on a GPU" else None
+            logps = response_logps(causal_lm, batch, layout=layout[0], chunk_size=7)
+            if calls is not None:
+                # Masks of whole rows, and soft-caps.
+                without = name.startswith("falcon") or name in {"gemma2", "vaultgemma"}
+                assert bool(calls) != without
         (logps * weights * batch.valid).sum().backward()
         results[layout] = (logps.detach(), lora_gradients(model))
     expected, expected_gradients = results.pop("plain")
     assert expected.abs().max() > 10
     for layout, (logps, gradients) in results.items():
         # FlashAttention's normalisers are float32.
-        single = 1e-4 if layout == "on a GPU" else 0.0
+        single = 1e-4 if layout[1] == "on a GPU" else 0.0
         assert (logps.double() - expected).abs().max() <= max(value_error, single), layout
         for key, gradient in gradients.items():
             scale = expected_gradients[key].abs().max()
@@ -120,8 +124,8 @@ def test_permuting_responses_permutes_log_probabilities(layout: Layout) -> None:
 
 
 def test_each_row_scores_exactly_the_response_tokens() -> None:
-    """A four-token example by hand: prompt a b, responses c d and e."""
-    (group,) = random_groups([(2, [2, 1])])
+    """Examples by hand: prompt a b, responses c d and e; and a group f, g after it."""
+    group, other = random_groups([(2, [2, 1]), (1, [1])])
     a, b = group.prompt.tolist()
     (c, d), (e,) = (response.tolist() for response in group.responses)
     batch = GroupBatch.from_groups([group])
@@ -135,6 +139,17 @@ def test_each_row_scores_exactly_the_response_tokens() -> None:
     assert separate.inputs["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
     assert separate.predictors.tolist() == [1, 2, 5]
     assert separate.targets.tolist() == [c, d, e]
+    packed = packed_rows(batch)
+    assert packed.inputs["input_ids"].tolist() == [[a, b, c, d, a, b, e]]
+    assert packed.inputs["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1, 2]]
+    assert packed.predictors.tolist() == [1, 2, 5]
+    assert packed.targets.tolist() == [c, d, e]
+    f, g = other.prompt.item(), other.responses[0].item()
+    two = shared_row(GroupBatch.from_groups([group, other]))
+    assert two.inputs["input_ids"].tolist() == [[a, b, f, c, d, e, g]]
+    assert two.inputs["position_ids"].tolist() == [[0, 1, 0, 2, 3, 2, 1]]
+    assert two.predictors.tolist() == [1, 3, 1, 2]
+    assert two.targets.tolist() == [c, d, e, g]
 
 
 @pytest.mark.parametrize("chunk_size", [1, 7, 64])

@@ -199,7 +199,7 @@ def test_hooks_come_in_the_order_that_the_module_says(base: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("layout", "name"), [("shared", "shared_row"), ("separate", "separate_rows")]
+    ("layout", "name"), [("shared", "shared_row"), ("separate", "packed_rows")]
 )
 def test_index_tensors_are_made_once_a_batch(
     base: str, monkeypatch: pytest.MonkeyPatch, layout: str, name: str

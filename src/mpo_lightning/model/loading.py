@@ -23,6 +23,7 @@ from torch import nn
 from mpo_lightning.batch import ModelLimits
 from mpo_lightning.checks import check_settings
 from mpo_lightning.files import in_transformers
+from mpo_lightning.model.attention import SHARED_PROMPT_ATTENTION
 from mpo_lightning.model.continuation import CONTINUED_MODELS
 from mpo_lightning.model.decoder import text_decoder
 from mpo_lightning.model.limits import limits_of
@@ -239,6 +240,10 @@ class _Loader:
         if config.gradient_checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False})
         chosen = _choose_layout(base, self.layout, config.attn_implementation)
+        language = text_decoder(base).config
+        if config.attn_implementation is None and language.model_type in SHARED_PROMPT_MODELS:
+            # Separate rows then follow one another without padding, too.
+            language._attn_implementation = SHARED_PROMPT_ATTENTION
         with torch.device("meta") if empty else nullcontext():
             model = _add_lora(base, config.lora)
         if config.fast_linear and self.device.type == "cpu":

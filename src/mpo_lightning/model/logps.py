@@ -2,7 +2,8 @@
 
 All layouts compute the same numbers. *Shared* (prefix sharing) packs a batch into one row with
 every prompt once; *continued* computes every prompt once and continues its cache with each
-response; *separate* makes one row per response. Only positions that predict response tokens reach
+response; *separate* makes one row per response, and packs them where the model follows the
+attention of shared prompts. Only positions that predict response tokens reach
 the head, in chunks, with log-softmax in fp32 whatever the model's dtype.
 """
 
@@ -36,6 +37,7 @@ __all__ = [
     "can_share_prompts",
     "cheapest_layout",
     "exact_layouts",
+    "packed_rows",
     "response_logps",
     "separate_rows",
     "shared_row",
@@ -170,6 +172,32 @@ def separate_rows(batch: GroupBatch) -> ModelRows:
     ]
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
     return ModelRows(inputs, torch.cat(predictors).to(device), torch.cat(targets))
+
+
+def packed_rows(batch: GroupBatch) -> ModelRows:
+    """Lay the batch out as one row of all prompts and responses, a prompt before each response.
+
+    No token is padding. For models that follow the attention of shared prompts.
+    """
+    device, sizes = batch.tokens.device, []
+    ids, scored, positions, predictors = [], [], [], []
+    at = 0
+    for span in batch.spans():
+        prompt = torch.arange(span.start, span.first_response)
+        for part in span.responses():
+            scored.append(torch.arange(part.start, part.stop))
+            ids += [prompt, scored[-1]]
+            sizes.append(span.prompt + len(scored[-1]))
+            positions.append(torch.arange(sizes[-1]))
+            predictors.append(torch.arange(at + span.prompt - 1, at + sizes[-1] - 1))
+            at += sizes[-1]
+    inputs = {
+        "input_ids": batch.tokens[torch.cat(ids).to(device)][None],
+        "position_ids": torch.cat(positions).to(device)[None],
+    }
+    targets = batch.tokens[torch.cat(scored).to(device)]
+    sharing = PromptSharing(sizes, [[] for _ in sizes], device)
+    return ModelRows(inputs, torch.cat(predictors).to(device), targets, sharing)
 
 
 def token_logps(
@@ -361,7 +389,9 @@ def _scored_token_logps(
         states, targets = continued_states(decoder, continued), continued.targets
     else:
         make = shared_row if layout == "shared" else separate_rows
-        rows = batch.once(layout, partial(make, batch))
+        if layout == "separate" and decoder.config._attn_implementation == SHARED_PROMPT_ATTENTION:
+            make = packed_rows
+        rows = batch.once(make, partial(make, batch))
         if rows.sharing is not None:
             hidden = _shared_states(decoder, rows.inputs, rows.sharing)
         else:

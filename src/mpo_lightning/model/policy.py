@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mpo_lightning.batch import GroupBatch, TokenGroup
 from mpo_lightning.errors import UserError
-from mpo_lightning.model.attention import SHARED_PROMPT_ATTENTION
+from mpo_lightning.model.decoder import text_decoder
 from mpo_lightning.model.logps import ExactLayout, Layout, exact_layouts, response_logps
 
 __all__ = ["Policy", "PolicyError", "decoder_layers", "digest_of_weights"]
@@ -155,13 +155,12 @@ class Policy(nn.Module):
             if not name.startswith("_") and name not in {"transformers_version", "use_cache"}
         }
         config = json.dumps(settings, sort_keys=True, default=str).encode()
-        attention = self.causal_lm.config._attn_implementation
         self._identity = {
             "model": type(self.causal_lm).__name__,
             "weights": digest_of_weights(self.causal_lm),
             "config": hashlib.sha256(config).hexdigest(),
             "dtype": str(self.causal_lm.dtype).removeprefix("torch."),
-            "attention": SHARED_PROMPT_ATTENTION if "shared" in self._layouts() else attention,
+            "attention": text_decoder(self.causal_lm).config._attn_implementation,
         }
         return self._identity
 
