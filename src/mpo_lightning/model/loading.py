@@ -27,7 +27,6 @@ from mpo_lightning.model.continuation import CONTINUED_MODELS
 from mpo_lightning.model.decoder import text_decoder
 from mpo_lightning.model.limits import limits_of
 from mpo_lightning.model.logps import (
-    DENSE_MASK_MODELS,
     SHARED_PROMPT_MODELS,
     SPARSE_MODELS,
     Layout,
@@ -308,7 +307,7 @@ def _choose_layout(base: Any, layout: Layout, attn_implementation: str | None) -
     if layout == "separate":
         return "separate"
     if layout not in ("auto", *layouts):
-        able = {"shared": SHARED_PROMPT_MODELS | DENSE_MASK_MODELS, "continued": CONTINUED_MODELS}
+        able = {"shared": SHARED_PROMPT_MODELS, "continued": CONTINUED_MODELS}
         listed = ", ".join(sorted(able[layout]))
         why = f"{model_type} is not among the architectures that can ({listed})"
         if model_type in SPARSE_MODELS and layout == "shared":
@@ -320,7 +319,7 @@ def _choose_layout(base: Any, layout: Layout, attn_implementation: str | None) -
         rank_zero_info(f"Layout: separate rows, since {model_type} models cannot share a prompt.")
         return "separate"
     shares = layout == "shared" or (layout == "auto" and "shared" in layouts)
-    if attn_implementation is not None and shares and model_type in SHARED_PROMPT_MODELS:
+    if attn_implementation is not None and shares:
         raise PolicyError(
             f"{attn_implementation} has no effect on a shared prompt, which has an attention of "
             "its own. Set model.layout: separate, or leave it out.",
