@@ -661,6 +661,11 @@ def _add_lora(base: Any, lora: LoRA) -> Any:
     # Of the copies of a sharded policy, one is loaded.
     if not any(parameter.is_meta for parameter in base.parameters()):
         rank_zero_info(_adapted(model, routers, towers))
+        if routers and getattr(base.config.get_text_config(), "output_router_logits", False):
+            rank_zero_info(
+                "Routers: their auxiliary loss (output_router_logits in the model's configuration) "
+                "is not added: a loss sees log-probabilities of responses only."
+            )
     return model
 
 
