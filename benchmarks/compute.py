@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.report import draw, markdown, summarise, summarise_sweep
 from benchmarks.workloads import (
+    HybridShape,
     Shape,
     Workload,
     as_settings,
@@ -49,10 +50,16 @@ METHODS: dict[str, dict[str, Any]] = {
     "shared-cached": {"side": "ours", "layout": "shared", "reference": "cached"},
     "matmul": {"side": "matmul"},
 }
+# For a model with recurrent layers.
+HYBRID: dict[str, dict[str, Any]] = {
+    "separate": METHODS["separate"],
+    "continued": {"side": "ours", "layout": "continued"},
+}
 SWEEP: dict[str, dict[str, Any]] = {
     "passes": {"side": "ours", "layout": "shared", "responses_per_pass": 8},
     "at-once": {"side": "ours", "layout": "shared"},
 }
+ALL_METHODS = list({**METHODS, **HYBRID})
 
 
 class Sweep(NamedTuple):
@@ -79,22 +86,28 @@ class Plan(NamedTuple):
         workloads: groups alike, and ragged ones.
         sweep: groups of growing n.
         minutes: what it may take; a slower machine counts fewer rounds.
+        hybrid: the model with recurrent layers.
+        hybrids: its workloads.
     """
 
     shape: Shape
     workloads: tuple[Workload, ...]
     sweep: Sweep
     minutes: float
+    hybrid: HybridShape = HybridShape()
+    hybrids: tuple[Workload, ...] = ()
 
     def work(self, name: str) -> float:
         """About how long a workload takes beside the others: tokens that pass through the model."""
         if name == "sweep":
             sizes = [n for n, count in self.sweep.steps for _ in range(count)]
             return START + 4.0 * sum(self.sweep.prompt + n * self.sweep.response for n in sizes)
-        (workload,) = [w for w in self.workloads if w.name == name]
+        (workload,) = [w for w in (*self.workloads, *self.hybrids) if w.name == name]
         prompt, responses = workload.groups[0]
         shared = prompt + sum(responses)
         rows = workload.n * prompt + sum(responses)
+        if workload in self.hybrids:
+            return START + (1 + workload.rounds) * 4 * (rows + shared)
         # Forward and backward of the policy, with or without the forward pass of the reference.
         a_round = 3 * (2 * rows + shared) + 2 * (rows + shared)
         some = workload.all_pairs_rounds + workload.scored_only_rounds + 2
@@ -122,7 +135,18 @@ def full_plan() -> Plan:
             workloads.append(workload)
     ragged = Workload(name="ragged-n8", groups=ragged_lengths(6, 8), ratio="ragged", rounds=4)
     steps = ((2, 3), (8, 3), (32, 2), (128, 1), (512, 1))
-    return Plan(Shape(), (*workloads, ragged), Sweep(128, 128, steps, 32), minutes=22)
+    hybrids = [
+        Workload.even(8, *tokens, ratio, kind="hybrid-", rounds=4)
+        for ratio, tokens in lengths.items()
+    ]
+    return Plan(
+        Shape(),
+        (*workloads, ragged),
+        Sweep(128, 128, steps, 32),
+        minutes=25,
+        hybrid=HybridShape(),
+        hybrids=tuple(hybrids),
+    )
 
 
 def quick_plan() -> Plan:
@@ -131,7 +155,14 @@ def quick_plan() -> Plan:
     even = Workload.even(4, 32, 32, "1:1", rounds=2, all_pairs_rounds=1, scored_only_rounds=1)
     groups = ragged_lengths(3, 4, longest=200)
     ragged = Workload(name="ragged-n4", groups=groups, ratio="ragged", rounds=2)
-    return Plan(shape, (even, ragged), Sweep(32, 32, ((2, 1), (8, 1), (32, 1)), 8), minutes=10)
+    return Plan(
+        shape,
+        (even, ragged),
+        Sweep(32, 32, ((2, 1), (8, 1), (32, 1)), 8),
+        minutes=10,
+        hybrid=HybridShape(layers=4, hidden=64, intermediate=176, heads=2, vocabulary=512, rank=4),
+        hybrids=(Workload.even(4, 32, 32, "1:1", kind="hybrid-", rounds=2),),
+    )
 
 
 # ------------------------------------------------------------------------------------- processes
@@ -222,7 +253,7 @@ def say(text: str) -> None:
 
 def methods_of(workload: Workload, chosen: Sequence[str]) -> dict[str, int]:
     """Counted rounds of each method that the workload has and that was asked for."""
-    rounds = dict.fromkeys(METHODS, workload.rounds)
+    rounds = dict.fromkeys({**METHODS, **HYBRID}, workload.rounds)
     rounds["trl-all-pairs"] = workload.all_pairs_rounds
     rounds["trl-scored-only"] = workload.scored_only_rounds
     return {name: count for name, count in rounds.items() if count and name in chosen}
@@ -259,7 +290,7 @@ def measure(
     workers = {}
     for name, count in rounds.items():
         # One more than is told to: a process that ended would disturb those that go on.
-        settings = {**common, **METHODS[name], "steps": 2 + count}
+        settings = {**common, **{**METHODS, **HYBRID}[name], "steps": 2 + count}
         if settings.get("reference") == "cached":
             settings["reference_cache"] = str(folder / "reference")
         workers[name] = (settings, folder / name)
@@ -375,9 +406,15 @@ def results_of(plan: Plan, measured: dict[str, Any], **extra: Any) -> dict[str, 
     for workload in plan.workloads:
         if workload.name in measured:
             rows.append(summarise(workload, plan.shape, measured[workload.name]["measured"]))
+    hybrids = [
+        summarise(workload, plan.hybrid, measured[workload.name]["measured"])
+        for workload in plan.hybrids
+        if workload.name in measured
+    ]
     sweep = measured.get("sweep")
     return {
         "rows": rows,
+        "hybrids": hybrids,
         "sweep": summarise_sweep(sweep["measured"]) if sweep else [],
         "sweep_tokens": f"{plan.sweep.prompt}:{plan.sweep.response}",
         "machine": machine(),
@@ -413,7 +450,7 @@ def run(
     out: Path,
     *,
     only: Sequence[str] = (),
-    methods: Sequence[str] = tuple(METHODS),
+    methods: Sequence[str] = ALL_METHODS,
     command: str = "make bench",
 ) -> dict[str, Any]:
     """Measure what is not measured yet, writing the results after each workload.
@@ -426,11 +463,16 @@ def run(
         command: how this was asked for, for the page.
     """
     before = earlier(out, also_complete=bool(only))
-    names = [workload.name for workload in plan.workloads] + ["sweep"]
+    # Each workload with its model and those of the methods that it has.
+    of_llama = (plan.shape, "base", [name for name in methods if name in METHODS])
+    of_hybrid = (plan.hybrid, "hybrid", [name for name in methods if name in HYBRID])
+    workloads = dict.fromkeys(plan.workloads, of_llama) | dict.fromkeys(plan.hybrids, of_hybrid)
+    by_name = {workload.name: workload for workload, (*_, own) in workloads.items() if own}
+    names = [*by_name, "sweep"]
     asked = [name for name in names if not only or any(part in name for part in only)]
     wanted: dict[str, Any] = {
-        workload.name: {**as_settings(workload, plan.shape), "methods": list(methods)}
-        for workload in plan.workloads
+        workload.name: {**as_settings(workload, shape), "methods": own}
+        for workload, (shape, _, own) in workloads.items()
     }
     wanted["sweep"] = json.loads(json.dumps({"sweep": plan.sweep, "shape": vars(plan.shape)}))
     measured = {
@@ -457,21 +499,22 @@ def run(
     with tempfile.TemporaryDirectory(prefix="mpo-bench-") as temporary:
         work = Path(temporary)
         build_base(work / "base", plan.shape)
+        build_base(work / "hybrid", plan.hybrid)
         left = [name for name in asked if name not in measured]
         for number, name in enumerate(left):
             if name == "sweep":
                 found = measure_sweep(plan.sweep, plan.shape, work / "base", work / name)
             else:
-                workload = plan.workloads[names.index(name)]
+                shape, base, own = workloads[by_name[name]]
                 # Its part of the time that is left; what it does not use the next ones have.
                 part = plan.work(name) / sum(map(plan.work, left[number:]))
                 time_left = plan.minutes * 60 - (time.monotonic() - began)
                 found = measure(
-                    workload,
-                    plan.shape,
-                    work / "base",
+                    by_name[name],
+                    shape,
+                    work / base,
                     work / name,
-                    methods,
+                    own,
                     seconds=part * time_left,
                 )
             measured[name] = {"settings": wanted[name], "measured": found}
@@ -497,17 +540,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compute", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="smoke test with a tiny model")
     parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="parts of names")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--methods", nargs="+", default=ALL_METHODS, choices=ALL_METHODS)
     parser.add_argument("--out", type=Path, help="folder of the results")
     options = parser.parse_args(arguments)
-    if options.methods != list(METHODS) and not (options.quick or options.out):
+    if options.methods != ALL_METHODS and not (options.quick or options.out):
         parser.error("--methods needs --out: the results are to hold all methods")
     plan = quick_plan() if options.quick else full_plan()
     asked = " ".join(
         [
             *(["--quick"] if options.quick else []),
             *(["--only", *options.only] if options.only else []),
-            *(["--methods", *options.methods] if options.methods != list(METHODS) else []),
+            *(["--methods", *options.methods] if options.methods != ALL_METHODS else []),
         ]
     )
     settings: dict[str, Any] = {

@@ -20,6 +20,7 @@ TITLES = {
     "separate": "ours, separate rows",
     "shared": "ours, shared prompt",
     "shared-cached": "ours, shared, reference cached",
+    "continued": "ours, cache continued",
 }
 SWEEP_TITLES = {"passes": "8 responses a pass", "at-once": "all at once"}
 SPEEDUPS = {
@@ -29,6 +30,7 @@ SPEEDUPS = {
     "speedup_vs_trl_all_pairs": ("trl-all-pairs", "shared"),
     "speedup_vs_separate": ("separate", "shared"),
 }
+HYBRID_SPEEDUP = {"speedup_continued": ("separate", "continued")}
 
 Measured = dict[str, Any]
 Stat = dict[str, Any]
@@ -82,7 +84,7 @@ def summarise(workload: Workload, shape: Shape, measured: dict[str, Measured]) -
         "setup_seconds": {n: round(v["setup_seconds"], 1) for n, v in methods.items()},
         "computed_tokens": {n: v["computed"] for n, v in methods.items()},
     }
-    for key, (slow, fast) in SPEEDUPS.items():
+    for key, (slow, fast) in {**SPEEDUPS, **HYBRID_SPEEDUP}.items():
         if slow in seconds and fast in seconds:
             # One of them may have fewer rounds; they begin with the same one.
             pairs = zip(seconds[slow], seconds[fast], strict=False)
@@ -224,6 +226,29 @@ def markdown(results: dict[str, Any]) -> str:
             "groups (two where all are alike, as many as steps in the ragged file).\n",
             _by_method(rows, "setup_seconds", lambda _, value: f"{value:.1f}"),
         ]
+    if results["hybrids"]:
+        parts += [
+            "## A hybrid of recurrent layers and attention\n",
+            "The prompt once and its cache continued, against separate rows; the reference is "
+            "computed in the step.\n",
+            table(
+                [
+                    *["n", "prompt:response", "speed-up"],
+                    *(f"{TITLES[name]}: {what}" for what in HYBRID_COLUMNS for name in HYBRID),
+                ],
+                [
+                    [
+                        *_named(row),
+                        _ratio(row, "speedup_continued"),
+                        *(_stat(row["seconds"].get(name), 2) for name in HYBRID),
+                        *(_stat(row["peak_mib"].get(name), 0) for name in HYBRID),
+                        *(_stat(row["above_start_mib"].get(name), 0) for name in HYBRID),
+                    ]
+                    for row in results["hybrids"]
+                ],
+            )
+            + "\n",
+        ]
     if sweep:
         names = [name for name in SWEEP_TITLES if any(name in row for row in sweep)]
         head = ["n"]
@@ -251,6 +276,8 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
+HYBRID = ("separate", "continued")
+HYBRID_COLUMNS = ("seconds", "peak MiB", "above start, MiB")
 MEMORY_RATIOS = ("memory_vs_trl", "above_start_vs_trl")
 
 
@@ -310,7 +337,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
     left.grid(axis="y", alpha=0.3, which="both")
     for edge in range(1, len(rows)):
         left.axvline(edge - 0.5, color="black", alpha=0.15)
-    left.legend(fontsize=8)
+    if used:
+        left.legend(fontsize=8)
 
     sweep = results["sweep"]
     for place, key, title in ((0, "peak_mib", "peak resident MiB"), (1, "seconds", "seconds")):

@@ -132,6 +132,8 @@ def run_ours(settings: dict[str, Any], steps: Steps) -> None:
         computed = len(batch.tokens)
         if settings["layout"] == "separate":
             computed = len(lengths) * (batch.prompt_lengths[0] + max(lengths))
+        if settings["layout"] == "continued":
+            computed = batch.prompt_lengths[0] + len(lengths) * max(lengths)
         return {"n": len(lengths), "scored": sum(lengths), "computed": computed}
 
     steps.start()
@@ -145,7 +147,7 @@ def run_ours(settings: dict[str, Any], steps: Steps) -> None:
     }
     module = MPOModule(
         policy=PolicyConfig(base=settings["base"], lora=LoRA(r=settings["shape"]["rank"])),
-        loss=MPO(beta=0.1),
+        loss=MPO(beta=0.1, alpha=0.5),
         optimizer=lambda params: torch.optim.AdamW(params, lr=1e-5, weight_decay=0.0, fused=True),
         lr_scheduler=None,
         layout=settings["layout"],

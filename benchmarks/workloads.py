@@ -10,6 +10,7 @@ import torch
 from mpo_lightning.data.sampler import GroupSampler
 
 __all__ = [
+    "HybridShape",
     "Shape",
     "Workload",
     "all_pairs",
@@ -41,6 +42,47 @@ class Shape:
         """Inputs and outputs of a decoder layer's linear layers; the first three are q, k, v."""
         h, i = self.hidden, self.intermediate
         return [(h, h), (h, h), (h, h), (h, h), (h, i), (h, i), (i, h)]
+
+    def config(self) -> Any:
+        """Return the model's configuration."""
+        from transformers import LlamaConfig
+
+        return LlamaConfig(**self._sizes(), num_key_value_heads=self.heads)
+
+    def _sizes(self) -> dict[str, Any]:
+        return {
+            "vocab_size": self.vocabulary,
+            "hidden_size": self.hidden,
+            "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "max_position_embeddings": 2048,
+            "tie_word_embeddings": False,
+            "bos_token_id": None,
+            "eos_token_id": 1,
+            "pad_token_id": 0,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class HybridShape(Shape):
+    """Sizes of a model in the shape of Qwen3.5: of four layers, three are recurrent."""
+
+    vocabulary: int = 4096
+
+    def config(self) -> Any:
+        """Return the model's configuration."""
+        from transformers import AutoConfig
+
+        size = self.hidden // self.heads
+        of_heads = {"head_dim": size, "num_key_value_heads": max(1, self.heads // 4)}
+        of_heads |= {f"linear_{kind}_head_dim": size for kind in ("key", "value")}
+        of_heads |= {f"linear_num_{kind}_heads": self.heads for kind in ("key", "value")}
+        kinds = [
+            "linear_attention" if (layer + 1) % 4 else "full_attention"
+            for layer in range(self.layers)
+        ]
+        return AutoConfig.for_model("qwen3_5_text", **self._sizes(), **of_heads, layer_types=kinds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +116,19 @@ class Workload:
 
     @classmethod
     def even(
-        cls, n: int, prompt: int, response: int, ratio: str, *, rounds: int, **settings: Any
+        cls,
+        n: int,
+        prompt: int,
+        response: int,
+        ratio: str,
+        *,
+        rounds: int,
+        kind: str = "",
+        **settings: Any,
     ) -> "Workload":
         """All groups alike. Two are enough: they are walked through again and again."""
         groups = ((prompt, (response,) * n),) * 2
-        name = f"n{n}-{prompt}x{response}"
+        name = f"{kind}n{n}-{prompt}x{response}"
         return cls(name=name, groups=groups, ratio=ratio, rounds=rounds, **settings)
 
 
@@ -99,29 +149,16 @@ def ragged_lengths(
 
 
 def build_base(folder: Path, shape: Shape) -> None:
-    """Write a Llama with random weights, fp32, and a tokenizer that has one token a word."""
+    """Write a model with random weights, fp32, and a tokenizer that has one token a word."""
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
     words = {PAD: 0, EOS: 1, **{f"w{i}": i for i in range(2, shape.vocabulary)}}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token=PAD))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=PAD)
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads,
-        max_position_embeddings=2048,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=1,
-        pad_token_id=0,
-    )
-    LlamaForCausalLM(config).float().save_pretrained(folder)
+    AutoModelForCausalLM.from_config(shape.config()).float().save_pretrained(folder)
     wrapped.save_pretrained(folder)
 
 

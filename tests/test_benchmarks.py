@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from benchmarks import compute
 from benchmarks.flops import causal_pairs, step_flops
 from benchmarks.report import markdown, spread, step_seconds, summarise, summarise_sweep
 from benchmarks.workloads import (
+    HybridShape,
     Shape,
     Workload,
     all_pairs,
@@ -239,15 +241,17 @@ def test_pairs_hold_each_response_once_or_all_combinations() -> None:
 def test_plan_covers_what_it_says() -> None:
     plan = compute.full_plan()
     even = [w for w in plan.workloads if w.ratio != "ragged"]
-    assert {(w.n, w.ratio) for w in even} == {
-        (n, r) for n in (4, 8, 32) for r in ("4:1", "1:1", "1:4")
-    }
-    for workload in even:
+    ratios = ("4:1", "1:1", "1:4")
+    assert {(w.n, w.ratio) for w in even} == {(n, r) for n in (4, 8, 32) for r in ratios}
+    assert [(w.n, w.ratio) for w in plan.hybrids] == [(8, r) for r in ratios]
+    kinds = plan.hybrid.config().layer_types
+    assert kinds == [*["linear_attention"] * 3, "full_attention"] * 2
+    for workload in [*even, *plan.hybrids]:
         prompt, responses = workload.groups[0]
         p, r = (int(part) for part in workload.ratio.split(":"))
         assert len(set(responses)) == 1
         assert prompt * r == responses[0] * p
-    names = [w.name for w in plan.workloads]
+    names = [w.name for w in (*plan.workloads, *plan.hybrids)]
     assert len(set(names)) == len(names)
     (ragged,) = [w for w in plan.workloads if w.ratio == "ragged"]
     # The warm-up, and the step that waits at the end.
@@ -268,7 +272,10 @@ def only_ours(monkeypatch: pytest.MonkeyPatch) -> Callable[[], compute.Plan]:
     def plan() -> compute.Plan:
         groups = ((9, (5, 3)), (7, (4, 6)))
         workload = Workload(name="tiny", groups=groups, ratio="ragged", rounds=1)
-        return compute.Plan(TINY, (workload,), compute.Sweep(6, 4, ((2, 1), (3, 1)), 0), 1)
+        sweep = compute.Sweep(6, 4, ((2, 1), (3, 1)), 0)
+        hybrid = HybridShape(**{**asdict(TINY), "layers": 4})
+        hybrids = (replace(workload, name="hybrid-tiny"),)
+        return compute.Plan(TINY, (workload,), sweep, 1, hybrid, hybrids)
 
     return plan
 
@@ -279,7 +286,7 @@ def test_a_run_measures_writes_and_goes_on_where_it_was_interrupted(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    methods = ["separate", "shared-cached", "matmul"]
+    methods = ["separate", "shared-cached", "matmul", "continued"]
     sweep = compute.measure_sweep
 
     def interrupted(*_: Any) -> dict[str, Any]:
@@ -292,7 +299,7 @@ def test_a_run_measures_writes_and_goes_on_where_it_was_interrupted(
     assert not before["complete"]
     monkeypatch.setattr(compute, "measure_sweep", sweep)
     results = compute.run(only_ours(), tmp_path, methods=methods)
-    assert "kept from before: tiny" in capsys.readouterr().out
+    assert "kept from before: tiny, hybrid-tiny" in capsys.readouterr().out
     assert results["complete"]
     assert results["rows"] == before["rows"]
 
@@ -300,6 +307,10 @@ def test_a_run_measures_writes_and_goes_on_where_it_was_interrupted(
     # The last step's group: 7 + 4 + 6 tokens, or two rows of 7 + 6.
     assert row["computed_tokens"] == {"separate": 26, "shared-cached": 17}
     assert 0 < row["share_of_matmul_rate"]["median"] < 1
+    (hybrid,) = results["hybrids"]
+    # The prompt of 7 and two responses of up to 6 tokens, or two rows.
+    assert hybrid["computed_tokens"] == {"separate": 26, "continued": 19}
+    assert hybrid["speedup_continued"] > 0
     for method in methods[:2]:
         assert 0 < row["seconds"][method]["median"] < 60
         assert row["peak_mib"][method]["median"] > row["above_start_mib"][method]["median"]
@@ -308,6 +319,7 @@ def test_a_run_measures_writes_and_goes_on_where_it_was_interrupted(
     page = (tmp_path / "compute.md").read_text(encoding="utf-8")
     assert page == markdown(results) + "\n"
     assert "ours, separate rows" in page
+    assert "## A hybrid of recurrent layers and attention" in page
     assert str(tmp_path) not in (tmp_path / "compute.json").read_text(encoding="utf-8")
     assert (tmp_path / "compute.png").stat().st_size > 10_000
 

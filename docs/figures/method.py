@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mpo_lightning.losses import DPO, MPO, AboveMean, EachMPO, SetLoss
-from mpo_lightning.model.attention import PromptSharing
 
 HERE = Path(__file__).parent
 CHOSEN, REJECTED, PLAIN, PROMPT = "#2a7f62", "#b5443a", "#555555", "#4c6ea8"
@@ -131,9 +130,10 @@ def draw_shared() -> Figure:
         causal[:, prompt:] *= 2
         separate[at : at + size, at : at + size] = causal
         at += size
-    sharing = PromptSharing([prompt], [lengths])
-    dense = sharing.dense_mask(torch.float32)
-    seen = (dense.reshape(dense.shape[-2:]) == 0).long()
+    # Which response a token of the shared row belongs to; 0 is the prompt.
+    part = torch.arange(1 + len(lengths)).repeat_interleave(torch.tensor([prompt, *lengths]))
+    seen = (part == 0) | (part[:, None] == part)
+    seen = seen.tril().long()
     seen[:, prompt:] *= 2
     colors = mpl.colors.ListedColormap(["#f2f2f2", PROMPT, CHOSEN])
     titles = (

@@ -11,7 +11,7 @@ import torch
 from mpo_lightning.batch import GroupBatch
 from mpo_lightning.model.logps import exact_layouts, response_logps
 from tests.conftest import plain_logps, random_groups
-from tests.model.architectures import CANNOT_SHARE, CONTINUED, SHAPE, VARIANTS, variant_model
+from tests.model.architectures import CONTINUED, SEPARATE, SHAPE, VARIANTS, variant_model
 
 PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
 LAYOUTS = ("shared", "continued", "separate")
@@ -20,7 +20,7 @@ Row = tuple[str, list[str]]
 
 def models() -> dict[str, dict[str, Any]]:
     """Configurations by name, one for each architecture or variant of it."""
-    return dict(sorted({**CANNOT_SHARE, **VARIANTS, **CONTINUED}.items()))
+    return dict(sorted({**SEPARATE, **VARIANTS, **CONTINUED}.items()))
 
 
 def layouts_of(name: str) -> list[str]:

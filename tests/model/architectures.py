@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig
 
+from mpo_lightning.model.loading import FUSED_OUTPUT
 from mpo_lightning.model.logps import SHARED_PROMPT_MODELS, Layout
 from tests.conftest import tiny_model
 
@@ -22,6 +23,7 @@ WINDOW: dict[str, Any] = {
     "layer_types": ["full_attention", "sliding_attention"],
 }
 HEADS: dict[str, Any] = {"head_dim": 8}
+ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 1e4}
 # Multi-head latent attention: queries and keys of 16, values of 8.
 LATENT: dict[str, Any] = {
     **{"kv_lora_rank": 16, "q_lora_rank": 24, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8},
@@ -57,8 +59,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "exaone4": WINDOW,
     "exaone_moe": {**HEADS, **EXPERTS, **WINDOW, "num_shared_experts": 1},
-    "falcon": {},
-    "falcon with grouped queries": {"new_decoder_architecture": True, "num_kv_heads": 2},
     "flex_olmo": EXPERTS,
     "flint": {**HEADS, **EXPERTS, **WINDOW},
     "gemma2": {**HEADS, "final_logit_softcapping": 2.0, **WINDOW},
@@ -128,6 +128,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "starcoder2 with a window": {"sliding_window": 8},
     "vaultgemma": {**HEADS, **WINDOW},
     "youtu": LATENT,
+    "cohere_compass_text": {
+        "rope_parameters": {"full_attention": {**ROPE, "mrope_section": [1, 1, 2]}},
+        "logit_scale": 0.4,
+    },
+    "ctrl": {"dff": 64},
+    "dbrx": {
+        **{"d_model": 32, "n_heads": 4, "n_layers": 2, "num_hidden_layers": None},
+        **{"hidden_size": None, "num_attention_heads": None, "num_key_value_heads": None},
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "modernbert-decoder": WINDOW,
 }
 LINEAR: dict[str, Any] = {
     **{"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8},
@@ -140,6 +152,24 @@ MAMBA: dict[str, Any] = {
 CONVOLUTIONS: dict[str, Any] = {
     **{"num_hidden_layers": 4, "layer_types": ["conv", "conv", "full_attention", "conv"]},
 }
+# Keys chosen among those of the row by an indexer, fewer than there are. With its many heads no two
+# keys have equal scores, among which rounding would choose.
+INDEXED: dict[str, Any] = {
+    **{**EXPERTS, **LATENT, "index_n_heads": 16, "index_head_dim": 16, "index_topk": 8},
+}
+KIMI: dict[str, Any] = {
+    **{**EXPERTS, **LATENT, "q_lora_rank": None, "num_hidden_layers": 4, "num_mtp_layers": 0},
+    **{"linear_head_dim": 8, "linear_num_heads": 4, "layer_types": LINEAR["layer_types"]},
+}
+INKLING: dict[str, Any] = {
+    **{**HEADS, "swa_head_dim": 8, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2},
+    **{"d_rel": 4, "rel_extent": 8, "n_routed_experts": 4, "num_experts_per_tok": 2},
+    **{"n_shared_experts": 1, "moe_intermediate_size": 16, "sliding_window_size": 6},
+    **{"layer_types": ["hybrid", "hybrid_sliding"], "mlp_layer_types": ["dense", "sparse"]},
+    "unpadded_vocab_size": 380,
+}
+GPT_J: dict[str, Any] = {"rotary_dim": 4, "n_embd": 32, "n_head": 4, "n_layer": 2}
+SCANNED: dict[str, Any] = {"state_size": 4, "expand": 2}
 # Models that continue the cache of a prompt.
 CONTINUED: dict[str, dict[str, Any]] = {
     "bamba": {**MAMBA, "num_hidden_layers": 4, "attn_layer_indices": [2]},
@@ -160,19 +190,86 @@ CONTINUED: dict[str, dict[str, Any]] = {
     "qwen3_5_moe_text": {**LINEAR, **EXPERTS, "shared_expert_intermediate_size": 16},
     "qwen3_5_text": LINEAR,
     "qwen3_next": {**LINEAR, **EXPERTS, "shared_expert_intermediate_size": 16},
-}
-# Models whose prompts are not shared.
-CANNOT_SHARE: dict[str, dict[str, Any]] = {
-    "falcon_h1": {
-        **{"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_ssm": 64, "mamba_d_state": 16},
-        **{"head_dim": 8, "lm_head_multiplier": 0.5},
-    },
-    "modernbert-decoder": {},
-    "recurrent_gemma": {"lru_width": 32, "head_dim": 8, "num_hidden_layers": 3},
+    "axk2": INDEXED,
+    "bailing_hybrid": {**KIMI, **HEADS},
     "bloom": {"n_layer": 2, "n_head": 4},
+    "codegen": GPT_J,
+    "deepseek_v32": INDEXED,
+    "diffllama": {},
+    "dots3_note_text": {
+        **{**INDEXED, **HEADS, "layer_types": ["indexed_attention", "sliding_attention"]},
+        **{"swa_num_attention_heads": 4, "swa_num_key_value_heads": 4, "swa_q_lora_rank": 24},
+        **{"swa_kv_lora_rank": 16, "swa_head_dim": 16, "swa_qk_nope_head_dim": 8},
+        **{"swa_v_head_dim": 8, "sliding_window": 6},
+    },
+    "glm_moe_dsa": INDEXED,
+    "falcon": {},
     "falcon with ALiBi": {"alibi": True},
-    "mamba": {"state_size": 4, "expand": 2},
+    "falcon with grouped queries": {"new_decoder_architecture": True, "num_kv_heads": 2},
+    "gpt_neo": {
+        **{"attention_types": [[["global", "local"], 1]], "num_layers": 2, "num_heads": 4},
+        "window_size": 6,
+    },
+    "gpt_neox_japanese": {},
+    "gptj": GPT_J,
+    "hy_v4": {**INDEXED, **HEADS},
+    "inkling_text": {**INKLING, "logits_mup_width_multiplier": 2.0},
+    "inkling2_text": INKLING,
+    "kimi_linear": KIMI,
+    "lfm3": {
+        **{**HEADS, "num_hidden_layers": 4, "sliding_window": 6},
+        "layer_types": ["conv", "conv", "full_attention", "sliding_attention"],
+    },
+    "mamba2": {**SCANNED, "num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 8},
     "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2},
+    "qwen4_exp_text": {
+        **{**LINEAR, **EXPERTS, "layer_types": ["linear_attention"] * 3 + ["indexed_attention"]},
+        **{"indexer_n_heads": 16, "indexer_kv_heads": 1, "indexer_head_dim": 16},
+        **{"indexer_budget": 8, "indexer_compress_ratio": 4, "hc_lowrank": 4},
+        **{"ple_layer_ids": [1, 3], "ple_embed_dim": 32, "ngram_vocab_size_base": 50},
+        **{"heads_per_ngram": 2, "split_ngram_parts": 1, "shared_expert_intermediate_size": 16},
+    },
+    "xglm": {"d_model": 32, "ffn_dim": 64, "num_layers": 2, "attention_heads": 4},
+    "zamba2": {
+        **{"num_hidden_layers": 4, "layers_block_type": ["mamba", "mamba", "hybrid", "hybrid"]},
+        **{"num_key_value_heads": 4, "mamba_d_state": 8, "n_mamba_heads": 8, "adapter_rank": 4},
+    },
+    "zaya": {
+        **{**HEADS, "router_hidden_size": 8, "num_experts": 4, "moe_intermediate_size": 16},
+        **{"layer_types": ["hybrid", "hybrid_sliding"], "sliding_window": 6},
+    },
+}
+# Models that compute separate rows only.
+SEPARATE: dict[str, dict[str, Any]] = {
+    "deepseek_v4": {
+        **{**EXPERTS, "index_n_heads": 8, "index_head_dim": 16, "num_key_value_heads": 1},
+        **{"head_dim": 16, "q_lora_rank": 24, "o_groups": 2, "o_lora_rank": 8, "index_topk": 2},
+        **{"sliding_window": 6, "intermediate_size": None},
+        "layer_types": ["heavily_compressed_attention", "compressed_sparse_attention"],
+        "compress_rates": {"heavily_compressed_attention": 8, "compressed_sparse_attention": 4},
+        "mlp_layer_types": ["moe", "moe"],
+    },
+    "falcon_mamba": SCANNED,
+    "jamba": {
+        **{"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2},
+        **{"expert_layer_offset": 1, "num_experts": 2, "num_hidden_layers": 4},
+        **{"mamba_dt_rank": 4, "mamba_d_state": 8},
+    },
+    "mamba": SCANNED,
+    "minimax": {**HEADS, **EXPERTS, "num_hidden_layers": 4, "layer_types": LINEAR["layer_types"]},
+    "minimax_m3_vl_text": {
+        **{**HEADS, **EXPERTS, "index_n_heads": 2, "index_head_dim": 16},
+        **{"index_block_size": 4, "index_topk_blocks": 2},
+        "layer_types": ["full_attention", "minimax_m3_sparse"],
+    },
+    "openai-gpt": {},
+    "recurrent_gemma": {"lru_width": 32, "head_dim": 8, "num_hidden_layers": 3},
+    "xlstm": {"hidden_size": 128, "num_heads": 2, "embedding_dim": None},
+    "zamba": {
+        **{"num_hidden_layers": 5, "mamba_d_state": 16, "mamba_dt_rank": 16},
+        **{"layers_block_type": ["mamba", "mamba", "hybrid", "mamba", "hybrid"]},
+        **{"num_key_value_heads": 4, "attention_hidden_size": 64},
+    },
 }
 # Their kernels for experts have no float64.
 IN_FLOAT32 = {name for name, settings in VARIANTS.items() if EXPERTS.items() <= settings.items()}
@@ -205,10 +302,11 @@ def with_trained_lora(model: Any, **settings: Any) -> Any:
     """LoRA whose B is not zero, so that every gradient is alive."""
     config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, **settings)
     excluded = {
-        # A linear layer that returns more than its product.
+        # A linear layer that returns more than its product, and one of blocks.
         "phimoe": ["router"],
+        "deepseek_v4": ["o_a_proj"],
         # Layers whose weights a fused kernel reads, past their adapters.
-        **{name: ["out_proj"] for name in ("falcon_h1", "nemotron_h")},
+        **{name: ["out_proj"] for name in FUSED_OUTPUT},
     }
     config.exclude_modules = excluded.get(model.config.model_type)
     with warnings.catch_warnings(), torch.random.fork_rng():

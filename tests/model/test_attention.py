@@ -173,14 +173,23 @@ def test_autocast_computes_in_its_dtype() -> None:
     torch.testing.assert_close(output.float(), expected, rtol=2e-2, atol=2e-2)
 
 
+def whole_row_mask(sharing: PromptSharing) -> Tensor:
+    """Which token of the row attends to which, bool (1, 1, T, T): what the attention is to be."""
+    group = [*range(len(sharing.prompts)), *(group for group, _ in sharing.of_responses)]
+    part = [*([0] * len(sharing.prompts)), *range(1, len(sharing.of_responses) + 1)]
+    lengths = torch.tensor(sharing.own.queries)
+    groups, parts = (torch.tensor(x).repeat_interleave(lengths) for x in (group, part))
+    allowed = (groups[:, None] == groups) & ((parts == 0) | (parts[:, None] == parts))
+    return allowed.tril()[None, None]
+
+
 def test_the_whole_rows_mask_is_the_same_attention() -> None:
-    """For models whose attention cannot be split, and against the split one."""
     model = tiny_model()
     batch = GroupBatch.from_groups(random_groups(SHAPE))
     row = shared_row(batch)
     sharing = row.sharing
     assert sharing is not None
-    dense = sharing.dense_mask(torch.float32)
+    dense = whole_row_mask(sharing)
     assert dense.shape == (1, 1, len(batch.tokens), len(batch.tokens))
 
     def compute(mask: Tensor) -> Tensor:

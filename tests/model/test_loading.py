@@ -396,6 +396,18 @@ def test_what_is_adapted_of_a_mixture_of_experts_is_said(
     assert sorted(stored["rank_pattern"].values()) == ([8] if "rank 8" in said else [])
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_routers_have_no_auxiliary_loss_which_is_said_where_one_is_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, asked: bool
+) -> None:
+    caplog.set_level("INFO")
+    config = experts_config("mixtral")
+    config.update({"output_router_logits": asked, "router_aux_loss_coef": 0.5})
+    policy, _, _ = adapted(saved(tmp_path / "base", config), caplog)
+    assert ("their auxiliary loss" in caplog.text) == asked
+    policy.check(GroupBatch.from_groups(random_groups([(5, [3, 1])])))
+
+
 @pytest.mark.parametrize("name", ["qwen3_moe", "mixtral"])
 @pytest.mark.parametrize("setting", [{"lora_dropout": 0.05}, {"use_dora": True}], ids=str)
 def test_what_fused_experts_have_not_is_refused_by_the_users_name(

@@ -10,7 +10,6 @@ from mpo_lightning.batch import GroupBatch
 from mpo_lightning.model.logps import (
     SPARSE_MODELS,
     Layout,
-    can_share_prompts,
     cheapest_layout,
     exact_layouts,
     packed_rows,
@@ -24,12 +23,10 @@ from tests.model import flash
 from tests.model.architecture_table import LAYOUTS as TABLE
 from tests.model.architecture_table import layouts_of, models, written
 from tests.model.architectures import (
-    CANNOT_SHARE,
     CONTINUED,
-    EXPERTS,
     IN_FLOAT32,
-    LATENT,
     LAYOUTS,
+    SEPARATE,
     SHAPE,
     VARIANTS,
     lora_gradients,
@@ -80,11 +77,10 @@ def test_layouts_equal_full_logits_with_gradients(
             assert error <= max(gradient_error, single) * scale, (layout, key)
 
 
-@pytest.mark.parametrize("name", CANNOT_SHARE)
+@pytest.mark.parametrize("name", SEPARATE)
 def test_separate_rows_serve_architectures_that_cannot_share(name: str) -> None:
-    """Positions as a bias on the attention, and states instead of attention."""
-    model = variant_model(name, **CANNOT_SHARE[name])
-    assert not can_share_prompts(model.config)
+    model = variant_model(name, **SEPARATE[name])
+    assert exact_layouts(model) == ["separate"]
     batch = GroupBatch.from_groups(random_groups(SHAPE))
     with torch.no_grad():
         expected = plain_logps(model, batch)
@@ -96,7 +92,7 @@ def test_separate_rows_serve_architectures_that_cannot_share(name: str) -> None:
 def test_a_model_that_never_follows_the_layout_is_refused(name: str) -> None:
     batch = GroupBatch.from_groups(random_groups(SHAPE))
     with pytest.raises(NotImplementedError, match="0 of 2 attention layers"):
-        response_logps(variant_model(name, **CANNOT_SHARE[name]), batch, layout="shared")
+        response_logps(variant_model(name, **CONTINUED[name]), batch, layout="shared")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -333,21 +329,17 @@ def test_layouts_of_a_model() -> None:
     assert exact_layouts(tiny_model()) == ["separate", "shared"]
     hybrid = variant_model("qwen3_5_text", **CONTINUED["qwen3_5_text"])
     assert exact_layouts(hybrid) == ["separate", "continued"]
-    assert exact_layouts(variant_model("bloom", **CANNOT_SHARE["bloom"])) == ["separate"]
+    assert exact_layouts(variant_model("mamba", **SEPARATE["mamba"])) == ["separate"]
     hybrid.gradient_checkpointing_enable()
     assert exact_layouts(hybrid) == ["separate"]
 
 
-SPARSE = {"deepseek_v32": {"index_topk": 8}, "glm_moe_dsa": {"index_topk": 8}}
-
-
-@pytest.mark.parametrize("name", SPARSE)
+@pytest.mark.parametrize("name", ["deepseek_v32", "glm_moe_dsa"])
 def test_keys_that_are_chosen_among_the_whole_row_cannot_be_shared(name: str) -> None:
     """Beyond the number of keys that such a model chooses, a shared row leaves out some."""
-    settings = {**EXPERTS, **LATENT, "index_n_heads": 2, "index_head_dim": 8, **SPARSE[name]}
-    model = variant_model(name, **settings)
+    model = variant_model(name, **CONTINUED[name])
     assert name in SPARSE_MODELS
-    assert exact_layouts(model) == ["separate"]
+    assert exact_layouts(model) == ["separate", "continued"]
     batch = GroupBatch.from_groups(random_groups([(11, [9, 9, 9])]))
     with torch.no_grad():
         expected = plain_logps(model, batch)

@@ -17,6 +17,7 @@ from mpo_lightning.model.attention import PromptSharing
 from mpo_lightning.model.loading import LoRA, PolicyConfig, build_policy
 from mpo_lightning.model.policy import Policy, PolicyError, decoder_layers
 from tests.conftest import plain_logps, random_groups, tiny_config, tiny_model
+from tests.model.architectures import CONTINUED, SEPARATE, variant_model
 
 
 def make(base: str, layout: Any = "auto", **settings: Any) -> Policy:
@@ -239,6 +240,26 @@ def test_four_bit_bases_work_with_every_saving(
         assert_same_gradients(gradients_of(other, ragged_batch), expected, 1e-3)
 
 
+def test_a_four_bit_hybrid_continues_its_prompts(ragged_batch: GroupBatch, tmp_path: Path) -> None:
+    """Values are those of its own full logits, gradients those of separate rows."""
+    sizes = {"hidden_size": 64, "intermediate_size": 64}
+    variant_model("qwen3_5_text", **CONTINUED["qwen3_5_text"], **sizes).save_pretrained(tmp_path)
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=settings)
+    layers = [m for m in model.modules() if isinstance(m, Linear4bit)]
+    assert len(layers) > 4 * 3
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = False
+    lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    policy = Policy(get_peft_model(model, lora), layout="separate").train()
+    expected = gradients_of(policy, ragged_batch)
+    full = plain_logps(policy.causal_lm, ragged_batch).float()
+    for per_pass in (None, 2):
+        policy.layout, policy.responses_per_pass = "continued", per_pass
+        torch.testing.assert_close(policy(ragged_batch), full, rtol=0, atol=1e-3)
+        assert_same_gradients(gradients_of(policy, ragged_batch), expected, 1e-3)
+
+
 def test_only_adapters_are_trained_and_in_float32(base: str, ragged_batch: GroupBatch) -> None:
     policy = make(base, dtype="bfloat16")
     assert all(module.training for module in policy.modules())
@@ -254,10 +275,14 @@ def test_layout_is_chosen_by_architecture(base: str, tmp_path: Path) -> None:
     assert make(base).layout == "auto"
     assert make(base, "separate").layout == "separate"
     config = BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=384)
-    tiny_model(config).save_pretrained(tmp_path)
-    assert make(str(tmp_path)).layout == "separate"
+    tiny_model(config).save_pretrained(tmp_path / "bloom")
+    assert make(str(tmp_path / "bloom")).layout == "auto"
     with pytest.raises(PolicyError, match="bloom is not among.*llama"):
-        make(str(tmp_path), "shared")
+        make(str(tmp_path / "bloom"), "shared")
+    variant_model("mamba", **SEPARATE["mamba"]).save_pretrained(tmp_path / "mamba")
+    assert make(str(tmp_path / "mamba")).layout == "separate"
+    with pytest.raises(PolicyError, match="mamba is not among.*bamba"):
+        make(str(tmp_path / "mamba"), "continued")
 
 
 def test_the_bases_own_dropout_is_off(tmp_path: Path, ragged_batch: GroupBatch) -> None:

@@ -15,8 +15,6 @@ model generates and evaluates as before.
 
 What the kernels of a device lack (see `kernels_for`, and logit soft-caps and attention dropout on
 any device) is computed group by group with masks: slower and as exact. The log says so once.
-
-Models with an attention of their own get a mask of the whole row (`PromptSharing.dense_mask`).
 """
 
 from collections.abc import Sequence
@@ -125,23 +123,6 @@ class PromptSharing:
         mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
         mask.shared_prompt = self  # type: ignore[attr-defined]
         return mask
-
-    def dense_mask(self, dtype: torch.dtype) -> Tensor:
-        """Return the additive mask of the whole row, (1, 1, T, T): zero or the dtype's minimum.
-
-        It is quadratic in the row's length: for models whose attention cannot be split.
-        """
-        group = [*range(len(self.prompts)), *(group for group, _ in self.of_responses)]
-        part = [*([0] * len(self.prompts)), *range(1, len(self.of_responses) + 1)]
-        lengths = torch.tensor(self.own.queries)
-        groups, parts = (
-            torch.tensor(x).repeat_interleave(lengths).to(self.device) for x in (group, part)
-        )
-        positions = self.positions()
-        allowed = (groups[:, None] == groups) & (positions <= positions[:, None])
-        allowed &= (parts == 0) | (parts[:, None] == parts)
-        mask = torch.zeros(allowed.shape, dtype=dtype, device=self.device)
-        return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[None, None]
 
     def mask(self, prompt: int, length: int, window: int | None) -> Tensor:
         """Return which keys a response's tokens attend to, bool (1, 1, length, prompt + length).

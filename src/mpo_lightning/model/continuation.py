@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from mpo_lightning.batch import GroupBatch
@@ -22,6 +23,14 @@ CONTINUED_MODELS = frozenset(
     {
         *{"bamba", "falcon_h1", "granitemoehybrid", "lfm2", "lfm2_moe", "nemotron_h"},
         *{"olmo_hybrid", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"},
+        # Recurrent or convolutional layers, most of them beside attention.
+        *{"bailing_hybrid", "inkling2_text", "inkling_text", "kimi_linear", "lfm3", "mamba2"},
+        *{"qwen4_exp_text", "zamba2", "zaya"},
+        # Attention that chooses its keys among those of the row.
+        *{"axk2", "deepseek_v32", "dots3_note_text", "glm_moe_dsa", "hy_v4"},
+        # Attention that does not follow transformers' interface.
+        *{"bloom", "codegen", "diffllama", "falcon", "gpt_neo", "gpt_neox_japanese", "gptj"},
+        *{"mpt", "xglm"},
     }
 )
 
@@ -57,6 +66,9 @@ def continued_rows(batch: GroupBatch) -> ContinuedRows:
     owners = torch.tensor([n for n, span in enumerate(spans) for _ in span.lengths])
     responses = [batch.tokens[part] for span in spans for part in span.responses()]
     response_ids = pad_sequence(responses, batch_first=True)
+    if response_ids.shape[1] == 1:
+        # A single token is a step of generation, which overwrites states that gradients need.
+        response_ids = pad(response_ids, (0, 1))
     width = response_ids.shape[1]
     sizes = torch.tensor([len(response) for response in responses])
     own = torch.arange(width)[None] < sizes[:, None]
@@ -83,17 +95,18 @@ def continued_rows(batch: GroupBatch) -> ContinuedRows:
 
 def continued_states(decoder: Any, rows: ContinuedRows) -> Tensor:
     """Return the hidden states at the predicting positions, (S, D)."""
-    from transformers import DynamicCache
-
-    cache = DynamicCache(config=decoder.config)
+    backbone = partial(decoder, use_cache=True)
+    of_prompts = backbone(**rows.prompts)
+    # What models without attention call their cache.
+    name = "cache_params" if "cache_params" in of_prompts else "past_key_values"
+    cache = of_prompts[name]
+    cache.reorder_cache(rows.owners)
     for layer in cache.layers:
         if hasattr(layer, "update_recurrent_state"):
             _keep_earlier_states(layer)
-    backbone = partial(decoder, past_key_values=cache, use_cache=True)
-    of_prompts = backbone(**rows.prompts).last_hidden_state[:, -1]
-    cache.reorder_cache(rows.owners)
-    of_responses = backbone(**rows.responses).last_hidden_state
-    return torch.cat([of_prompts, of_responses.flatten(0, 1)])[rows.predictors]
+    of_responses = backbone(**rows.responses, **{name: cache}).last_hidden_state
+    last = of_prompts.last_hidden_state[:, -1]
+    return torch.cat([last, of_responses.flatten(0, 1)])[rows.predictors]
 
 
 def _keep_earlier_states(layer: Any) -> None:

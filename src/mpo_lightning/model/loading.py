@@ -28,7 +28,6 @@ from mpo_lightning.model.continuation import CONTINUED_MODELS
 from mpo_lightning.model.decoder import text_decoder
 from mpo_lightning.model.limits import limits_of
 from mpo_lightning.model.logps import (
-    DENSE_MASK_MODELS,
     SHARED_PROMPT_MODELS,
     SPARSE_MODELS,
     Layout,
@@ -313,7 +312,7 @@ def _choose_layout(base: Any, layout: Layout, attn_implementation: str | None) -
     if layout == "separate":
         return "separate"
     if layout not in ("auto", *layouts):
-        able = {"shared": SHARED_PROMPT_MODELS | DENSE_MASK_MODELS, "continued": CONTINUED_MODELS}
+        able = {"shared": SHARED_PROMPT_MODELS, "continued": CONTINUED_MODELS}
         listed = ", ".join(sorted(able[layout]))
         why = f"{model_type} is not among the architectures that can ({listed})"
         if model_type in SPARSE_MODELS and layout == "shared":
@@ -325,7 +324,7 @@ def _choose_layout(base: Any, layout: Layout, attn_implementation: str | None) -
         rank_zero_info(f"Layout: separate rows, since {model_type} models cannot share a prompt.")
         return "separate"
     shares = layout == "shared" or (layout == "auto" and "shared" in layouts)
-    if attn_implementation is not None and shares and model_type in SHARED_PROMPT_MODELS:
+    if attn_implementation is not None and shares:
         raise PolicyError(
             f"{attn_implementation} has no effect on a shared prompt, which has an attention of "
             "its own. Set model.layout: separate, or leave it out.",
@@ -667,6 +666,11 @@ def _add_lora(base: Any, lora: LoRA) -> Any:
     # Of the copies of a sharded policy, one is loaded.
     if not any(parameter.is_meta for parameter in base.parameters()):
         rank_zero_info(_adapted(model, routers, towers))
+        if routers and getattr(base.config.get_text_config(), "output_router_logits", False):
+            rank_zero_info(
+                "Routers: their auxiliary loss (output_router_logits in the model's configuration) "
+                "is not added: a loss sees log-probabilities of responses only."
+            )
     return model
 
 

@@ -26,15 +26,13 @@ from mpo_lightning.batch import GroupBatch
 from mpo_lightning.model.attention import SHARED_PROMPT_ATTENTION, PromptSharing
 from mpo_lightning.model.continuation import CONTINUED_MODELS, continued_rows, continued_states
 from mpo_lightning.model.decoder import text_decoder
-from mpo_lightning.model.head import output_head
+from mpo_lightning.model.head import output_head, output_modules
 
 __all__ = [
-    "DENSE_MASK_MODELS",
     "SHARED_PROMPT_MODELS",
     "SPARSE_MODELS",
     "ExactLayout",
     "Layout",
-    "can_share_prompts",
     "cheapest_layout",
     "exact_layouts",
     "packed_rows",
@@ -63,33 +61,24 @@ SHARED_PROMPT_MODELS = frozenset(
         *{"nemotron", "olmo", "olmo2", "olmo3", "olmoe", "opt", "persimmon", "phi", "phi3"},
         *{"phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3"},
         *{"solar_open", "stablelm", "starcoder2", "vaultgemma", "youtu"},
+        *{"cohere_compass_text", "ctrl", "dbrx", "iquestcoder", "modernbert-decoder"},
     }
 )
 # Model types whose attention chooses keys among those of the whole row: they see too few of a
 # response's own once the row is longer than that choice.
 SPARSE_MODELS = frozenset(
     {
-        *{"axk2", "deepseek_v32", "deepseek_v4", "dots3_note", "glm5_next", "glm_moe_dsa", "hy_v4"},
-        *{"minimax_m3_vl", "mistral_large4", "qwen4_exp"},
+        *{"axk2", "deepseek_v32", "deepseek_v4", "dots3_note_text", "glm5_next_text"},
+        *{"glm_moe_dsa", "hy_v4", "minimax_m3_vl_text", "mistral_large4_text", "qwen4_exp_text"},
     }
 )
-# Model types with an attention of their own that accepts a mask of the whole row.
-DENSE_MASK_MODELS = frozenset({"falcon"})
-
-
-def can_share_prompts(config: Any) -> bool:
-    """Whether a model of this configuration can compute a prompt once for its responses."""
-    if config.model_type in DENSE_MASK_MODELS:
-        # ALiBi takes positions from a token's place in the row.
-        return not getattr(config, "alibi", False)
-    return config.model_type in SHARED_PROMPT_MODELS
 
 
 def exact_layouts(model: Any) -> list[ExactLayout]:
     """Return the layouts in which a model computes what it computes in rows of its own."""
     decoder = text_decoder(model)
     layouts: list[ExactLayout] = ["separate"]
-    if can_share_prompts(decoder.config):
+    if decoder.config.model_type in SHARED_PROMPT_MODELS:
         layouts.append("shared")
     # Layers that are checkpointed drop the cache.
     checkpointed = any(
@@ -397,12 +386,12 @@ def _scored_token_logps(
         else:
             hidden = decoder(**rows.inputs, use_cache=False).last_hidden_state
         states, targets = hidden.flatten(0, 1)[rows.predictors], rows.targets
-    head = model.get_output_embeddings()
+    trained = [p.requires_grad for module in output_modules(model) for p in module.parameters()]
     return token_logps(
         states,
         targets,
         output_head(model),
-        frozen=not any(parameter.requires_grad for parameter in head.parameters()),
+        frozen=not any(trained),
         chunk_size=chunk_size,
     )
 
@@ -413,10 +402,6 @@ def _shared_states(decoder: Any, inputs: dict[str, Any], sharing: PromptSharing)
     Raises:
         NotImplementedError: if the model's attention does not follow the layout.
     """
-    if decoder.config.model_type in DENSE_MASK_MODELS:
-        mask = sharing.dense_mask(decoder.dtype)
-        found: Tensor = decoder(**inputs, attention_mask=mask, use_cache=False).last_hidden_state
-        return found
     # Stays set: a checkpointed layer reads it again in the backward pass.
     decoder.config._attn_implementation = SHARED_PROMPT_ATTENTION
     before = sharing.calls
