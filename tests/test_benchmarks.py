@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 # The benchmarks lie beside the package, not in it.
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks import compute
+from benchmarks import compute, step_profile
 from benchmarks.flops import causal_pairs, step_flops
 from benchmarks.report import markdown, spread, step_seconds, summarise, summarise_sweep
 from benchmarks.workloads import (
@@ -346,3 +346,22 @@ def test_methods_that_train_on_other_tokens_are_not_compared() -> None:
     compute._compare_tokens(workload, {**answers, "matmul": {}})
     with pytest.raises(RuntimeError, match="unequal response tokens.*'shared': 5"):
         compute._compare_tokens(workload, {**answers, "shared": {"scored": 5}})
+
+
+# ----------------------------------------------------------------------------- the parts of a step
+
+
+def test_profile_of_a_step_has_every_part(tmp_path: Path) -> None:
+    out = tmp_path / "profile.md"
+    sizes = ["--prompt=6", "--response=5", "-n=3", "--rounds=1", f"--out={out}"]
+    threads = torch.get_num_threads()
+    step_profile.main(sizes, TINY)
+    torch.set_num_threads(threads)
+    first, _, *table = out.read_text().splitlines()
+    assert first.startswith("n = 3, 6:5 tokens, threads: 1. Share of the rate of bare products: 0.")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
+    shares = {part: float(time) for part, time, _ in rows}
+    assert list(shares) == list(step_profile.PARTS)
+    assert sum(shares.values()) == pytest.approx(1, abs=0.004)
+    assert min(shares.values()) > 0
+    assert sum(float(needed) for *_, needed in rows) == pytest.approx(1, abs=0.004)
