@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig
 
-from mpo_lightning.model.loading import FUSED_OUTPUT
+from mpo_lightning.model.loading import NOT_ADAPTED
 from mpo_lightning.model.logps import SHARED_PROMPT_MODELS, Layout
 from tests.conftest import tiny_model
 
@@ -289,7 +289,14 @@ def variant_model(name: str, **changes: Any) -> Any:
         sizes = {key: sizes[key] for key in list(sizes)[:4]}
     settings = {**sizes, **VARIANTS.get(name, {}), **changes}
     settings = {key: value for key, value in settings.items() if value is not None}
-    return tiny_model(AutoConfig.for_model(architecture, **settings))
+    model = tiny_model(AutoConfig.for_model(architecture, **settings))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Biases, scales and sinks that are all alike would hide what they do.
+            if parameter.ndim <= 1:
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+    return model
 
 
 def lora_gradients(model: Any) -> dict[str, torch.Tensor]:
@@ -302,11 +309,9 @@ def with_trained_lora(model: Any, **settings: Any) -> Any:
     """LoRA whose B is not zero, so that every gradient is alive."""
     config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, **settings)
     excluded = {
-        # A linear layer that returns more than its product, and one of blocks.
+        **NOT_ADAPTED,
+        # A linear layer that returns more than its product.
         "phimoe": ["router"],
-        "deepseek_v4": ["o_a_proj"],
-        # Layers whose weights a fused kernel reads, past their adapters.
-        **{name: ["out_proj"] for name in FUSED_OUTPUT},
     }
     config.exclude_modules = excluded.get(model.config.model_type)
     with warnings.catch_warnings(), torch.random.fork_rng():

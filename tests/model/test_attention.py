@@ -30,6 +30,16 @@ class Layer(nn.Module):
     num_key_value_groups = 2
 
 
+def whole_row_mask(sharing: PromptSharing) -> Tensor:
+    """Which token of the row attends to which, bool (1, 1, T, T): what the attention is to be."""
+    group = [*range(len(sharing.prompts)), *(group for group, _ in sharing.of_responses)]
+    part = [*([0] * len(sharing.prompts)), *range(1, len(sharing.of_responses) + 1)]
+    lengths = torch.tensor(sharing.own.queries)
+    groups, parts = (torch.tensor(x).repeat_interleave(lengths) for x in (group, part))
+    allowed = (groups[:, None] == groups) & ((parts == 0) | (parts[:, None] == parts))
+    return allowed.tril()[None, None]
+
+
 def by_mask(
     sharing: PromptSharing, tensors: list[Tensor], window: int | None, sinks: Tensor | None
 ) -> Tensor:
@@ -37,7 +47,7 @@ def by_mask(
     query, key, value = tensors
     key, value = (x.repeat_interleave(2, dim=1) for x in (key, value))
     positions = sharing.positions()
-    seen = sharing.dense_mask(query.dtype)[0, 0] == 0
+    seen = whole_row_mask(sharing)[0, 0]
     if window is not None:
         seen = seen & (positions > positions[:, None] - window)
     logits = (query @ key.transpose(2, 3) * query.shape[-1] ** -0.5).masked_fill(~seen, -torch.inf)
@@ -171,16 +181,6 @@ def test_autocast_computes_in_its_dtype() -> None:
     assert output.dtype == torch.bfloat16
     expected, _ = split_attention(Layer(), query, key, value, None, shared_prompt=sharing)
     torch.testing.assert_close(output.float(), expected, rtol=2e-2, atol=2e-2)
-
-
-def whole_row_mask(sharing: PromptSharing) -> Tensor:
-    """Which token of the row attends to which, bool (1, 1, T, T): what the attention is to be."""
-    group = [*range(len(sharing.prompts)), *(group for group, _ in sharing.of_responses)]
-    part = [*([0] * len(sharing.prompts)), *range(1, len(sharing.of_responses) + 1)]
-    lengths = torch.tensor(sharing.own.queries)
-    groups, parts = (torch.tensor(x).repeat_interleave(lengths) for x in (group, part))
-    allowed = (groups[:, None] == groups) & ((parts == 0) | (parts[:, None] == parts))
-    return allowed.tril()[None, None]
 
 
 def test_the_whole_rows_mask_is_the_same_attention() -> None:

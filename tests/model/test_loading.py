@@ -26,7 +26,7 @@ from tests.conftest import (
     tiny_config,
     tiny_model,
 )
-from tests.model.architectures import CONTINUED, variant_model
+from tests.model.architectures import CONTINUED, SEPARATE, variant_model
 
 LAYERS = {"nf4": Linear4bit, "int8": Linear8bitLt}
 
@@ -447,18 +447,31 @@ def test_what_quantisation_leaves_of_experts_is_told(
     )
 
 
-@pytest.mark.parametrize("name", ["falcon_h1", "nemotron_h"])
-def test_models_whose_layers_fuse_their_output_are_adapted_elsewhere(
-    name: str, tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "left_out"),
+    [
+        *[(name, "out_proj") for name in ("falcon_h1", "mamba", "mamba2", "nemotron_h")],
+        ("jamba", "dt_proj"),
+        ("deepseek_v4", "o_a_proj"),
+        ("zamba2", "adapter_list"),
+        *[(name, "indexer") for name in ("deepseek_v32", "minimax_m3_vl_text", "qwen4_exp_text")],
+    ],
+)
+def test_every_adapter_has_a_gradient(
+    name: str, left_out: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """All linear layers but these, whose adapters PEFT refuses; and prompts are continued."""
-    variant_model(name, **CONTINUED[name]).save_pretrained(tmp_path)
-    policy = build_policy(PolicyConfig(base=str(tmp_path), lora=LoRA(r=4)), "auto")
-    adapted = {n for n, _ in policy.model.named_parameters() if "lora_A" in n}
-    assert any("in_proj" in n for n in adapted)
-    assert not any("out_proj" in n for n in adapted)
+    """Layers whose weights are used past their adapters, or without a gradient, have none."""
+    caplog.set_level("INFO")
+    settings = {**CONTINUED, **SEPARATE}[name]
+    variant_model(name, **settings).save_pretrained(tmp_path)
+    policy, names, line = adapted(str(tmp_path), caplog)
+    assert not any(left_out in part for part in names)
+    indexers = [n for n, _ in policy.causal_lm.named_modules() if n.endswith(".indexer")]
+    assert ("none on the indexers" in line) == bool(indexers)
     batch = GroupBatch.from_groups(random_groups([(7, [5, 3])]))
-    with torch.no_grad():
-        both = [policy(batch, layout=layout) for layout in ("continued", "separate")]
-    torch.testing.assert_close(*both, rtol=0, atol=1e-4)
+    policy(batch).sum().backward()
+    for key, parameter in policy.named_parameters():
+        if "lora_B" in key:
+            assert parameter.grad is not None, key
+            assert parameter.grad.abs().max() > 0, key
     policy.check(batch)

@@ -50,9 +50,16 @@ __all__ = [
 
 Quantization = Literal["none", "nf4", "int8"]
 
-# Model types whose recurrent layers hand a fused kernel the weight of their output projection, past
-# its adapter; PEFT refuses one there.
-FUSED_OUTPUT = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"})
+# Linear layers that "all-linear" leaves out, by model type: recurrent layers compute with these
+# weights past their adapters (some of which PEFT refuses), and PEFT has none for weights in blocks.
+# Zamba 2's are adapters of its own in layers that share an MLP, of which each uses one.
+NOT_ADAPTED = {
+    **{name: ["out_proj"] for name in ("falcon_h1", "mamba2", "nemotron_h")},
+    **{name: ["dt_proj", "out_proj"] for name in ("falcon_mamba", "mamba")},
+    "jamba": ["dt_proj"],
+    "deepseek_v4": ["o_a_proj"],
+    "zamba2": ["0", "1"],
+}
 
 
 @dataclass(kw_only=True)
@@ -589,11 +596,14 @@ def _add_lora(base: Any, lora: LoRA) -> Any:
     from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
     towers, routers = _towers(base), _routers(base)
-    # Routers are adapted only if they are named.
+    # The choice of the keys that a token attends to has no gradient.
+    indexers = [name for name, _ in base.named_modules() if name.endswith(".indexer")]
+    # These are adapted only if they are named.
     all_linear = str(lora.target_modules).lower() == "all-linear"
-    left_out = routers if all_linear else []
-    if all_linear and text_decoder(base).config.model_type in FUSED_OUTPUT:
-        lora = replace(lora, exclude_modules=[*(lora.exclude_modules or []), "out_proj"])
+    left_out = [*routers, *indexers] if all_linear else []
+    passed_by = NOT_ADAPTED.get(text_decoder(base).config.model_type)
+    if all_linear and passed_by:
+        lora = replace(lora, exclude_modules=[*(lora.exclude_modules or []), *passed_by])
     settings = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
@@ -665,7 +675,7 @@ def _add_lora(base: Any, lora: LoRA) -> Any:
         }
     # Of the copies of a sharded policy, one is loaded.
     if not any(parameter.is_meta for parameter in base.parameters()):
-        rank_zero_info(_adapted(model, routers, towers))
+        rank_zero_info(_adapted(model, {"routers": routers, "indexers": indexers}, towers))
         if routers and getattr(base.config.get_text_config(), "output_router_logits", False):
             rank_zero_info(
                 "Routers: their auxiliary loss (output_router_logits in the model's configuration) "
@@ -748,7 +758,7 @@ def _choose_parameters(settings: Any, base: Any, lora: LoRA, routers: list[str])
             )
 
 
-def _adapted(model: Any, routers: Iterable[str], towers: Iterable[str]) -> str:
+def _adapted(model: Any, left_out: dict[str, list[str]], towers: Iterable[str]) -> str:
     """Say which layers are adapted, by kind and rank, and what might be thought so and is not."""
     from peft.tuners.lora import LoraLayer, ParamWrapper
 
@@ -769,12 +779,9 @@ def _adapted(model: Any, routers: Iterable[str], towers: Iterable[str]) -> str:
         f"rank {rank} on {', '.join(f'{count} {kind}' for kind, count in of_rank.items())}"
         for rank, of_rank in sorted(kinds.items())
     ]
-    experts = Counter(_kind(name) for name in fused_experts(base) if name not in adapted)
-    others = Counter(
-        _kind(name) for name in routers if not any(f"{n}.".startswith(f"{name}.") for n in adapted)
-    )
-    for what, left in (("fused experts", experts), ("routers", others)):
-        if left:
+    for what, names in {"fused experts": fused_experts(base), **left_out}.items():
+        without = (n for n in names if not any(f"{a}.".startswith(f"{n}.") for a in adapted))
+        if left := Counter(map(_kind, without)):
             parts.append(f"none on the {what} ({', '.join(f'{n} {k}' for k, n in left.items())})")
     if towers:
         parts.append(f"none on {', '.join(towers)}, which no text passes through")
