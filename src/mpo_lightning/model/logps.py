@@ -290,7 +290,8 @@ def response_logps(
 
     With ``responses_per_pass`` memory does not grow with the number of responses (gradient caching,
     GradCache, arXiv 2101.06983): the backward pass computes one slice of the responses again at a
-    time, with the same random numbers, so that values and gradients stay those of one pass.
+    time, all but the last, with the same random numbers, so that values and gradients stay those of
+    one pass.
 
     Args:
         model: a transformers causal language model, with or without PEFT layers.
@@ -330,11 +331,15 @@ def response_logps(
             return nullcontext(), nullcontext()
         return nullcontext(), _calling(before_last_backward)
 
-    if len(parts) > 1 and torch.is_grad_enabled():
+    if torch.is_grad_enabled():
         per_part = [
             checkpoint(compute, part, use_reentrant=False, context_fn=partial(contexts, number))
-            for number, part in enumerate(parts)
+            for number, part in enumerate(parts[:-1])
         ]
+        if limit < math.inf:
+            _return_freed_memory()
+        # The backward pass begins with the last slice, so what it needs of it can be kept.
+        per_part.append(compute(parts[-1]))
     else:
         per_part = [compute(part) for part in parts]
     per_token = torch.cat(per_part)
