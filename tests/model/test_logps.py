@@ -272,7 +272,7 @@ def test_slices_give_the_gradients_of_one_pass(layout: Layout, per_pass: int) ->
 
 
 def test_slices_are_computed_again_one_at_a_time() -> None:
-    """All but the last slice go through the model twice, never with more responses than asked for."""
+    """All slices but the last go twice through the model, with as many responses as asked for."""
     model = with_trained_lora(tiny_model())
     batch = GroupBatch.from_groups(random_groups([(7, [5] * 13)]))
     tokens: list[int] = []
