@@ -261,7 +261,7 @@ class _RaggedAttention(torch.autograd.Function):
             of_key[:start] += of_prompts[0]
             of_value[:start] += of_prompts[1]
         of_sinks = None
-        if sinks is not None:
+        if ctx.needs_input_grad[3]:
             taken = (sinks.to(normaliser.dtype)[:, None] - normaliser).exp_()
             products = (gradient * output).sum(-1, dtype=normaliser.dtype).t()
             of_sinks = -(taken * products).sum(1).to(sinks.dtype)
