@@ -25,7 +25,7 @@ from filelock import FileLock
 from hypothesis import settings
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, LlamaConfig, PreTrainedTokenizerFast
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from mpo_lightning.batch import GroupBatch, TokenGroup
 from mpo_lightning.data.groups import DataError
@@ -108,34 +108,6 @@ def tiny_model(config: Any = None) -> Any:
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.1)
     return model.float().eval()
-
-
-def multimodal_config(name: str) -> Any:
-    """A tiny wrapper of a language model: gemma3, llava, mistral3 or qwen2_5_vl."""
-    text = {**tiny_config(eos_token_id=1, pad_token_id=0).to_dict(), "tie_word_embeddings": False}
-    kept = {key: text[key] for key in ("vocab_size", "hidden_size", "intermediate_size")}
-    kept |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    kept |= {"max_position_embeddings": 512, "bos_token_id": 0, "eos_token_id": 1}
-    kept |= {"pad_token_id": 0, "tie_word_embeddings": False}
-    seen = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
-    seen |= {"num_hidden_layers": 1, "image_size": 28, "patch_size": 14}
-    if name == "qwen2_5_vl":
-        rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
-        return AutoConfig.for_model(
-            name,
-            text_config={**kept, "rope_parameters": rope},
-            vision_config={"hidden_size": 16, "depth": 1, "num_heads": 2, "out_hidden_size": 32},
-            tie_word_embeddings=False,
-        )
-    of_text = {"gemma3": "gemma3_text", "llava": "llama", "mistral3": "mistral"}[name]
-    of_image = {"gemma3": "siglip_vision_model", "llava": "clip_vision_model"}
-    return AutoConfig.for_model(
-        name,
-        text_config={**kept, "model_type": of_text, "head_dim": 8},
-        vision_config={**seen, "model_type": of_image.get(name, "pixtral")},
-        tie_word_embeddings=False,
-        **({"mm_tokens_per_image": 4} if name == "gemma3" else {}),
-    )
 
 
 # Lightning sets these for a strategy of several processes, and leaves them to whatever comes next.
@@ -250,7 +222,7 @@ def plain_logps(model: Any, batch: GroupBatch) -> torch.Tensor:
         sums = []
         for response in rest.split(group.response_lengths[0]):
             ids = torch.cat([prompt, response])
-            logits = model(ids[None]).logits[0, len(prompt) - 1 : -1]
+            logits = model(input_ids=ids[None]).logits[0, len(prompt) - 1 : -1]
             logps = logits.double().log_softmax(-1)
             sums.append(logps.gather(1, response[:, None]).sum())
         sums += [logps.new_zeros(())] * (batch.slots - len(sums))

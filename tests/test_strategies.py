@@ -16,12 +16,11 @@ from tests import processes
 from tests.conftest import (
     example_rows,
     make_tokenizer,
-    multimodal_config,
     tiny_config,
     tiny_model,
     write_rows,
 )
-from tests.model.architectures import CONTINUED, variant_model
+from tests.model.architectures import CONTINUED, multimodal_config, variant_model
 from tests.runs import (
     OVERLAYS,
     ROOT,
@@ -156,18 +155,28 @@ def wrapper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_recipe(folder, str(folder / "base"), groups, trainer={"max_epochs": 1})
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
-def test_language_model_of_a_wrapper_is_trained_the_same(
-    wrapper: Path, tmp_path: Path, name: str
-) -> None:
-    """DDP refuses weights that are trained and not used."""
-    options = ["--model.policy.gradient_checkpointing=true", "--data.groups_per_batch=2"]
-    single = wrapper.parent / "single"
-    if not single.is_dir():
-        fit(wrapper, single, *OVERLAYS["single"], "--data.groups_per_batch=4")
-    told = fit(wrapper, tmp_path, *OVERLAYS[name], *options).stderr
-    assert "none on model.vision_tower, model.multi_modal_projector, which no text" in told
-    assert_same_adapter(tmp_path, single, 1e-5)
+def test_language_model_of_a_wrapper_is_trained_the_same(wrapper: Path, tmp_path: Path) -> None:
+    """In separate rows, and with prompts shared on two processes, where DDP refuses unused weights.
+
+    Its towers are sharded, and quantised, like its layers.
+    """
+    checkpointed = "--model.policy.gradient_checkpointing=true"
+    ways = {
+        "single": ["--model.layout=separate"],
+        "ddp": ["--model.layout=shared", checkpointed],
+        "fsdp2": ["--model.layout=shared", checkpointed],
+        "single-4bit": ["--model.layout=separate", "--model.policy.quantization=nf4"],
+        "fsdp2-4bit": ["--model.layout=shared"],
+    }
+    for name, options in ways.items():
+        alone = name.startswith("single")
+        options += [f"--data.groups_per_batch={4 if alone else 2}"]
+        overlay = OVERLAYS["single" if alone else name]
+        told = fit(wrapper, tmp_path / name, *overlay, *options).stderr
+        assert "none on model.vision_tower, model.multi_modal_projector, which no text" in told
+    for name, expected in {"ddp": "single", "fsdp2": "single", "fsdp2-4bit": "single-4bit"}.items():
+        assert_same_metrics(metrics(tmp_path / name), metrics(tmp_path / expected), 1e-4)
+        assert_same_adapter(tmp_path / name, tmp_path / expected, 1e-4)
 
 
 # ----------------------------------------------------------------------------------- the parts

@@ -27,7 +27,8 @@ from mpo_lightning.export.merging import Change
 from mpo_lightning.export.trained_adapter import ExportError
 from mpo_lightning.model.loading import LoRA, PolicyConfig, auto_class, build_policy
 from mpo_lightning.model.policy import Policy, PolicyError, digest_of_weights
-from tests.conftest import example_rows, make_tokenizer, multimodal_config, tiny_model
+from tests.conftest import example_rows, make_tokenizer, tiny_model
+from tests.model.architectures import multimodal_config
 from tests.runs import write_recipe
 
 IDS = torch.arange(2, 40)[None]
@@ -273,21 +274,31 @@ def test_merged_model_is_the_policy(base: str, tmp_path: Path, lora: dict[str, b
 
 @pytest.mark.parametrize(
     ("name", "loads"),
-    [("gemma3", "AutoModelForCausalLM"), ("qwen2_5_vl", "AutoModelForImageTextToText")],
+    [
+        *(("gemma3", "AutoModelForCausalLM"), ("gemma4", "AutoModelForCausalLM")),
+        *(("llama4", "AutoModelForImageTextToText"), ("qwen2_5_vl", "AutoModelForImageTextToText")),
+        ("qwen3_5", "AutoModelForImageTextToText"),
+    ],
 )
 def test_the_language_model_of_a_wrapper_is_exported(tmp_path: Path, name: str, loads: str) -> None:
     """Alone for plain PEFT, or merged: both are the policy, and the card loads them."""
     config = multimodal_config(name)
     tiny_model(config).save_pretrained(tmp_path / "base")
     make_tokenizer().save_pretrained(tmp_path / "base")
-    run = short_run(tmp_path, optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 1.0}})
+    run = short_run(tmp_path, optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}})
     kind = auto_class(config)
     plain = kind.from_pretrained(tmp_path / "base")
     before = logits(plain)
     folder = export("last", run=run, out=str(tmp_path / "alone"))
     alone = logits(PeftModel.from_pretrained(plain, folder))
     merged = export("last", run=run, out=str(tmp_path / "merged"), merged=True)
-    torch.testing.assert_close(logits(kind.from_pretrained(merged)), alone, rtol=0, atol=1e-4)
+    whole = kind.from_pretrained(merged)
+    assert type(whole) is type(kind.from_pretrained(tmp_path / "base"))
+    towers = {n: p for n, p in whole.named_parameters() if "vision" in n or "visual" in n}
+    of_base = dict(kind.from_pretrained(tmp_path / "base").named_parameters())
+    assert towers
+    assert all(torch.equal(parameter, of_base[name]) for name, parameter in towers.items())
+    torch.testing.assert_close(logits(whole), alone, rtol=0, atol=1e-4)
     assert (alone - before).abs().max() > 1e-3
     for each in (folder, merged):
         card = (each / "README.md").read_text(encoding="utf-8")

@@ -29,6 +29,7 @@ from mpo_lightning.model.loading import LoRA, PolicyConfig, build_policy
 from mpo_lightning.model.policy import PolicyError
 from mpo_lightning.training.checkpoint import adapter_folder
 from tests.conftest import make_tokenizer, tiny_config, tiny_model
+from tests.model.architectures import multimodal_config
 
 PROMPTS = ["Name a fruit.", "Why is the sky blue? The dog does not mind, and sleeps at last.", "Hi"]
 SIZES = {"vocab_size": 384, "bos_token_id": 0, "eos_token_id": 1}
@@ -52,6 +53,7 @@ CONFIGS = {
     "bloom": BloomConfig(**SIZES, hidden_size=32, n_layer=2, n_head=4),
     "falcon": FalconConfig(**OLD, num_attention_heads=4),
     "mamba": MambaConfig(**OLD, state_size=8),
+    "gemma3, a wrapper": multimodal_config("gemma3"),
 }
 
 

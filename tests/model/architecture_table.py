@@ -11,7 +11,15 @@ import torch
 from mpo_lightning.batch import GroupBatch
 from mpo_lightning.model.logps import exact_layouts, response_logps
 from tests.conftest import plain_logps, random_groups
-from tests.model.architectures import CONTINUED, SEPARATE, SHAPE, VARIANTS, variant_model
+from tests.model.architectures import (
+    CONTINUED,
+    CONTINUED_WRAPPERS,
+    SEPARATE,
+    SHAPE,
+    VARIANTS,
+    WRAPPERS,
+    variant_model,
+)
 
 PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
 LAYOUTS = ("shared", "continued", "separate")
@@ -20,7 +28,8 @@ Row = tuple[str, list[str]]
 
 def models() -> dict[str, dict[str, Any]]:
     """Configurations by name, one for each architecture or variant of it."""
-    return dict(sorted({**SEPARATE, **VARIANTS, **CONTINUED}.items()))
+    shared, continued = {**VARIANTS, **WRAPPERS}, {**CONTINUED, **CONTINUED_WRAPPERS}
+    return dict(sorted({**SEPARATE, **shared, **continued}.items()))
 
 
 def layouts_of(name: str) -> list[str]:

@@ -1,11 +1,13 @@
 """Tiny models of every architecture whose prompts are shared, and LoRA on them."""
 
 import warnings
+from copy import deepcopy
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mpo_lightning.model.loading import NOT_ADAPTED
 from mpo_lightning.model.logps import SHARED_PROMPT_MODELS, Layout
@@ -36,7 +38,7 @@ SHARED_KEYS: dict[str, Any] = {
     **{"num_kv_shared_layers": 2, "sliding_window": 6},
 }
 VARIANTS: dict[str, dict[str, Any]] = {
-    **{name: {} for name in SHARED_PROMPT_MODELS},
+    **{name: {} for name in SHARED_PROMPT_MODELS & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)},
     "afmoe": {**HEADS, **EXPERTS, **WINDOW, "num_dense_layers": 1},
     "arcee": HEADS,
     "aria_text": {**HEADS, "moe_num_experts": 4, "moe_topk": 2},
@@ -109,6 +111,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ministral": {**HEADS, **WINDOW},
     "ministral3": HEADS,
     "mistral with a window": {"sliding_window": 8},
+    "mistral4": {**EXPERTS, **LATENT},
     "mixtral": EXPERTS,
     "nanochat": {**HEADS, "final_logit_softcapping": 2.0},
     "olmo3": WINDOW,
@@ -178,6 +181,11 @@ CONTINUED: dict[str, dict[str, Any]] = {
         **{**MAMBA, "mamba_expand": 2, "num_local_experts": 0, "shared_intermediate_size": 32},
         **{"num_hidden_layers": 4, "layer_types": ["mamba", "mamba", "attention", "mamba"]},
         "logits_scaling": 3.0,
+    },
+    "llama4_text": {
+        **{**HEADS, "num_local_experts": 2, "intermediate_size_mlp": 64, "num_hidden_layers": 4},
+        **{"attention_chunk_size": 6, "no_rope_layers": [1, 1, 1, 0]},
+        "layer_types": ["chunked_attention"] * 3 + ["full_attention"],
     },
     "lfm2": {**CONVOLUTIONS, "block_ff_dim": 48, "block_multiple_of": 8},
     "lfm2_moe": {**CONVOLUTIONS, **EXPERTS, "num_dense_layers": 1},
@@ -271,25 +279,88 @@ SEPARATE: dict[str, dict[str, Any]] = {
         **{"num_key_value_heads": 4, "attention_hidden_size": 64},
     },
 }
+# Multimodal models: what their language model needs, and other settings of the wrapper.
+MROPE: dict[str, Any] = {
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+}
+WRAPPERS: dict[str, dict[str, Any]] = {
+    "aria": VARIANTS["aria_text"],
+    "aya_vision": VARIANTS["cohere2"],
+    "cohere2_vision": VARIANTS["cohere2"],
+    "cohere_compass": VARIANTS["cohere_compass_text"],
+    "cosmos3_edge": MROPE,
+    "ernie4_5_vl_moe": {**VARIANTS["ernie4_5_moe"], **MROPE, "moe_intermediate_size": [32, 32]},
+    "exaone4_5": {**WINDOW, "model_type": "exaone4"},
+    "fuyu": {},
+    "gemma3": VARIANTS["gemma3_text"],
+    "gemma4": VARIANTS["gemma4_text"],
+    "gemma4_unified": VARIANTS["gemma4_unified_text"],
+    "glm4v": MROPE,
+    "glm4v_moe": {**EXPERTS, **MROPE, "head_dim": 16, "n_group": 1, "topk_group": 1},
+    "granite_docling": VARIANTS["granite"],
+    "hunyuan_vl": {"rope_parameters": {**MROPE["rope_parameters"], "mrope_section": [1, 1, 1, 1]}},
+    "hyperclovax_vision_v2": VARIANTS["hyperclovax"],
+    "idefics2": {},
+    "idefics3": {},
+    "internvl": {},
+    "kimi_k25": VARIANTS["deepseek_v3"],
+    "lighton_ocr": {},
+    "llava": {},
+    # Unlike Granite by itself, it has no factor on its logits.
+    "llava_next": {**VARIANTS["granite"], "model_type": "granite"},
+    "llava_onevision": {},
+    "mistral3": {"model_type": "ministral3"},
+    "muse_glimmer": {},
+    "paddleocr_vl": MROPE,
+    "qwen2_5_vl": MROPE,
+    "qwen2_vl": MROPE,
+    "qwen3_vl": MROPE,
+    "qwen3_vl_moe": {**EXPERTS, **MROPE},
+    "smolvlm": {},
+    "step3p7": {**EXPERTS, **WINDOW},
+}
+CONTINUED_WRAPPERS: dict[str, dict[str, Any]] = {
+    "lfm2_vl": CONTINUED["lfm2"],
+    "llama4": CONTINUED["llama4_text"],
+    "mllama": {"cross_attention_layers": [1]},
+    "qwen3_5": CONTINUED["qwen3_5_text"],
+    "qwen3_5_moe": CONTINUED["qwen3_5_moe_text"],
+}
+# Sizes of the parts that images go through.
+TOWER: dict[str, Any] = {
+    **{"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "depth": 1},
+    **{"num_hidden_layers": 1, "image_size": 28, "patch_size": 14, "num_heads": 2},
+    "out_hidden_size": 32,
+}
+TOWERS: dict[str, dict[str, Any]] = {
+    "gemma4_unified": {"mm_embed_dim": 16, "mm_posemb_size": 4},
+    "llama4": {"vision_output_dim": 32, "projector_output_dim": 16},
+    "muse_glimmer": {"projector_hidden_size": 16},
+    "qwen2_vl": {"embed_dim": 16},
+}
 # Their kernels for experts have no float64.
-IN_FLOAT32 = {name for name, settings in VARIANTS.items() if EXPERTS.items() <= settings.items()}
-IN_FLOAT32.add("aria_text")
+IN_FLOAT32 = {n for n, s in (VARIANTS | WRAPPERS).items() if EXPERTS.items() <= s.items()}
+IN_FLOAT32 |= {"aria", "aria_text", "ernie4_5_vl_moe"}
 # transformers computes its softmax in float32, in which a mask's lowest float64 is infinite.
 IN_FLOAT32.add("gemma2")
+SIZES: dict[str, Any] = {
+    **{"vocab_size": 384, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0},
+    **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2},
+}
 
 
 def variant_model(name: str, **changes: Any) -> Any:
-    sizes = {
-        **{"vocab_size": 384, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0},
-        **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
-        **{"num_attention_heads": 4, "num_key_value_heads": 2},
-    }
-    architecture = name.split(maxsplit=1)[0]
+    """A tiny model of an architecture, or of a wrapper around one, with changed settings."""
+    sizes, architecture = SIZES, name.split(maxsplit=1)[0]
     if architecture in {"gpt2", "gpt_bigcode"}:
         sizes = {key: sizes[key] for key in list(sizes)[:4]}
     settings = {**sizes, **VARIANTS.get(name, {}), **changes}
     settings = {key: value for key, value in settings.items() if value is not None}
-    model = tiny_model(AutoConfig.for_model(architecture, **settings))
+    if name in WRAPPERS | CONTINUED_WRAPPERS:
+        model = tiny_model(multimodal_config(name, **changes))
+    else:
+        model = tiny_model(AutoConfig.for_model(architecture, **settings))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -297,6 +368,19 @@ def variant_model(name: str, **changes: Any) -> Any:
             if parameter.ndim <= 1:
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
     return model
+
+
+def multimodal_config(name: str, **changes: Any) -> Any:
+    """A tiny wrapper of a language model, whose settings may be changed."""
+    sizes = {**SIZES, **HEADS, "max_position_embeddings": 512, "tie_word_embeddings": False}
+    text = {**sizes, **(WRAPPERS | CONTINUED_WRAPPERS)[name], **changes}
+    # Configurations write into what they are given.
+    text = deepcopy({key: value for key, value in text.items() if value is not None})
+    vision = {**TOWER, **TOWERS.get(name, {})}
+    settings = {"mm_tokens_per_image": 4} if name == "gemma3" else {}
+    return AutoConfig.for_model(
+        name, text_config=text, vision_config=vision, tie_word_embeddings=False, **settings
+    )
 
 
 def lora_gradients(model: Any) -> dict[str, torch.Tensor]:
@@ -311,9 +395,9 @@ def with_trained_lora(model: Any, **settings: Any) -> Any:
     excluded = {
         **NOT_ADAPTED,
         # A linear layer that returns more than its product.
-        "phimoe": ["router"],
+        **{name: ["router"] for name in ("llama4_text", "phimoe")},
     }
-    config.exclude_modules = excluded.get(model.config.model_type)
+    config.exclude_modules = excluded.get(model.config.get_text_config().model_type)
     with warnings.catch_warnings(), torch.random.fork_rng():
         # PEFT looks for parameters of experts by the names of other architectures.
         warnings.filterwarnings("ignore", "target_parameters=.* were set but no parameter")

@@ -9,9 +9,11 @@ from mpo_lightning.model.logps import exact_layouts, response_logps
 from tests.conftest import plain_logps, random_groups
 from tests.model.architectures import (
     CONTINUED,
+    CONTINUED_WRAPPERS,
     SEPARATE,
     SHAPE,
     lora_gradients,
+    multimodal_config,
     variant_model,
     with_trained_lora,
 )
@@ -20,10 +22,11 @@ WEIGHTS = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
 
 
 def test_every_architecture_has_a_configuration() -> None:
-    assert {name.split(maxsplit=1)[0] for name in CONTINUED} == CONTINUED_MODELS
+    of_wrappers = {multimodal_config(n).get_text_config().model_type for n in CONTINUED_WRAPPERS}
+    assert {name.split(maxsplit=1)[0] for name in CONTINUED} | of_wrappers == CONTINUED_MODELS
 
 
-@pytest.mark.parametrize("name", [*sorted(CONTINUED), "llama"])
+@pytest.mark.parametrize("name", [*sorted(CONTINUED | CONTINUED_WRAPPERS), "llama"])
 def test_values_and_gradients_are_those_of_full_logits(name: str) -> None:
     """Of ragged groups, at once and two responses at a time."""
     model = with_trained_lora(variant_model(name, **CONTINUED.get(name, {})))

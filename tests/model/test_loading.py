@@ -16,17 +16,16 @@ import mpo_lightning.model.loading
 from mpo_lightning import LoRA, MPOModule, PolicyConfig, PreferenceDataModule
 from mpo_lightning.batch import GroupBatch
 from mpo_lightning.losses import MPO
-from mpo_lightning.model.loading import auto_class, build_policy
+from mpo_lightning.model.loading import auto_class, base_limits, build_policy
 from mpo_lightning.model.policy import Policy, PolicyError
 from tests.conftest import (
     example_rows,
-    multimodal_config,
     plain_logps,
     random_groups,
     tiny_config,
     tiny_model,
 )
-from tests.model.architectures import CONTINUED, SEPARATE, variant_model
+from tests.model.architectures import CONTINUED, SEPARATE, multimodal_config, variant_model
 
 LAYERS = {"nf4": Linear4bit, "int8": Linear8bitLt}
 
@@ -325,6 +324,44 @@ def test_only_the_language_model_of_a_wrapper_is_adapted(
     assert not {"fc1", "out_proj", "proj", "qkv"} & set(stored["target_modules"])
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "why"),
+    [
+        ("t5", {}, "reads the prompt in an encoder of its own"),
+        ("whisper", {}, "reads the prompt in an encoder of its own"),
+        ("bert", {}, "reads a text in both directions"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "reads a text in both directions"),
+        ("paligemma", {}, "reads a text in both directions"),
+        ("vit", {}, "is not a model that answers a text in text"),
+        ("qwen2_5_omni", {}, "is not a model that answers a text in text"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_no_language_model_is_refused_in_one_line(
+    tmp_path: Path, name: str, settings: dict[str, Any], why: str
+) -> None:
+    """Before any weight is read."""
+    AutoConfig.for_model(name, **settings).save_pretrained(tmp_path)
+    with pytest.raises(PolicyError) as caught:
+        base_limits(PolicyConfig(base=str(tmp_path)))
+    assert str(caught.value) == (
+        f"base: {tmp_path} ({name}) {why}. Name a causal language model, or a multimodal one "
+        "around it (a class of AutoModelForImageTextToText)."
+    )
+
+
+def test_bases_are_loaded_whole() -> None:
+    """Though transformers has a causal language model for a part of them."""
+    for name, kind in {
+        "gemma3": "AutoModelForCausalLM",
+        "llama4": "AutoModelForImageTextToText",
+        "qwen3_5": "AutoModelForImageTextToText",
+    }.items():
+        config = multimodal_config(name)
+        assert auto_class(config).__name__ == kind
+        assert type(tiny_model(config)).__name__.endswith("ForConditionalGeneration")
+
+
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_experts": 4}
 
 
@@ -475,3 +512,21 @@ def test_every_adapter_has_a_gradient(
             assert parameter.grad is not None, key
             assert parameter.grad.abs().max() > 0, key
     policy.check(batch)
+
+
+@pytest.mark.parametrize("name", ["gemma3n_text", "llama4_text", "mllama", "modernbert-decoder"])
+def test_every_adapter_learns_what_full_logits_teach_it(name: str, tmp_path: Path) -> None:
+    """Layers that would have no gradient have no adapter, and a head has several."""
+    settings = (SEPARATE | CONTINUED).get(name, {})
+    variant_model(name, **settings).save_pretrained(tmp_path)
+    policy = build_policy(PolicyConfig(base=str(tmp_path), lora=LoRA(r=4)), "separate")
+    trained = {n: p for n, p in policy.named_parameters() if p.requires_grad}
+    batch = GroupBatch.from_groups(random_groups([(7, [5, 3])]))
+    with torch.no_grad():
+        for parameter in trained.values():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    found = torch.autograd.grad(policy(batch).sum(), list(trained.values()))
+    full = plain_logps(policy.causal_lm, batch).sum()
+    expected = torch.autograd.grad(full, list(trained.values()))
+    for key, one, other in zip(trained, found, expected, strict=True):
+        assert (one - other).abs().max() <= 1e-3 * other.abs().max(), key

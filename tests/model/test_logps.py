@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 
 from mpo_lightning.batch import GroupBatch
 from mpo_lightning.model.logps import (
+    SHARED_PROMPT_MODELS,
     SPARSE_MODELS,
     Layout,
     cheapest_layout,
@@ -29,13 +30,21 @@ from tests.model.architectures import (
     SEPARATE,
     SHAPE,
     VARIANTS,
+    WRAPPERS,
     lora_gradients,
+    multimodal_config,
     variant_model,
     with_trained_lora,
 )
 
 
-@pytest.mark.parametrize("name", sorted(VARIANTS))
+def test_every_architecture_has_a_configuration() -> None:
+    of_wrappers = {multimodal_config(name).get_text_config().model_type for name in WRAPPERS}
+    configured = {name.split(maxsplit=1)[0] for name in VARIANTS} | of_wrappers
+    assert configured == SHARED_PROMPT_MODELS
+
+
+@pytest.mark.parametrize("name", sorted(VARIANTS | WRAPPERS))
 def test_layouts_equal_full_logits_with_gradients(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,10 +86,12 @@ def test_layouts_equal_full_logits_with_gradients(
             assert error <= max(gradient_error, single) * scale, (layout, key)
 
 
-@pytest.mark.parametrize("name", SEPARATE)
+@pytest.mark.parametrize("name", [*SEPARATE, "llama4_text", "mllama"])
 def test_separate_rows_serve_architectures_that_cannot_share(name: str) -> None:
-    model = variant_model(name, **SEPARATE[name])
-    assert exact_layouts(model) == ["separate"]
+    """Also rows that are longer than a chunk of attention."""
+    model = variant_model(name, **(SEPARATE | CONTINUED).get(name, {}))
+    assert ("continued" in exact_layouts(model)) == (name not in SEPARATE)
+    assert "shared" not in exact_layouts(model)
     batch = GroupBatch.from_groups(random_groups(SHAPE))
     with torch.no_grad():
         expected = plain_logps(model, batch)

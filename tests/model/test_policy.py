@@ -17,7 +17,7 @@ from mpo_lightning.model.attention import PromptSharing
 from mpo_lightning.model.loading import LoRA, PolicyConfig, build_policy
 from mpo_lightning.model.policy import Policy, PolicyError, decoder_layers
 from tests.conftest import plain_logps, random_groups, tiny_config, tiny_model
-from tests.model.architectures import CONTINUED, SEPARATE, variant_model
+from tests.model.architectures import CONTINUED, SEPARATE, variant_model, with_trained_lora
 
 
 def make(base: str, layout: Any = "auto", **settings: Any) -> Policy:
@@ -331,6 +331,14 @@ def test_check_stops_a_model_that_gives_nan(base: str, ragged_batch: GroupBatch)
     with torch.no_grad():
         policy.causal_lm.model.norm.weight.fill_(torch.nan)
     with pytest.raises(PolicyError, match="log-probability nan"):
+        policy.check(ragged_batch)
+
+
+def test_check_stops_a_model_that_looks_ahead(ragged_batch: GroupBatch) -> None:
+    """Rows of prompt and response agree with each other; a row without its last token does not."""
+    ahead = variant_model("gemma3_text", use_bidirectional_attention=True)
+    policy = Policy(with_trained_lora(ahead), layout="separate")
+    with pytest.raises(PolicyError, match=r"in separate rows, but .* by the model's own logits"):
         policy.check(ragged_batch)
 
 

@@ -214,7 +214,11 @@ def _merged(policy: Any, dtype: torch.dtype) -> tuple[Any, Tensor, float]:
         update += (after[name] - weight).double().square().sum()
         lost += (after[name].to(dtype).float() - after[name]).double().square().sum()
     share = float((lost / update).sqrt()) if update > 0 else 0.0
-    return merged.to(dtype), expected, share
+    # `Module.to` would make complex numbers real (the vision model of Llama 4).
+    for tensor in (*merged.parameters(), *merged.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
+    return merged, expected, share
 
 
 def _adapted_weights(base: Any) -> dict[str, Tensor]:

@@ -31,6 +31,8 @@ CONTINUED_MODELS = frozenset(
         # Attention that does not follow transformers' interface.
         *{"bloom", "codegen", "diffllama", "falcon", "gpt_neo", "gpt_neox_japanese", "gptj"},
         *{"mpt", "xglm"},
+        # Chunks of attention begin at places in the row, and layers attend to images alone.
+        *{"llama4_text", "mllama_text_model"},
     }
 )
 

@@ -56,9 +56,15 @@ Quantization = Literal["none", "nf4", "int8"]
 NOT_ADAPTED = {
     **{name: ["out_proj"] for name in ("falcon_h1", "mamba2", "nemotron_h")},
     **{name: ["dt_proj", "out_proj"] for name in ("falcon_mamba", "mamba")},
+    "gemma3n_text": ["correction_coefs"],
     "jamba": ["dt_proj"],
     "deepseek_v4": ["o_a_proj"],
     "zamba2": ["0", "1"],
+}
+# Modules that images alone go through, by the type of models without a language model of its own.
+IMAGES_ALONE = {
+    "git": ("image_encoder", "visual_projection"),
+    "phi4_multimodal": ("embed_tokens_extend",),
 }
 
 
@@ -70,8 +76,9 @@ class LoRA:
         r: rank.
         lora_alpha: scale; the update is ``lora_alpha / r`` times ``B A``.
         lora_dropout: dropout on the adapter's input in training; the reference has none.
-        target_modules: names of the linear layers to adapt, or "all-linear" (all but the head and
-            the routers of experts). Of a multimodal model only the language model is adapted.
+        target_modules: names of the linear layers to adapt, or "all-linear" (all but the head,
+            the routers of experts and parts that would get no gradient). Of a multimodal model only
+            the language model is adapted.
         exclude_modules: names of layers to leave out; "experts" leaves out fused experts.
         use_rslora: scale by ``lora_alpha / sqrt(r)`` instead (arXiv 2312.03732).
         use_dora: weight-decomposed LoRA (arXiv 2402.09353).
@@ -356,7 +363,7 @@ def _read_settings(config: PolicyConfig) -> Any:
     """Return the base's configuration.
 
     Raises:
-        PolicyError: if the base is an adapter, or a folder without a model.
+        PolicyError: if the base is an adapter, a folder without a model, or no language model.
     """
     from transformers import AutoConfig
 
@@ -375,7 +382,34 @@ def _read_settings(config: PolicyConfig) -> Any:
             field="base",
         )
     arguments = _hub_arguments(config) | in_file
-    return _loaded(config, lambda: AutoConfig.from_pretrained(name, **arguments))
+    settings = _loaded(config, lambda: AutoConfig.from_pretrained(name, **arguments))
+    why = _why_no_language_model(settings)
+    if why is not None:
+        raise PolicyError(
+            f"{config.base} ({settings.model_type}) {why}. Name a causal language model, or a "
+            "multimodal one around it (a class of AutoModelForImageTextToText).",
+            field="base",
+        )
+    return settings
+
+
+def _why_no_language_model(settings: Any) -> str | None:
+    """Say why a model does not continue a text from left to right, or None if it does."""
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        MODEL_FOR_MASKED_LM_MAPPING,
+    )
+
+    kind, text = type(settings), settings.get_text_config()
+    if getattr(settings, "is_encoder_decoder", False):
+        return "reads the prompt in an encoder of its own"
+    masked = kind in MODEL_FOR_MASKED_LM_MAPPING and not getattr(settings, "is_decoder", False)
+    if masked or getattr(text, "use_bidirectional_attention", None) in (True, "all"):
+        return "reads a text in both directions"
+    own_code = "AutoModelForCausalLM" in (getattr(settings, "auto_map", None) or {})
+    known = kind in MODEL_FOR_CAUSAL_LM_MAPPING or kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return None if known or own_code else "is not a model that answers a text in text"
 
 
 def _hub_arguments(config: PolicyConfig) -> dict[str, Any]:
@@ -688,10 +722,13 @@ def _towers(base: Any) -> list[str]:
     """Return the parts of a multimodal model that no text passes through, by name."""
     decoder = text_decoder(base)
     if decoder.config is base.config:
-        return []
+        alone = IMAGES_ALONE.get(base.config.model_type, ())
+        return [name for name, _ in base.named_modules() if name.rpartition(".")[2] in alone]
     language = (decoder, base.get_output_embeddings())
     kept = [f"{name}." for name, module in base.named_modules() if module in language]
-    towers: list[str] = []
+    # Layers that attend to an image alone (Mllama).
+    crossed = getattr(decoder.config, "cross_attention_layers", None) or ()
+    towers = [f"{kept[0]}layers.{number}" for number in crossed]
     for name, module in base.named_modules():
         inside = any(f"{name}.".startswith(part) for part in (*kept, *(f"{t}." for t in towers)))
         around = any(part.startswith(f"{name}.") for part in kept)
@@ -711,25 +748,25 @@ def _routers(base: Any) -> list[str]:
     return [n for n in found if not any(n.startswith(f"{other}.") for other in found)]
 
 
-def _excluded(lora: LoRA, towers: list[str], routers: list[str]) -> str | list[str] | None:
+def _excluded(lora: LoRA, towers: list[str], left_out: list[str]) -> str | list[str] | None:
     """Return what PEFT is to leave out: names, or an expression that holds also parts by name."""
     names = lora.exclude_modules or []
     parts = [rf"{re.escape(tower)}(\..*)?" for tower in towers]
-    parts += [rf"(.*\.)?{re.escape(kind)}(\..*)?" for kind in sorted(set(map(_kind, routers)))]
+    parts += [rf"(.*\.)?{re.escape(part)}(\..*)?" for part in left_out]
     if not parts:
         return names or None
     return "|".join([*(rf"(.*\.)?{re.escape(name)}" for name in names), *parts])
 
 
-def _choose_parameters(settings: Any, base: Any, lora: LoRA, routers: list[str]) -> None:
-    """Leave routers and excluded experts out of the parameters that are adapted beside layers.
+def _choose_parameters(settings: Any, base: Any, lora: LoRA, parts: list[str]) -> None:
+    """Leave excluded experts and other parts out of the parameters that are adapted beside layers.
 
     Raises:
         PolicyError: for settings that such parameters do not have.
     """
     if not settings.target_parameters:
         return
-    left_out = [*(lora.exclude_modules or []), *routers]
+    left_out = [*(lora.exclude_modules or []), *parts]
     found: dict[str, list[str]] = {
         target: [n for n, _ in base.named_parameters() if n.endswith(f".{target}")]
         for target in settings.target_parameters

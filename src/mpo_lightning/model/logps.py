@@ -50,18 +50,21 @@ Layout = Literal["auto", "shared", "continued", "separate"]
 SHARED_PROMPT_MODELS = frozenset(
     {
         *{"afmoe", "apertus", "arcee", "aria_text", "axk1", "beam", "biogpt", "bitnet", "cohere"},
-        *{"cohere2", "cohere2_moe", "cwm", "deepseek_v2", "deepseek_v3", "dots1", "ernie4_5"},
-        *{"ernie4_5_moe", "exaone4", "exaone_moe", "flex_olmo", "flint", "gemma", "gemma2"},
+        *{"cohere2", "cohere2_moe", "cohere_compass_text", "cosmos3_edge_text", "ctrl", "cwm"},
+        *{"dbrx", "deepseek_v2", "deepseek_v3", "dots1", "ernie4_5", "ernie4_5_moe"},
+        *{"ernie4_5_vl_moe_text", "exaone4", "exaone_moe", "flex_olmo", "flint", "gemma", "gemma2"},
         *{"gemma3_text", "gemma3n_text", "gemma4_text", "gemma4_unified_text", "glm", "glm4"},
-        *{"glm4_moe", "glm4_moe_lite", "gpt2", "gpt_bigcode", "gpt_neox", "gpt_oss", "granite"},
-        *{"granite_swa", "granitemoe", "granitemoe_swa", "granitemoeshared", "helium", "hrm_text"},
-        *{"hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3", "hyperclovax", "internlm3", "jais2"},
-        *{"jetmoe", "kolibri1", "laguna", "llama", "longcat_flash", "mellum", "mimo_v2_flash"},
-        *{"minicpm3", "minimax_m2", "ministral", "ministral3", "mistral", "mixtral", "nanochat"},
-        *{"nemotron", "olmo", "olmo2", "olmo3", "olmoe", "opt", "persimmon", "phi", "phi3"},
-        *{"phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3"},
-        *{"solar_open", "stablelm", "starcoder2", "vaultgemma", "youtu"},
-        *{"cohere_compass_text", "ctrl", "dbrx", "iquestcoder", "modernbert-decoder"},
+        *{"glm4_moe", "glm4_moe_lite", "glm4v_moe_text", "glm4v_text", "gpt2", "gpt_bigcode"},
+        *{"gpt_neox", "gpt_oss", "granite", "granite_docling_text", "granite_swa", "granitemoe"},
+        *{"granitemoe_swa", "granitemoeshared", "helium", "hrm_text", "hunyuan_v1_dense"},
+        *{"hunyuan_v1_moe", "hunyuan_vl_text", "hy_v3", "hyperclovax", "internlm3", "iquestcoder"},
+        *{"jais2", "jetmoe", "kolibri1", "laguna", "llama", "longcat_flash", "mellum"},
+        *{"mimo_v2_flash", "minicpm3", "minimax_m2", "ministral", "ministral3", "mistral"},
+        *{"mistral4", "mixtral", "modernbert-decoder", "muse_glimmer_text", "nanochat", "nemotron"},
+        *{"olmo", "olmo2", "olmo3", "olmoe", "opt", "paddleocr_vl_text", "persimmon", "phi"},
+        *{"phi3", "phimoe", "qwen2", "qwen2_5_vl_text", "qwen2_moe", "qwen2_vl_text", "qwen3"},
+        *{"qwen3_moe", "qwen3_vl_moe_text", "qwen3_vl_text", "seed_oss", "smollm3", "solar_open"},
+        *{"stablelm", "starcoder2", "step3p5", "vaultgemma", "youtu"},
     }
 )
 # Model types whose attention chooses keys among those of the whole row: they see too few of a

@@ -282,7 +282,8 @@ class Policy(nn.Module):
         (span,) = group.spans()
         prompt = span.prompt
         ids = torch.cat([group.tokens[:prompt], group.tokens[-span.lengths[-1] :]])
-        logits = self.causal_lm(ids[None], use_cache=False).logits[0, prompt - 1 : -1]
+        # Without the last token, which no token before it may depend on.
+        logits = self.causal_lm(input_ids=ids[None, :-1], use_cache=False).logits[0, prompt - 1 :]
         logps = logits.float().log_softmax(-1).gather(1, ids[prompt:, None])
         result = torch.zeros(group.valid.shape, device=ids.device)
         result[0, -1] = logps.sum()
