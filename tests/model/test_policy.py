@@ -10,7 +10,13 @@ from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch._dynamo.utils import counters
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, BloomConfig, GPT2Config
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    BloomConfig,
+    GPT2Config,
+)
 
 from mpo_lightning.batch import GroupBatch
 from mpo_lightning.model.attention import PromptSharing
@@ -323,6 +329,30 @@ def test_check_stops_wrong_positions(
         lambda self: torch.arange(sum(self.own.queries)),
     )
     with pytest.raises(PolicyError, match=r"LlamaForCausalLM.*nats over.*layout: separate"):
+        policy.check(ragged_batch)
+
+
+def test_check_stops_a_model_that_needs_an_image(tmp_path: Path, ragged_batch: GroupBatch) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    layers: dict[str, Any] = {"num_hidden_layers": 1, **sizes}
+    text: dict[str, Any] = {
+        "vocab_size": 384,
+        "ffn_dim": 16,
+        "word_embed_proj_dim": 16,
+        "model_type": "opt",
+    }
+    config = AutoConfig.for_model(
+        "blip-2",
+        text_config={**layers, **text},
+        vision_config={**layers, "image_size": 28, "patch_size": 14},
+        qformer_config={**layers, "encoder_hidden_size": 16},
+    )
+    config.save_pretrained(tmp_path)
+    policy = build_policy(PolicyConfig(base=str(tmp_path), random_init=True), "auto")
+    expected = (
+        "base: Blip2ForConditionalGeneration does not compute token ids alone: .*pixel_values"
+    )
+    with pytest.raises(PolicyError, match=expected):
         policy.check(ragged_batch)
 
 

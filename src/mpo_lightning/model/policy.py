@@ -216,9 +216,16 @@ class Policy(nn.Module):
         """
         group = small_group(batch)
         with eval_mode(self.model):
+            try:
+                full = self(group, by_full_logits=True)[0]
+            except (AttributeError, TypeError, ValueError) as error:
+                raise PolicyError(
+                    f"{type(self.causal_lm).__name__} does not compute token ids alone: {error} "
+                    "Name a model of text, or one that takes text without images.",
+                    field="base",
+                ) from error
             separate = self(group, layout="separate")[0]
             others = {layout: self(group, layout=layout)[0] for layout in self._layouts()}
-            full = self(group, by_full_logits=True)[0]
         self._compare(group, separate[-1:], full[-1:], "in separate rows", "the model's own logits")
         for layout, found in others.items():
             self._compare(group, found, separate, f"in the {layout} layout", "separate rows")
