@@ -91,6 +91,25 @@ def _forget_peak() -> None:
         return
 
 
+class PeakMemory:
+    """The most memory held since it was made: of this process, or of what torch has on a GPU.
+
+    Args:
+        device: "cpu" or "cuda".
+    """
+
+    def __init__(self, device: str) -> None:
+        self._on_gpu = device == "cuda"
+        if self._on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            _forget_peak()
+
+    def peak(self) -> float:
+        """Return it in MiB."""
+        return torch.cuda.max_memory_allocated() / MIB if self._on_gpu else _status("VmHWM")
+
+
 def _give_memory_back() -> None:
     """Return free memory to the system, so that all the waiting workers fit side by side."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

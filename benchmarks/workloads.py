@@ -10,11 +10,13 @@ import torch
 from mpo_lightning.data.sampler import GroupSampler
 
 __all__ = [
+    "EOS",
     "HybridShape",
     "Shape",
     "Workload",
     "all_pairs",
     "build_base",
+    "build_tokenizer",
     "disjoint_pairs",
     "make_rows",
     "ragged_lengths",
@@ -148,18 +150,25 @@ def ragged_lengths(
 # -------------------------------------------------------------------------------- base and rows
 
 
-def build_base(folder: Path, shape: Shape) -> None:
-    """Write a model with random weights, fp32, and a tokenizer that has one token a word."""
+def build_tokenizer(folder: Path, words: int) -> None:
+    """Write a tokenizer that has one token a word, "w2" and so on."""
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
-    words = {PAD: 0, EOS: 1, **{f"w{i}": i for i in range(2, shape.vocabulary)}}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token=PAD))
+    ids = {PAD: 0, EOS: 1, **{f"w{i}": i for i in range(2, words)}}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=PAD))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=PAD)
+    wrapped.save_pretrained(folder)
+
+
+def build_base(folder: Path, shape: Shape) -> None:
+    """Write a model with random weights, fp32, and a tokenizer that has one token a word."""
+    from transformers import AutoModelForCausalLM
+
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(shape.config()).float().save_pretrained(folder)
-    wrapped.save_pretrained(folder)
+    build_tokenizer(folder, shape.vocabulary)
 
 
 def make_rows(
