@@ -12,6 +12,7 @@ from mpo_lightning.data.sampler import GroupSampler
 __all__ = [
     "EOS",
     "HybridShape",
+    "Row",
     "Shape",
     "Workload",
     "all_pairs",
@@ -99,6 +100,8 @@ class Workload:
         all_pairs_rounds: counted steps on all pairs; 0 leaves that method out.
         scored_only_rounds: counted steps of TRL with its head on response positions only; 0 leaves
             that method out.
+        plain_rounds: counted steps of ours with torch's own linear layers; 0 leaves those out.
+        max_length: limit on prompt and response, in tokens. Defaults to more than there are.
         give_back: processes return free memory between steps, where not all fit side by side. No
             training does: each step then asks the system for its memory anew.
     """
@@ -109,6 +112,8 @@ class Workload:
     rounds: int
     all_pairs_rounds: int = 0
     scored_only_rounds: int = 0
+    plain_rounds: int = 0
+    max_length: int | None = None
     give_back: bool = False
 
     @property
