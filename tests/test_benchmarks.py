@@ -260,6 +260,7 @@ def test_plan_covers_what_it_says() -> None:
     # The warm-up, and the step that waits at the end.
     assert len(ragged.groups) == 2 + ragged.rounds
     assert [n for n, _ in plan.sweep.steps] == [2, 8, 32, 128, 512]
+    assert plan.work("real") == 0 < min(map(plan.work, [*names, "sweep"]))
 
 
 # ------------------------------------------------------------------------------------- a tiny run
