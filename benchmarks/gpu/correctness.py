@@ -32,8 +32,9 @@ from mpo_lightning.model.policy import Policy
 __all__ = ["check", "tasks"]
 
 PRECISIONS = ("float32", "bf16", "nf4")
-# A layout may be so many times as far off as the model's own logits are, in rows of their own.
-TIMES = 2.0
+# A layout may be so many times as far off as the model's own logits are, in rows of their own: in
+# values, of which there are few, and in gradients.
+TIMES = (3.0, 2.0)
 # Its own gradients must not be further off than this, or they would excuse anything.
 COARSEST = 0.25
 # Errors below these are rounding, whatever the yardstick says: nats a token, and relative.
@@ -227,9 +228,9 @@ class Errors(NamedTuple):
 
     def within(self, yardstick: "Errors", rounding: tuple[float, float]) -> bool:
         """Whether these are about as small as others; NaN is not."""
-        return self.value <= max(TIMES * yardstick.value, rounding[0]) and self.gradient <= max(
-            TIMES * yardstick.gradient, rounding[1]
-        )
+        value = max(TIMES[0] * yardstick.value, rounding[0])
+        gradient = max(TIMES[1] * yardstick.gradient, rounding[1])
+        return self.value <= value and self.gradient <= gradient
 
 
 class Found(NamedTuple):

@@ -130,7 +130,8 @@ def _fresh(job: Path, log: Path) -> "subprocess.Popen[bytes]":
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            # Unbuffered: what it printed last is to stand last.
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"},
             start_new_session=True,
         )
 

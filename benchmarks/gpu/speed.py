@@ -1,10 +1,10 @@
 """Seconds and memory of a step of a Llama-3-8B shape with random weights, beside TRL's.
 
-Each method has a process and a model of its own, and goes through the groups one after the other: a
-warm-up, counted steps, and one under the profiler. A step is forward, backward, clipping and
-optimizer, on one group, in bfloat16 autocast, with the reference known beforehand; neither
-Lightning nor the transformers Trainer is around it. TRL's is `DPOTrainer`'s own loss on n/2
-disjoint pairs of the same responses.
+Each method has a process and a model of its own, and goes through the groups one after the other:
+for 8 responses a warm-up, counted steps and one under the profiler, for more one step. A step is
+forward, backward, clipping and optimizer, on one group, in bfloat16 autocast, with the reference
+known beforehand; neither Lightning nor the transformers Trainer is around it. TRL's is
+`DPOTrainer`'s own loss on n/2 disjoint pairs of the same responses.
 """
 
 import gc
@@ -278,14 +278,15 @@ class Stepper:
         """Yield the row with what was measured, if it was.
 
         Args:
-            cell: the group; steps on one of 8 are looked into.
+            cell: the group; steps on one of 8 are warmed up and looked into. Those on more take
+                long, and the reference has passed through the model before.
             row: what else names it.
             prepare: computes what is known before a step; returns the loss's forward pass.
         """
         row = {**cell.named(), **row}
         with self._notes.attempt(**row):
             try:
-                found = self._measure(cell.steps, prepare, profiled=cell.n == PER_PASS)
+                found = self._measure(cell.steps, prepare, small=cell.n == PER_PASS)
             except torch.OutOfMemoryError:
                 found = {"left_out": "it takes more memory than there is"}
             if "seconds" in found:
@@ -298,12 +299,13 @@ class Stepper:
         if self._device == "cuda":
             torch.cuda.empty_cache()
 
-    def _measure(self, steps: int, prepare: Prepare, *, profiled: bool) -> Row:
+    def _measure(self, steps: int, prepare: Prepare, *, small: bool) -> Row:
         if time.monotonic() > self._until:
             return {"left_out": "no time was left"}
         with torch.autocast(self._device, dtype=torch.bfloat16):
             forward = prepare()
-        self._step(forward)
+        if small:
+            self._step(forward)
         seconds: list[float] = []
         memory = PeakMemory(self._device)
         while len(seconds) < steps and (not seconds or time.monotonic() < self._until):
@@ -317,7 +319,7 @@ class Stepper:
             "steps": len(seconds),
             "peak_mib": round(memory.peak()),
         }
-        if profiled and time.monotonic() < self._until:
+        if small and time.monotonic() < self._until:
             found["time_in"] = time_in_kernels(partial(self._step, forward), self._device)
         return found
 

@@ -151,7 +151,7 @@ def write(settings: Row, notes: Notes) -> None:
             # With AdamW's own eps, gradients that are nearly zero make steps of their rounding.
             "optimizer": {
                 "class_path": "torch.optim.AdamW",
-                "init_args": {"lr": 0.01, "eps": 1e-4},
+                "init_args": {"lr": 0.002, "eps": 1e-4},
             },
         },
         "data": {"train": str(folder / "groups.jsonl"), "groups_per_batch": 2},
