@@ -440,7 +440,7 @@ def test_real_work_is_a_table_of_its_own(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     plan = compute.Plan(
-        TINY, (), compute.Sweep(6, 4, (), 0), 1, real_work.Real(n=8, max_length=60, rounds=1)
+        TINY, (), compute.Sweep(6, 4, (), 0), 1, real=real_work.Real(n=8, max_length=60, rounds=1)
     )
     chosen = {"only": ["real"], "methods": ["shared-plain"], "groups": real_groups}
     results = compute.run(plan, tmp_path / "out", model=Path(base), **chosen)
