@@ -370,6 +370,7 @@ def test_profile_of_a_step_has_every_part(tmp_path: Path) -> None:
     assert min(shares.values()) > 0
     assert sum(float(needed) for *_, needed in rows) == pytest.approx(1, abs=0.004)
 
+
 # ------------------------------------------------------------------------------------- real work
 
 
