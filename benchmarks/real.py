@@ -26,11 +26,11 @@ PROMPTS = (
     "Give me three ideas for a dinner with lentils and carrots.",
     "How do I find a lost file on my computer?",
     "Describe how bread is made, from the grain to the table.",
-    "What are the advantages and the drawbacks of working at home?",
-    "Plan an afternoon in a town by the sea for two people and a dog.",
 )
 # More responses than are wanted: some are alike, or cannot be used.
-SPARE = 4
+SPARE = 2
+# Tokens of a sampled response: more take minutes to sample.
+SAMPLED = 96
 # Answers in AlpacaEval's results that are made to deceive the judge.
 ATTACKS = frozenset({"example", "gpt4_gamed"})
 
@@ -137,7 +137,7 @@ def _sampled(folder: Path, real: Real, model: Path) -> Iterator[Row]:
         [
             *[sys.executable, "-m", "mpo_lightning", "sample", "--prompts", str(file)],
             *["--model.base", str(model), "--n", str(real.n + SPARE), "--out", str(out)],
-            *["--max_new_tokens", str(real.max_length), "--progress", "false"],
+            *["--max_new_tokens", str(min(SAMPLED, real.max_length)), "--progress", "false"],
         ],
         check=True,
         stdout=subprocess.DEVNULL,
