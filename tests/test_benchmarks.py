@@ -1,5 +1,6 @@
 """The benchmark's arithmetic, its data, and one tiny run of its processes; TRL is not needed."""
 
+import gzip
 import json
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from transformers import AutoTokenizer
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import compute, step_profile
+from benchmarks import real as real_work
 from benchmarks.flops import causal_pairs, step_flops
 from benchmarks.report import markdown, spread, step_seconds, summarise, summarise_sweep
 from benchmarks.workloads import (
@@ -36,6 +38,7 @@ from benchmarks.workloads import (
 
 from mpo_lightning import LoRA, PolicyConfig, PreferenceDataModule
 from mpo_lightning.batch import GroupBatch, TokenGroup
+from mpo_lightning.cli import main as command_line
 from mpo_lightning.model.loading import build_policy
 
 TINY = Shape(layers=2, hidden=32, intermediate=88, heads=2, vocabulary=200, rank=4)
@@ -257,6 +260,7 @@ def test_plan_covers_what_it_says() -> None:
     # The warm-up, and the step that waits at the end.
     assert len(ragged.groups) == 2 + ragged.rounds
     assert [n for n, _ in plan.sweep.steps] == [2, 8, 32, 128, 512]
+    assert plan.work("real") == 0 < min(map(plan.work, [*names, "sweep"]))
 
 
 # ------------------------------------------------------------------------------------- a tiny run
@@ -365,3 +369,97 @@ def test_profile_of_a_step_has_every_part(tmp_path: Path) -> None:
     assert sum(shares.values()) == pytest.approx(1, abs=0.004)
     assert min(shares.values()) > 0
     assert sum(float(needed) for *_, needed in rows) == pytest.approx(1, abs=0.004)
+
+
+# ------------------------------------------------------------------------------------- real work
+
+
+@pytest.fixture
+def real_groups(tmp_path: Path) -> Path:
+    """Rows of ten responses, two of them alike and one an attack, and a row that has too few."""
+    path = tmp_path / "groups.jsonl.gz"
+    rows = []
+    for number in range(4):
+        texts = [f"Answer {number * index} to it{', at length' * index}." for index in range(9)]
+        row = {"prompt": f"Question {number}?", "responses": [*texts, texts[3]]}
+        scores = [0.1 * index for index in range(10)]
+        models = ["one"] * 8 + ["example", "another"]
+        rows.append({**row, "scores": scores, "models": models})
+    rows.append({"prompt": "Short.", "responses": ["Yes.", "No."], "scores": [1, 0]})
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    return path
+
+
+def test_real_groups_have_the_tokens_that_are_told(
+    base: str, real_groups: Path, tmp_path: Path
+) -> None:
+    wanted = real_work.Real(n=8, max_length=60, rounds=1)
+    found = real_work.prepare(tmp_path / "real", wanted, Path(base), real_groups)
+    assert found.source == "groups.jsonl.gz"
+    rows = tmp_path / "rows.jsonl"
+    write_rows(rows, found.rows)
+    data = PreferenceDataModule(
+        tokenizer=str(found.base),
+        train=str(rows),
+        groups_per_batch=1,
+        max_length=60,
+        over_long="cut",
+    )
+    data.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    data.setup("fit")
+    batches = list(data.train_dataloader())
+    assert [(b.prompt_lengths[0], tuple(b.response_lengths[0])) for b in batches] == [*found.groups]
+    # Some are cut to the limit, and some are not.
+    totals = {prompt + length for prompt, lengths in found.groups for length in lengths}
+    assert max(totals) == 60
+    assert len(totals) > 3
+    for row in found.rows:
+        assert sorted(row["scores"]) == list(range(8))
+        # The ninth is the attack's; ranks follow the scores, which grow with the texts here.
+        assert not any("at length" * 8 in text for text in row["responses"])
+        assert [t for _, t in sorted(zip(row["scores"], row["responses"], strict=True))] == sorted(
+            row["responses"], key=len
+        )
+    with pytest.raises(ValueError, match="3 groups can be used, 5 are needed"):
+        real_work.prepare(tmp_path / "again", wanted._replace(rounds=3), Path(base), real_groups)
+
+
+def test_real_groups_can_be_sampled(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(real_work.subprocess, "run", lambda command, **_: command_line(command[3:]))
+    wanted = real_work.Real(n=2, max_length=160, rounds=1)
+    found = real_work.prepare(tmp_path / "real", wanted, Path(base), None)
+    assert found.source == "sampled by the model itself"
+    assert [len(row["responses"]) for row in found.rows] == [2, 2, 2]
+    assert all(prompt + max(rs) <= 160 for prompt, rs in found.groups)
+
+
+def test_real_work_is_a_table_of_its_own(
+    base: str, real_groups: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    plan = compute.Plan(
+        TINY, (), compute.Sweep(6, 4, (), 0), 1, real=real_work.Real(n=8, max_length=60, rounds=1)
+    )
+    chosen = {"only": ["real"], "methods": ["shared-plain"], "groups": real_groups}
+    results = compute.run(plan, tmp_path / "out", model=Path(base), **chosen)
+    row = results["real"]
+    assert results["rows"] == []
+    # The second group is the counted one.
+    prompt, lengths = row["lengths"][1]
+    assert row["computed_tokens"] == {"shared-plain": prompt + sum(lengths)}
+    assert 0 < row["seconds"]["shared-plain"]["median"] < 60
+    page = (tmp_path / "out" / "compute.md").read_text(encoding="utf-8")
+    assert "## Real work" in page
+    assert "ours, shared, torch's layers" in page
+
+
+def test_torchs_layers_are_compared_with_trl_alike() -> None:
+    measured = measured_example()
+    measured["shared-plain"] = measured["shared"]
+    measured["shared-cached-plain"] = measured["shared-cached"]
+    row = summarise(Workload.even(8, 16, 8, "2:1", rounds=3), TINY, measured)
+    assert row["speedup_vs_trl_plain"] == row["speedup_vs_trl"]
+    assert row["speedup_vs_trl_precomputed_plain"] == row["speedup_vs_trl_precomputed"]

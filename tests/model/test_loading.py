@@ -16,7 +16,7 @@ import mpo_lightning.model.loading
 from mpo_lightning import LoRA, MPOModule, PolicyConfig, PreferenceDataModule
 from mpo_lightning.batch import GroupBatch
 from mpo_lightning.losses import MPO
-from mpo_lightning.model.loading import auto_class, base_limits, build_policy
+from mpo_lightning.model.loading import auto_class, base_limits, build_policy, load_base
 from mpo_lightning.model.policy import Policy, PolicyError
 from tests.conftest import (
     example_rows,
@@ -530,3 +530,18 @@ def test_every_adapter_learns_what_full_logits_teach_it(name: str, tmp_path: Pat
     expected = torch.autograd.grad(full, list(trained.values()))
     for key, one, other in zip(trained, found, expected, strict=True):
         assert (one - other).abs().max() <= 1e-3 * other.abs().max(), key
+
+
+def test_soft_cap_of_attention_is_not_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Older transformers choose SDPA for Gemma 2, which knows no soft-cap."""
+    from transformers.models.gemma2.modeling_gemma2 import Gemma2PreTrainedModel
+
+    variant_model("gemma2", attn_logit_softcapping=0.1).save_pretrained(tmp_path)
+    ids = torch.arange(2, 40)[None]
+    with torch.no_grad():
+        plain = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")(ids)
+        monkeypatch.setattr(Gemma2PreTrainedModel, "_supports_sdpa", True)
+        base = load_base(PolicyConfig(base=str(tmp_path)), torch.device("cpu"))
+        torch.testing.assert_close(base(ids).logits, plain.logits)

@@ -420,9 +420,13 @@ def _settings_of_base(config: PolicyConfig) -> tuple[Any, dict[str, Any]]:
     """Return the base's configuration and the arguments with which it is loaded."""
     settings = _read_settings(config)
     _switch_off_dropout(settings)
+    attention = config.attn_implementation
+    if getattr(settings.get_text_config(), "attn_logit_softcapping", None):
+        # transformers 5.17 chooses SDPA for Gemma 2, which leaves the soft-cap out in silence.
+        attention = attention or "eager"
     return settings, {
         "dtype": config.dtype,
-        "attn_implementation": config.attn_implementation,
+        "attn_implementation": attention,
         **_hub_arguments(config),
     }
 
