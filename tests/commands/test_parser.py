@@ -1,13 +1,15 @@
 """What settings mean: null, keys that come twice, classes that are replaced, paths."""
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
-from jsonargparse import ArgumentParser, capture_parser
+from jsonargparse import ArgumentParser, Namespace, capture_parser
 
+from mpo_lightning import PreferenceDataModule
 from mpo_lightning.commands import run
 from mpo_lightning.commands.functions import main as call_function
 
@@ -348,3 +350,136 @@ def test_home_in_lightning_s_paths(
     assert parsed.ckpt_path == f"{tmp_path}/last.ckpt"
     assert parsed.trainer.logger[0].init_args.save_dir == f"{tmp_path}/logs"
     assert parsed.trainer.accelerator == "auto"
+
+
+# ------------------------------------------------------------------------- hostile configurations
+
+
+def write(name: str) -> None:
+    """A function that a configuration names."""
+    Path(name).touch()
+
+
+TOUCH = "{class_path: os.system, init_args: {command: touch ran}}"
+OPENED = "{class_path: subprocess.Popen, init_args: {args: [touch, ran]}}"
+WRITTEN = "{class_path: tests.commands.test_parser.write, init_args: {name: ran}}"
+PLACES = {
+    "optimizer": "model: {optimizer: %s}",
+    "rate": "model: {optimizer: {class_path: SGD, init_args: {lr: %s}}}",
+    "schedule": "model: {lr_scheduler: %s}",
+    "function of a schedule": (
+        "model: {lr_scheduler: {class_path: LambdaLR, init_args: {lr_lambda: %s}}}"
+    ),
+    "loss": "model: {loss: %s}",
+    "partition": "model: {loss: {class_path: MPO, init_args: {partition: %s}}}",
+    "schema": "data: {schema: %s}",
+    "logger": "trainer: {logger: %s}",
+    "callbacks": "trainer: {callbacks: [%s]}",
+    "strategy": "trainer: {strategy: %s}",
+    "plugins": "trainer: {plugins: [%s]}",
+    "profiler": "trainer: {profiler: %s}",
+    "text": "trainer: {default_root_dir: %s}",
+    "duration": "trainer: {max_time: %s}",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("named", [TOUCH, OPENED, WRITTEN], ids=["os", "subprocess", "function"])
+def test_only_what_a_setting_takes_is_called(
+    place: str, named: str, refused: Callable[..., str]
+) -> None:
+    message = refused(text=PLACES[place] % named)
+    assert message.splitlines()[-1].removeprefix("error: ").startswith(("model.", "data.", "train"))
+    assert not Path("ran").exists()
+
+
+def test_modules_that_run_code_are_named(refused: Callable[..., str]) -> None:
+    message = refused(text="model: {lr_scheduler: os.system}")
+    assert message == (
+        "model.lr_scheduler: os.system is not allowed in settings: os can run any code."
+    )
+
+
+@pytest.mark.parametrize("named", [TOUCH, OPENED, WRITTEN], ids=["os", "subprocess", "function"])
+@pytest.mark.parametrize(
+    "place", ["data: {chat_template_kwargs: {a: %s}}", "data: {train: [{prompt: %s}]}"]
+)
+def test_what_may_be_any_value_stays_a_value(
+    place: str, named: str, parse: Callable[..., Any], parser: ArgumentParser
+) -> None:
+    settings = parser.instantiate(Namespace(fit=parse(text=place % named), subcommand="fit"))
+    assert isinstance(settings.fit.data, PreferenceDataModule)
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &a [*a]", "c.yaml: what begins in line 1 contains itself."),
+        ("model: &a\n  policy: *a", "c.yaml: what begins in line 1 contains itself."),
+        ("model: &a {<<: *a}", "c.yaml: what begins in line 1 contains itself."),
+        (
+            "\n".join(
+                ["a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9]"]
+                + [
+                    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]"
+                    for before, name in pairwise("abcdefgh")
+                ]
+            ),
+            "c.yaml: what begins in line 7 holds more than 1,000,000 values.",
+        ),
+        (f"a: {'[' * 3000}{']' * 3000}", "c.yaml: values are nested too deeply."),
+        (
+            f"trainer: {{max_steps: {'9' * 5000}}}",
+            "c.yaml: a value cannot be read: Exceeds the limit (4300 digits) for integer string "
+            "conversion: value has 5000 digits.",
+        ),
+        (
+            f"trainer: {{max_steps: {'9' * 400}}}",
+            "trainer.max_steps: must be finite, got a whole number of 1329 bits.",
+        ),
+        (
+            "model: {optimizer: {class_path: AdamW, init_args: {lr: .nan}}}",
+            "model.optimizer.lr: must be finite, got nan.",
+        ),
+        (
+            "model: {optimizer: {class_path: AdamW, init_args: {betas: [.inf, 0.9]}}}",
+            "model.optimizer.betas: must be finite, got inf.",
+        ),
+        (
+            "trainer: {gradient_clip_val: .nan}",
+            "trainer.gradient_clip_val: must be finite, got nan.",
+        ),
+        (
+            "data: {train: !!python/object/apply:os.system [touch ran]}",
+            "c.yaml, line 1, column 15: not YAML: could not determine a constructor for the tag "
+            "'tag:yaml.org,2002:python/object/apply:os.system'.",
+        ),
+        (
+            "data: {train: a\0}",
+            "c.yaml: not YAML: special characters are not allowed at character 15.",
+        ),
+        ("- a", "Unexpected config: - a"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_yaml_that_cannot_be_used_is_refused_in_one_line(
+    text: str, message: str, refused: Callable[..., str]
+) -> None:
+    assert refused(text=text) == message
+
+
+@pytest.mark.parametrize("value", ["nan", ".inf", "1e400"])
+def test_options_are_finite(value: str, refused: Callable[..., str]) -> None:
+    assert "model.optimizer.lr" in refused(f"--model.optimizer.lr={value}")
+
+
+def test_settings_in_another_encoding_are_refused_in_one_line(
+    parser: ArgumentParser, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "latin.yaml"
+    file.write_bytes("data: {train: é}".encode("latin-1"))
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args(["fit", "--config", str(file)])
+    expected = f"error: {file}: not UTF-8: invalid continuation byte at byte 14.\n"
+    assert capsys.readouterr().err == expected

@@ -3,6 +3,7 @@
 jsonargparse's own errors take many lines, behind the usage of every option.
 """
 
+import math
 import os
 import re
 import sys
@@ -18,12 +19,14 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 import yaml  # type: ignore[import-untyped]
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from jsonargparse._actions import _ActionConfigLoad
 from jsonargparse._common import lenient_check, parser_context
 
+from mpo_lightning.commands.named_classes import make_classes_only
 from mpo_lightning.commands.replaced_classes import TOLD, start_from_defaults
-from mpo_lightning.commands.settings_file import YAML, RepeatedKeyError, load_settings, refused
+from mpo_lightning.commands.settings_file import YAML, UnusableError, load_settings, refused
+from mpo_lightning.printable import printable
 
 __all__ = ["WORDS", "SettingsParser", "alternatives", "check_environment"]
 
@@ -32,6 +35,7 @@ KEY = re.compile(r'Parser key "([^"]+)"')
 CLASS = re.compile(r"class_path[ =]'(?:\w+\.)*(\w+)'")
 OPTION = re.compile(r"(?:Group '([^']+)' .*)?[Oo]ption '([^']+)'")
 VALUE = re.compile(r"(?:Got value|Expected a dot import path string): (.+)$", re.DOTALL)
+DENIED = re.compile(r"Importing '(.+?)' is not allowed, denied by the '(.+?)' entry")
 UNRECOGNIZED = "unrecognized arguments: "
 NO_SUBTYPE = "Does not validate against any of the Union subtypes"
 OTHER_FILE = re.compile(r"sub-config file (.+?): ")
@@ -47,6 +51,8 @@ WORDS: dict[Any, str] = {
     **dict.fromkeys((dict, Mapping), "a mapping"),
 }
 SUFFIXES = (".yaml", ".yml")
+# Whole numbers must be smaller: torch and Lightning count in 64 bits.
+LARGEST = 1 << 63
 # Names listed in a message at most.
 MANY = 16
 
@@ -66,7 +72,10 @@ class SettingsParser(ArgumentParser):
         if not (hasattr(self, "parent_parser") or getattr(self, "_inner_parser", False)):
             TOLD.clear()
             SettingsParser._folder = Path.cwd()
-        return super().parse_args(*args, **settings)
+        try:
+            return super().parse_args(*args, **settings)
+        except UnicodeDecodeError as error:
+            self.error(str(error), error)
 
     def _apply_actions(self, *args: Any, **more: Any) -> Any:
         """Check the values of a file or mapping; paths in it are relative to the current folder."""
@@ -88,7 +97,10 @@ class SettingsParser(ArgumentParser):
             raise TypeError(f'Parser key "{key}": null in the place of its settings. Leave it out.')
         lenient = lenient_check.get() and (value is not None or action.default is None)
         with parser_context(lenient_check=lenient):
-            return super()._check_value_key(action, value, key, *args, **more)
+            found = super()._check_value_key(action, value, key, *args, **more)
+        for name, number in _endless_numbers(found, key):
+            raise TypeError(f'Parser key "{name}": must be finite, got {number}.')
+        return found
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Report an error and exit; the parser of a class's settings raises it instead.
@@ -103,12 +115,28 @@ class SettingsParser(ArgumentParser):
         parser = self
         if self._subcommands_action is not None and self.args:
             parser = self._subcommands_action._name_parser_map.get(self.args[0], self)
-        sys.stderr.write(f"error: {_explain(message, ex, parser)}\n")
+        sys.stderr.write(f"error: {printable(_in_one_line(_explain(message, ex, parser)))}\n")
         self.exit(2)
         raise AssertionError("exit returned")
 
 
+def _endless_numbers(value: Any, name: str) -> Iterator[tuple[str, str]]:
+    """Yield the settings below a name that are no number, infinite or too large, as texts."""
+    entries = vars(value) if isinstance(value, Namespace) else value
+    if isinstance(entries, list | tuple):
+        for entry in entries:
+            yield from _endless_numbers(entry, name)
+    elif isinstance(entries, dict):
+        for key, entry in entries.items():
+            yield from _endless_numbers(entry, name if key == "init_args" else f"{name}.{key}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield name, str(value)
+    elif isinstance(value, int) and abs(value) >= LARGEST:
+        yield name, f"a whole number of {value.bit_length()} bits"
+
+
 start_from_defaults(SettingsParser)
+make_classes_only(SettingsParser)
 
 
 def _explain(message: str, error: BaseException | None, parser: SettingsParser) -> str:
@@ -119,6 +147,8 @@ def _explain(message: str, error: BaseException | None, parser: SettingsParser) 
     if about_yaml is not None:
         return about_yaml
     reason = str(causes[-1]) if causes else message
+    if denied := DENIED.search(reason):
+        reason = f"{denied[1]} is not allowed in settings: {denied[2]} can run any code."
     # A setting of a class within a class: one name for each level, and a parser for each class.
     keys = [key[1] for each in causes if type(each) is TypeError and (key := KEY.match(str(each)))]
     # In a group's own file the names have the group's before them.
@@ -139,7 +169,7 @@ def _explain(message: str, error: BaseException | None, parser: SettingsParser) 
         kind = getattr(action, "_typehint", action.type)
         return _about_value(".".join(keys), value[1], kind, parser)
     if keys:
-        return _in_one_line(f"{'.'.join(keys)}: {KEY.sub('', reason).lstrip(': ')}")
+        return f"{'.'.join(keys)}: {KEY.sub('', reason).lstrip(': ')}"
     # One of the classes that may stand in a place has refused its settings.
     return reason if message.startswith(NO_SUBTYPE) else message
 
@@ -281,7 +311,7 @@ def _variable(parser: ArgumentParser, name: str) -> str:
     return f"{parser.env_prefix}_{name}".replace(".", "__").upper()
 
 
-def _files_of(parser: SettingsParser) -> dict[str, str]:
+def _files_of(parser: SettingsParser) -> dict[str, bytes]:
     """Return name and content of the YAML files among a parser's arguments and variables."""
     words = parser.args
     names = [value for word, value in pairwise(words) if word in {"-c", "--config"}]
@@ -290,7 +320,7 @@ def _files_of(parser: SettingsParser) -> dict[str, str]:
     names += [name for word in words if (name := word.rpartition("=")[2]).endswith(SUFFIXES)]
     names.append(os.environ.get(_variable(parser, "config"), ""))
     paths = {name: parser._folder / Path(name).expanduser() for name in names if name}
-    return {name: path.read_text("utf-8") for name, path in paths.items() if path.is_file()}
+    return {name: path.read_bytes() for name, path in paths.items() if path.is_file()}
 
 
 def _where(name: str, parser: SettingsParser) -> str:
@@ -322,18 +352,22 @@ def _about_yaml(
     """Return what is wrong with the YAML of a file, or of a value, if that is the reason."""
     for file, text in _files_of(parser).items():
         try:
-            load_settings(text)
-        except RepeatedKeyError as error:
+            load_settings(text.decode())
+        except UnicodeDecodeError as error:
+            return f"{file}: not UTF-8: {error.reason} at byte {error.start}."
+        except UnusableError as error:
             return f"{file}: {error}."
+        except yaml.reader.ReaderError as error:
+            return f"{file}: not YAML: {error.reason} at character {error.position}."
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark
             place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
             return f"{file}{place}: not YAML: {error.problem}."
-    # A value with such a key is taken for another kind of value at first, and refused as such.
-    text = "\n".join([message, *map(str, causes)]).lower()
-    for value, repeated in refused.items():
+    # A value of this kind is taken for another kind of value at first, and refused as such.
+    said = "\n".join([message, *map(str, causes)]).lower()
+    for value, fault in refused.items():
         # Of a file the message says no more than what its reader said.
-        if value.lower() in text or str(repeated).lower() in text:
-            found = OTHER_FILE.search(text)
-            return f"{found[1]}: {repeated}." if found else f"{repeated}."
+        if value.lower() in said or str(fault).lower() in said:
+            found = OTHER_FILE.search(said)
+            return f"{found[1]}: {fault}." if found else f"{fault}."
     return None
