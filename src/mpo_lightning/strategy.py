@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from mpo_lightning.model.policy import Policy, PolicyError
+from mpo_lightning.training.checkpoint import reading
 from mpo_lightning.training.module import MPOModule
 
 __all__ = ["FSDP1", "FSDP2"]
@@ -86,9 +87,10 @@ class FSDP2(ModelParallelStrategy):
         assert isinstance(module, MPOModule)
         assert model is not None
         path = Path(self.broadcast(checkpoint_path))
-        checkpoint: dict[str, Any] = torch.load(
-            path, mmap=True, map_location="cpu", weights_only=True
-        )
+        with reading(path):
+            checkpoint: dict[str, Any] = torch.load(
+                path, mmap=True, map_location="cpu", weights_only=True
+            )
         # Checked before anything is restored.
         module.check_checkpoint(checkpoint)
         whole = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)

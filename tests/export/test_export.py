@@ -495,6 +495,10 @@ def test_what_cannot_be_merged(run: Path, base: str, adapter: Path, tmp_path: Pa
         export(other_rank, merged=True, out=out)
     with pytest.raises(PolicyError, match="^base: .* cannot be loaded as a causal language model"):
         export(str(adapter), merged=True, base=no_weights(tmp_path, base), out=out)
+    pickled = Path(make_adapter(tmp_path / "pickled", base))
+    (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
+    with pytest.raises(ExportError, match=r"adapter_model\.safetensors\. Pickled weights"):
+        export(str(pickled), out=out)
     with pytest.raises(DataError, match="^tokenizer: no tokenizer can be loaded from"):
         export(make_adapter(tmp_path / "fresh", base), base=str(tmp_path / "gone"), out=out)
     assert not Path(out).exists()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import (
     BloomConfig,
     FalconConfig,
@@ -426,6 +427,12 @@ def test_what_cannot_be_loaded(base: str, adapter: str, tmp_path: Path) -> None:
         load_sampler(ModelConfig(), sampling)
     with pytest.raises(DataError, match=r"^model\.tokenizer: "):
         load_sampler(ModelConfig(base=base, tokenizer=str(tmp_path)), sampling)
+    pickled = tmp_path / "pickled"
+    shutil.copytree(adapter, pickled)
+    torch.save(load_file(pickled / "adapter_model.safetensors"), pickled / "adapter_model.bin")
+    (pickled / "adapter_model.safetensors").unlink()
+    with pytest.raises(PolicyError, match="pickled weights are not loaded$"):
+        load_sampler(ModelConfig(base=base, adapter=str(pickled)), sampling)
     other = tmp_path / "wider"
     tiny_model(tiny_config(hidden_size=64)).save_pretrained(other)
     make_tokenizer().save_pretrained(other)

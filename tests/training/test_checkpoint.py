@@ -1,6 +1,7 @@
 """Checkpoints: what they hold, the adapter folder beside them, and saves that are interrupted."""
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mpo_lightning import LoRA, MPOModule, PolicyConfig, PreferenceDataModule
-from mpo_lightning.errors import CheckpointError
+from mpo_lightning.errors import CheckpointError, ResumeError
 from mpo_lightning.losses import MPO
 from mpo_lightning.model.policy import PolicyError
 from mpo_lightning.optim import WarmupCosine
@@ -109,6 +110,41 @@ def test_checkpoint_of_another_adapter_is_refused(base: str, tmp_path: Path) -> 
             make_trainer().fit(
                 make_module(base, lora=lora), data, ckpt_path=str(tmp_path / "r4.ckpt")
             )
+
+
+class Hostile:
+    """An object that runs code when it is unpickled."""
+
+    def __init__(self, touched: Path) -> None:
+        self.touched = touched
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[Path]]:
+        return (Path.touch, (self.touched,))
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("torch", "holds code or other objects"),
+        ("pickle", "holds code or other objects"),
+        ("cut", "cannot be read as a checkpoint"),
+        ("empty", "cannot be read as a checkpoint"),
+    ],
+)
+def test_checkpoint_that_is_no_plain_values_is_refused_in_one_line(
+    kind: str, why: str, base: str, tmp_path: Path
+) -> None:
+    file, hostile = tmp_path / "x.ckpt", Hostile(tmp_path / "ran")
+    torch.save({"state_dict": {}, "callbacks": hostile}, file)
+    content = file.read_bytes()
+    bytes_of = {"torch": content, "pickle": pickle.dumps(hostile, protocol=2), "cut": content[:200]}
+    file.write_bytes(bytes_of.get(kind, b""))
+    with pytest.raises(ResumeError, match=f"x.ckpt {why}") as refused:
+        make_trainer().fit(
+            make_module(base), loader(random_groups(RAGGED), [8]), ckpt_path=str(file)
+        )
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_module_loads_from_a_checkpoint_in_user_code(base: str, tmp_path: Path) -> None:

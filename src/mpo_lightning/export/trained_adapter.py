@@ -9,9 +9,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from mpo_lightning.errors import UserError
+from mpo_lightning.errors import ResumeError, UserError
 from mpo_lightning.files import RECORD
-from mpo_lightning.training.checkpoint import adapter_folder
+from mpo_lightning.training.checkpoint import adapter_folder, reading
 from mpo_lightning.training.record import Record
 
 __all__ = ["CONFIG", "WEIGHTS", "ExportError", "TrainedAdapter", "find_adapter"]
@@ -77,6 +77,11 @@ def find_adapter(checkpoint: str, run: str = ".") -> TrainedAdapter:
             "folder checkpoints.",
             field="checkpoint",
         )
+    if not (folder / WEIGHTS).is_file():
+        raise ExportError(
+            f"{folder} holds no {WEIGHTS}. Pickled weights (adapter_model.bin) are not loaded.",
+            field="checkpoint",
+        )
     recorded = (folder / RECORD).is_file()
     record = json.loads((folder / RECORD).read_text(encoding="utf-8")) if recorded else None
     metrics = folder / record["metrics_csv"] if record and record["metrics_csv"] else None
@@ -100,13 +105,16 @@ def _same_or_refuse(checkpoint: Path, folder: Path) -> None:
             field="checkpoint",
         )
     try:
-        held = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+        with reading(checkpoint):
+            held = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
         weights = {
             name.removeprefix("policy.model.").replace(".default", ""): value
             for name, value in held["state_dict"].items()
         }
         stored = load_file(folder / WEIGHTS)
-    except (OSError, RuntimeError, KeyError, ValueError, SafetensorError) as error:
+    except ResumeError as error:
+        raise ExportError(str(error), field="checkpoint") from error
+    except (OSError, KeyError, SafetensorError) as error:
         raise ExportError(f"{checkpoint} cannot be read: {error}", field="checkpoint") from error
     same = weights.keys() == stored.keys() and all(
         torch.equal(value, stored[name]) for name, value in weights.items()

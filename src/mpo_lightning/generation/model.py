@@ -161,6 +161,8 @@ def put_adapter(model: Any, adapter: str) -> Any:
             field="adapter",
         )
 
+    if not (Path(adapter) / "adapter_model.safetensors").is_file():
+        raise refuse("it has no adapter_model.safetensors, and pickled weights are not loaded")
     try:
         adapted = PeftModel.from_pretrained(model, adapter)
         with safe_open(str(Path(adapter) / "adapter_model.safetensors"), "pt") as weights:

@@ -1,8 +1,10 @@
 """Checkpoints written whole or not at all, each with an adapter folder beside it."""
 
 import os
+import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ __all__ = [
     "AdapterCheckpointIO",
     "RunCheckpoint",
     "adapter_folder",
+    "reading",
     "refuse_links",
     "require_same_run",
 ]
@@ -31,6 +34,23 @@ def adapter_folder(checkpoint: str | os.PathLike[str]) -> Path:
     """Return the adapter folder beside a checkpoint: ``last-adapter`` for ``last.ckpt``."""
     path = Path(checkpoint)
     return path.with_name(f"{path.stem}-adapter")
+
+
+@contextmanager
+def reading(checkpoint: str | os.PathLike[str]) -> Iterator[None]:
+    """Refuse a checkpoint that torch cannot read as plain values, by its name and in one line.
+
+    Raises:
+        ResumeError: if it holds code, or is no checkpoint.
+    """
+    try:
+        yield
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        if "Weights only load failed" in str(error):
+            why = "holds code or other objects, which are not loaded: it may be damaged, or not of"
+            raise ResumeError(f"{checkpoint} {why} this package.") from error
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ResumeError(f"{checkpoint} cannot be read as a checkpoint: {why}") from error
 
 
 class AdapterCheckpointIO(CheckpointIO):
@@ -81,8 +101,13 @@ class AdapterCheckpointIO(CheckpointIO):
             new_file.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Read a checkpoint."""
-        return self.inner.load_checkpoint(path, *args, **kwargs)
+        """Read a checkpoint.
+
+        Raises:
+            ResumeError: if it cannot be read as plain values.
+        """
+        with reading(path):
+            return self.inner.load_checkpoint(path, *args, **kwargs)
 
     def remove_checkpoint(self, path: Any) -> None:
         """Remove a checkpoint and then its adapter folder."""
