@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from mpo_lightning.printable import printable
+
 __all__ = [
     "CheckpointError",
     "ResumeError",
@@ -30,8 +32,8 @@ class UserError(Exception):
         self.field = field
 
     def __str__(self) -> str:
-        """Return the message, after the setting at fault if it is known."""
-        message = super().__str__()
+        """Return the message, printable, after the setting at fault if it is known."""
+        message = printable(super().__str__())
         return message if self.field is None else f"{self.field}: {message}"
 
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 
+from mpo_lightning.printable import printable
+
 __all__ = ["cell", "table"]
 
 
 def cell(text: str) -> str:
-    """Escape a text as a table's cell."""
-    return text.replace("|", "\\|").replace("\n", "<br>")
+    """Escape a text, control characters included, as a table's cell."""
+    return printable(text).replace("|", "\\|").replace("\n", "<br>")
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -83,3 +83,41 @@ def test_convert_and_split(
     assert sorted(file.name for file in parts.iterdir()) == ["a.jsonl", "b.jsonl"]
     with pytest.raises(SystemExit, match="error: .*exists already"):
         main(["data", "split", out, "--out", str(parts), "--fractions", '{"a": 0.5, "b": 0.5}'])
+
+
+def test_nothing_in_data_reaches_the_terminal_unescaped(
+    write_jsonl: Write, tmp_path: Path, base: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = "\x1b]0;owned\x07\r\x9b31m\u202e"
+    rows: list[dict[str, Any]] = [
+        {
+            "prompt": f"p{evil}{i}",
+            "responses": [f"a{evil}", f"b{evil}b", "c"],
+            "scores": [1, 2, 3],
+            f"m{evil}": [f"x{evil}", "y", "z"],
+        }
+        for i in range(4)
+    ]
+    rows += [
+        {**rows[0], "scores": [f"bad{evil}", 1, 2]},
+        {**rows[0], "prompt": [{"role": evil, "content": "x"}]},
+        {"prompt": "p", "responses": [{"role": evil, "content": "x"}, "b"], "scores": [1, 2]},
+    ]
+    path = write_jsonl(rows)
+    said = ""
+    for args in (
+        ["check", path, "--tokenizer", base, "--show", "2", "--by", json.dumps([f"m{evil}"])],
+        ["check", path, "--schema", evil],
+        ["check", path, f"--{evil}=1"],
+        ["check", path, "--by", json.dumps([f"no{evil}"])],
+        ["convert", path, "--out", str(tmp_path / "out.jsonl"), "--bad_rows", "drop"],
+        ["convert", path, "--out", str(tmp_path / "other.jsonl")],
+    ):
+        try:
+            main(["data", *args])
+        except SystemExit as stopped:
+            said += f"{stopped.code}"
+        captured = capsys.readouterr()
+        said += captured.out + captured.err
+    assert said.count("\\x1b]0;owned\\x07\\r\\x9b31m\\u202e") > 10
+    assert not {"\x1b", "\x07", "\r", "\x9b", "\u202e"} & set(said)

@@ -21,6 +21,7 @@ from mpo_lightning.errors import UserError
 from mpo_lightning.generation.generate import Answers, ModelSampler, Sample, Sampling
 from mpo_lightning.markdown import table
 from mpo_lightning.model.policy import eval_mode
+from mpo_lightning.printable import printable
 from mpo_lightning.training.loggers import log_text
 from mpo_lightning.training.module import MPOModule
 
@@ -236,7 +237,7 @@ class Samples(Callback):
         table = Table("prompt", "before", "after", title="Samples", show_lines=True)
         for text, before, after in self.shown:
             # Not markup: a response may hold brackets.
-            table.add_row(*(Text(part) for part in (text, _text(before), _text(after))))
+            table.add_row(*(Text(printable(part)) for part in (text, _text(before), _text(after))))
         Console().print(table)
 
 

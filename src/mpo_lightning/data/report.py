@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpo_lightning.data.groups import SHOWN_ERRORS, DataError, error_lines
+from mpo_lightning.printable import printable
 
 __all__ = ["BadRows", "DataReport"]
 
@@ -165,4 +166,4 @@ class DataReport:
         return "\n".join(lines)
 
     def __str__(self) -> str:
-        return f"{self.data}: {self.summary()}"
+        return printable(f"{self.data}: {self.summary()}")

@@ -11,6 +11,7 @@ from rich.text import Text
 from torch import Tensor
 
 from mpo_lightning.batch import TokenGroup
+from mpo_lightning.printable import printable
 
 __all__ = ["show_groups"]
 
@@ -50,11 +51,11 @@ def show_groups(
                 name = "chosen"
             elif rejected[0, slot]:
                 name = "rejected"
-            text = Text(tokenizer.decode(ids[:-1]), style=STYLES[name])
-            text.append(tokenizer.decode(ids[-1:]), style=f"{STYLES[name]} reverse")
+            text = Text(printable(tokenizer.decode(ids[:-1])), style=STYLES[name])
+            text.append(printable(tokenizer.decode(ids[-1:])), style=f"{STYLES[name]} reverse")
             score = f"{group.scores[slot]:g}"
             rows.add_row(Text(name, style=STYLES[name]), score, str(len(ids)), text)
-        prompt = Text(tokenizer.decode(group.prompt), style="dim")
+        prompt = Text(printable(tokenizer.decode(group.prompt)), style="dim")
         note = Text(f"prompt, {len(group.prompt)} tokens, not trained on:", style="bold")
         body = Group(note, prompt, Text(), rows)
-        console.print(Panel(body, title=Text(group.source), title_align="left"))
+        console.print(Panel(body, title=Text(printable(group.source)), title_align="left"))

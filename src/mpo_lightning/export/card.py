@@ -11,6 +11,7 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from mpo_lightning.export.trained_adapter import TrainedAdapter
 from mpo_lightning.markdown import cell, table
+from mpo_lightning.printable import printable
 from mpo_lightning.training.metrics import METRIC_NAMES
 from mpo_lightning.training.record import Record, package_versions
 
@@ -81,7 +82,7 @@ def model_card(adapter: TrainedAdapter, facts: CardFacts) -> ModelCard:
         versions=package_versions(),
     )
     # Parts that are left out leave blank lines.
-    return ModelCard(re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n")
+    return ModelCard(printable(re.sub(r"\n{3,}", "\n\n", text)).rstrip() + "\n")
 
 
 def _template() -> Template:

@@ -13,6 +13,7 @@ from mpo_lightning.data.check.report import (
     Summary,
 )
 from mpo_lightning.data.groups import DataError
+from mpo_lightning.printable import printable
 
 __all__ = ["draw_picture", "format_report", "format_warnings"]
 
@@ -63,8 +64,9 @@ def _bias(bias: LengthBias) -> str:
 
 
 def format_report(report: CheckReport) -> str:
-    """Return the report as text, without its warnings."""
-    return "\n".join([*_files(report), "", *_statistics(report), *_columns(report), *_lost(report)])
+    """Return the report as text, without its warnings; names and texts of data are printable."""
+    lines = [*_files(report), "", *_statistics(report), *_columns(report), *_lost(report)]
+    return "\n".join(map(printable, lines))
 
 
 def _files(report: CheckReport) -> Iterator[str]:
@@ -183,8 +185,8 @@ def _lost(report: CheckReport) -> Iterator[str]:
 def format_warnings(report: CheckReport) -> list[str]:
     """Return each warning as text."""
     return [
-        f"{warning.name}: {warning.found}."
-        + (f" First: {', '.join(warning.rows)}." if warning.rows else "")
+        printable(f"{warning.name}: {warning.found}.")
+        + (f" First: {printable(', '.join(warning.rows))}." if warning.rows else "")
         + f"\n    Why: {warning.why}\n    What to do: {warning.remedy}"
         for warning in report.warnings
     ]
