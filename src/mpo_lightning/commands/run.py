@@ -71,7 +71,7 @@ class MPOCLI(LightningCLI):
         super().parse_arguments(parser, args)
 
     def _parse_ckpt_path(self) -> None:
-        """Take no settings from a checkpoint, as Lightning does: those of this package hold none."""
+        """Take no settings from a checkpoint: unlike Lightning's, those here hold none."""
 
     def instantiate_classes(self) -> None:
         """Make model, data and trainer; a value that one of them refuses is a usage error."""
