@@ -128,7 +128,8 @@ class ServerSampler:
             assert task is not None
             begun.append(lambda: loop.call_soon_threadsafe(task.cancel))
             async with aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),
+                # A connection that is kept may be closed by the server while it is taken up again.
+                connector=aiohttp.TCPConnector(limit=0, force_close=True),
                 timeout=aiohttp.ClientTimeout(total=self.config.timeout),
             ) as session:
                 return await work(session)
