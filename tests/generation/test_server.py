@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -29,8 +30,10 @@ class Server(ThreadingHTTPServer):
         url: to be given to clients.
         requests: bodies of the requests for chats.
         failures: statuses to answer with before the server is well.
-        fewer: choices that are missing from each answer.
+        models: names of those that it lists.
+        only_one: whether it gives one response, however many are asked for.
         well_for: so many requests, then it fails once.
+        pause: seconds before an answer.
         most_at_once: of requests for chats.
     """
 
@@ -42,7 +45,9 @@ class Server(ThreadingHTTPServer):
         self.lock = threading.Lock()
         self.requests: list[dict[str, Any]] = []
         self.failures: list[int] = []
-        self.fewer = 0
+        self.models = ["small-model"]
+        self.only_one = False
+        self.pause = 0.0
         self.well_for: int | None = None
         # Parts of each message, in the place of its own or beside them.
         self.more: dict[str, Any] = {}
@@ -60,15 +65,16 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         # Retries of tests need not wait.
-        self.send_header("retry-after-ms", "1")
+        self.send_header("Retry-After", "0.001")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
     def do_GET(self) -> None:
         assert self.path == "/v1/models"
-        model = {"id": "small-model", "object": "model", "created": 0, "owned_by": "tests"}
-        self.answer(200, {"object": "list", "data": [model]})
+        model = {"object": "model", "created": 0, "owned_by": "tests"}
+        models = [{"id": name, **model} for name in self.server.models]
+        self.answer(200, {"object": "list", "data": models})
 
     def do_POST(self) -> None:
         assert self.path == "/v1/chat/completions"
@@ -81,6 +87,7 @@ class Handler(BaseHTTPRequestHandler):
             server.requests.append(body)
             server.at_once += 1
             server.most_at_once = max(server.most_at_once, server.at_once)
+        time.sleep(server.pause)
         try:
             if failure is not None:
                 self.answer(failure, {"error": {"message": "out of order", "code": failure}})
@@ -100,7 +107,7 @@ class Handler(BaseHTTPRequestHandler):
                         **server.more,
                     },
                 }
-                for index in reversed(range(body["n"] - server.fewer))
+                for index in reversed(range(1 if server.only_one else body["n"]))
             ]
             head = {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"]}
             self.answer(200, {**head, "choices": choices})
@@ -180,6 +187,7 @@ def test_a_call_of_a_tool_is_an_answer(server: Server) -> None:
 
 def test_answers_are_in_order_and_asked_together(server: Server) -> None:
     counts = []
+    server.pause = 0.01
     prompts = [f"prompt {number}" for number in range(40)]
     answers = make(server, concurrency=4)([request(p) for p in prompts], counts.append)
     assert [answer.samples[0].text.rsplit(" ", 2)[0] for answer in answers] == prompts
@@ -199,18 +207,18 @@ def test_what_does_not_pass_is_told(server: Server) -> None:
     with pytest.raises(RolloutError) as caught:
         make(server, retries=2)([request("a", "prompts.jsonl:7")])
     message = str(caught.value)
-    assert message.startswith(f"{server.url}: prompts.jsonl:7: InternalServerError")
+    assert message.startswith(f"{server.url}: prompts.jsonl:7: HTTP status 500")
     assert "out of order" in message
     assert len(server.requests) == 3
 
 
 def test_what_no_repetition_helps_is_told_at_once(server: Server) -> None:
     server.failures = [401]
-    with pytest.raises(RolloutError, match=r"AuthenticationError.*out of order"):
+    with pytest.raises(RolloutError, match=r"HTTP status 401: .out of order"):
         make(server)([request("a")])
     assert len(server.requests) == 1
     server.failures = [400]
-    with pytest.raises(RolloutError, match="BadRequestError"):
+    with pytest.raises(RolloutError, match="HTTP status 400"):
         make(server)([request("a")])
 
 
@@ -235,22 +243,32 @@ def test_limit_beyond_the_context(server: Server) -> None:
 
 
 def test_server_without_n(server: Server) -> None:
-    server.fewer = 2
-    with pytest.raises(RolloutError, match="gave 1 responses, asked for 3"):
-        make(server)([request("a")])
+    """It gives one response; each of the others is asked for with a seed of its own."""
+    server.only_one = True
+    sampler = make(server)
+    (answers,) = sampler([request("a")])
+    assert [body["n"] for body in server.requests] == [3, 1, 1]
+    assert len({body["seed"] for body in server.requests}) == 3
+    seeds = [body["seed"] for body in server.requests]
+    assert [sample.text for sample in answers.samples] == [f"a {seed} 0" for seed in seeds]
+    assert sampler([request("a")]) == [answers]
 
 
 def test_no_server() -> None:
     config = ServerConfig(url="http://127.0.0.1:9/v1", retries=0)
-    with pytest.raises(RolloutError, match=r"127\.0\.0\.1:9/v1: the list of its models: APIConn"):
+    with pytest.raises(
+        RolloutError, match=r"127\.0\.0\.1:9/v1: the list of its models: ClientConn"
+    ):
         ServerSampler(config, Sampling())
 
 
 def test_models(server: Server) -> None:
     assert make(server).model == "small-model"
-    assert make(server, model="small-model").model == "small-model"
-    with pytest.raises(RolloutError, match=r"server\.model other: .* serves small-model; name one"):
-        make(server, model="other")
+    # Servers answer for models that they do not list.
+    assert make(server, model="other").model == "other"
+    server.models = ["one", "two"]
+    with pytest.raises(RolloutError, match=r"found one, two; name the one to ask \(server.model\)"):
+        make(server)
 
 
 def test_command(

@@ -118,6 +118,7 @@ class Sample:
         special_tokens: number of special tokens inside the response, which the text leaves out.
         ids: its tokens, end of turn included; empty from a server.
         message: the assistant's message, where it has more than content.
+        half_characters: number of halves of characters that a server sent, U+FFFD in their place.
     """
 
     text: str
@@ -125,6 +126,7 @@ class Sample:
     special_tokens: int = 0
     ids: tuple[int, ...] = ()
     message: Message | None = None
+    half_characters: int = 0
 
     @property
     def response(self) -> Response:

@@ -151,6 +151,11 @@ def _row(
             source,
             int(drawn.special_tokens > 0),
         )
+        report.note(
+            "responses with half characters, U+FFFD in their place",
+            source,
+            int(drawn.half_characters > 0),
+        )
     report.note(
         "responses repeat another of their group",
         source,
