@@ -18,6 +18,7 @@ from mpo_lightning.errors import RolloutError
 from mpo_lightning.generation.generate import Sampling
 from mpo_lightning.generation.server import ServerConfig, ServerSampler, public_url
 from tests.conftest import read_rows
+from tests.generation.serving import serving
 
 # Longer than what a message shows of a value.
 KEY, PASSWORD, TOKEN = "sk-" + "0a1b2c3d4e5f" * 8, "pass:w/rd", "qz81-in-the-query"
@@ -100,13 +101,8 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    served = Server()
-    thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield served
-    served.shutdown()
-    thread.join()
-    served.server_close()
+    with serving(Server()) as served:
+        yield served
 
 
 def sampler(server: Server, **settings: Any) -> ServerSampler:

@@ -15,6 +15,7 @@ from mpo_lightning.errors import RolloutError
 from mpo_lightning.generation.generate import Sample, Sampling
 from mpo_lightning.generation.server import ServerConfig, ServerSampler
 from tests.conftest import read_rows
+from tests.generation.serving import serving
 
 TOO_LONG = {
     "message": "This model's maximum context length is 64 tokens. However, you requested 90.",
@@ -118,13 +119,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    served = Server()
-    thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield served
-    served.shutdown()
-    thread.join()
-    served.server_close()
+    with serving(Server()) as served:
+        yield served
 
 
 def make(server: Server, **settings: Any) -> ServerSampler:

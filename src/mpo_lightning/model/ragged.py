@@ -39,7 +39,7 @@ class Segments:
         keys: number of keys of each sequence, at least one.
         causal: whether a query sees no keys after its own place. The last query of a sequence has
             the place of its last key.
-        window: number of keys that a query sees, up to its own place. Defaults to all.
+        window: number of keys that a query sees, up to its own place, if causal. Defaults to all.
         device: device of the tensors that kernels read.
     """
 
@@ -296,14 +296,13 @@ _flash_backward = torch.ops.aten._flash_attention_backward
 
 def _flash_arguments(segments: Segments) -> tuple[list[object], bool, dict[str, int]]:
     """Return the lengths, whether attention is plainly causal, and the window, as torch wants."""
-    windowed = segments.causal and segments.window is not None
-    left = segments.window - 1 if windowed and segments.window is not None else -1
+    left = -1 if segments.window is None else segments.window - 1
     lengths = [
         *(segments.query_starts, segments.key_starts),
         *(max(segments.queries), max(segments.keys)),
     ]
     sides = {"window_size_left": left, "window_size_right": 0 if segments.causal else -1}
-    return lengths, segments.causal and not windowed, sides
+    return lengths, segments.causal and segments.window is None, sides
 
 
 def _flash_attention(
