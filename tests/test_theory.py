@@ -16,6 +16,7 @@ from mpo_lightning.losses import (
     AboveMean,
     AboveQuantile,
     BestRest,
+    EachAgainstBelow,
     EachMPO,
     Hinge,
     MultiLevelMPO,
@@ -60,6 +61,8 @@ DISTINCT = torch.tensor([3, 9, 1, 4, 7.5], dtype=F64).repeat(40, 1)
         EachMPO(),
         MDPO(),
         PlackettLuce(),
+        EachMPO(alpha=2.0),
+        EachAgainstBelow(),
         MultiLevelMPO(),
         RobustDPO(flipped=0.0),
         MPO(partition=TopBottom()),
@@ -85,10 +88,24 @@ def test_two_levels_are_mpo() -> None:
     same(PlackettLuce(levels=2), MPO(partition=AboveMean()), DISTINCT)
     with pytest.raises(AssertionError):
         same(PlackettLuce(), MPO(), DISTINCT)
+    same(EachAgainstBelow(), EachMPO(), TWO_LEVELS)
+    same(EachAgainstBelow(levels=2), EachMPO(), DISTINCT)
+
+
+def test_each_against_below_is_plackett_luce_where_no_scores_are_equal() -> None:
+    log_ratios = 4 * normal(40, 5)
+    found = value(EachAgainstBelow(), log_ratios, DISTINCT)
+    torch.testing.assert_close(4 * found, value(PlackettLuce(), log_ratios, DISTINCT))
+    log_ratios = 4 * normal(40, 5)
+    assert (
+        (value(EachAgainstBelow(), log_ratios, TWO_LEVELS) * 2)
+        .ne(value(PlackettLuce(), log_ratios, TWO_LEVELS))
+        .all()
+    )
 
 
 def test_one_chosen_response_leaves_nothing_to_average() -> None:
-    same(EachMPO(partition=BestRest(), alpha=0.3), MPO(partition=BestRest(), alpha=0.3), DISTINCT)
+    same(EachMPO(partition=BestRest(), gamma=3.0), MPO(partition=BestRest(), gamma=3.0), DISTINCT)
 
 
 def test_plackett_luce_is_best_against_rest_again_and_again() -> None:

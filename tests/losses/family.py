@@ -6,6 +6,7 @@ from torch import Tensor
 
 from mpo_lightning.losses import (
     DPO,
+    GVPO,
     IPO,
     MDPO,
     MIPO,
@@ -16,6 +17,7 @@ from mpo_lightning.losses import (
     AboveThreshold,
     AboveTrimmedMean,
     BestRest,
+    EachAgainstBelow,
     EachMPO,
     Hinge,
     InfoNCA,
@@ -62,6 +64,12 @@ LOSSES: list[SetLoss] = [
     MultiLevelMPO(beta=0.3),
     MultiLevelMPO(beta=0.3, levels=3),
     LiPO(beta=0.3),
+    EachMPO(beta=0.3, alpha=0.7, deviation="signed", partition=TopBottom(k=2)),
+    EachAgainstBelow(beta=0.3),
+    EachAgainstBelow(beta=0.3, levels=3),
+    GVPO(beta=0.3, temperature=1.5),
+    GVPO(beta=0.3, temperature=1.5, target="advantage"),
+    GVPO(beta=0.3, temperature=1.5, target="quantile"),
 ]
 MPO_LOSSES = [loss for loss in LOSSES if isinstance(loss, MPO) and loss.partition == AboveMean()]
 each_loss = pytest.mark.parametrize("loss", LOSSES, ids=str)

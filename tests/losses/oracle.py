@@ -8,6 +8,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from mpo_lightning.losses import (
+    GVPO,
     IPO,
     MDPO,
     MIPO,
@@ -18,6 +19,7 @@ from mpo_lightning.losses import (
     AboveThreshold,
     AboveTrimmedMean,
     BestRest,
+    EachAgainstBelow,
     EachMPO,
     Hinge,
     InfoNCA,
@@ -31,6 +33,7 @@ from mpo_lightning.losses import (
     SimPO,
     TopBottom,
 )
+from mpo_lightning.losses.lists import LevelLoss
 
 
 def plain_sets(partition: Partition, scores: list[float]) -> tuple[list[int], list[int]]:
@@ -74,23 +77,30 @@ def plain_sets(partition: Partition, scores: list[float]) -> tuple[list[int], li
     return chosen, [i for i in index if i not in chosen]
 
 
-def plain_masses(loss: MPO | EachMPO, log_ratios: list[float], scores: list[float]) -> list[float]:
-    """Each response's mass ``exp(beta * r + w)``, gamma included."""
+def plain_weights(loss: MPO | EachMPO, scores: list[float]) -> list[float]:
+    """Each response's weight ``exp(w)``, without gamma."""
     n = len(scores)
     mean = sum(map(Fraction, scores)) / n
     delta = [float(Fraction(score) - mean) for score in scores]
     if loss.alpha_unit == "std":
         std = math.sqrt(sum(d * d for d in delta) / n)
         delta = [d / std if std else 0.0 for d in delta]
-    masses = []
-    rejected = plain_sets(loss.partition, scores)[1]
-    for number, (r, d) in enumerate(zip(log_ratios, delta, strict=True)):
+    weights = []
+    for d in delta:
         sign = math.copysign(1.0, d) if loss.deviation == "signed" else 1.0
-        weight = loss.alpha * sign * abs(d) ** loss.power
-        masses.append(
-            math.exp(loss.beta * r + weight) * (loss.gamma if number in rejected else 1.0)
+        weights.append(math.exp(loss.alpha * sign * abs(d) ** loss.power))
+    return weights
+
+
+def plain_masses(loss: MPO, log_ratios: list[float], scores: list[float]) -> list[float]:
+    """Each response's mass ``exp(beta * r + w)``, gamma included."""
+    rejected = plain_sets(loss.partition, scores)[1]
+    return [
+        math.exp(loss.beta * r) * weight * (loss.gamma if number in rejected else 1.0)
+        for number, (r, weight) in enumerate(
+            zip(log_ratios, plain_weights(loss, scores), strict=True)
         )
-    return masses
+    ]
 
 
 def plain_mpo(loss: MPO, log_ratios: list[float], scores: list[float]) -> float:
@@ -101,13 +111,27 @@ def plain_mpo(loss: MPO, log_ratios: list[float], scores: list[float]) -> float:
     return -math.log(sum(masses[i] for i in chosen) / sum(masses[i] for i in chosen + rejected))
 
 
-def plain_each_mpo(loss: EachMPO, log_ratios: list[float], scores: list[float]) -> float:
+def plain_each_parts(
+    loss: EachMPO, log_ratios: list[float], scores: list[float]
+) -> tuple[dict[int, float], dict[int, float], dict[int, float]]:
+    """Of each chosen response: its share, and what it lacks; of each rejected one: its mass."""
     chosen, rejected = plain_sets(loss.partition, scores)
     if not chosen or not rejected:
-        return 0.0
-    masses = plain_masses(loss, log_ratios, scores)
-    against = sum(masses[j] for j in rejected)
-    return -sum(math.log(masses[i] / (masses[i] + against)) for i in chosen) / len(chosen)
+        return {}, {}, {}
+    weights = plain_weights(loss, scores)
+    shares = {i: weights[i] / sum(weights[k] for k in chosen) for i in chosen}
+    mean = sum(weights[k] for k in rejected) / len(rejected)
+    masses = {
+        j: loss.gamma * weights[j] / mean * math.exp(loss.beta * log_ratios[j]) for j in rejected
+    }
+    total = sum(masses.values())
+    lacking = {i: total / (math.exp(loss.beta * log_ratios[i]) + total) for i in chosen}
+    return shares, lacking, masses
+
+
+def plain_each_mpo(loss: EachMPO, log_ratios: list[float], scores: list[float]) -> float:
+    shares, lacking, _ = plain_each_parts(loss, log_ratios, scores)
+    return -sum(share * math.log(1 - lacking[i]) for i, share in shares.items())
 
 
 def plain_pairs(loss: PairLoss, scores: list[float]) -> list[tuple[int, int]]:
@@ -159,7 +183,7 @@ def plain_mean_margin(loss: MDPO | MIPO, log_ratios: list[float], scores: list[f
     return math.log1p(math.exp(-loss.beta * d))
 
 
-def plain_levels(loss: PlackettLuce | MultiLevelMPO, scores: list[float]) -> list[float]:
+def plain_levels(loss: LevelLoss, scores: list[float]) -> list[float]:
     if loss.levels is None or max(scores) == min(scores):
         return scores
     low, width = Fraction(min(scores)), Fraction(max(scores)) - Fraction(min(scores))
@@ -254,17 +278,12 @@ def mpo_gradient(loss: MPO, log_ratios: list[float], scores: list[float]) -> lis
 
 
 def each_mpo_gradient(loss: EachMPO, log_ratios: list[float], scores: list[float]) -> list[float]:
-    chosen, rejected = plain_sets(loss.partition, scores)
     found = [0.0] * len(scores)
-    if not chosen or not rejected:
-        return found
-    masses = plain_masses(loss, log_ratios, scores)
-    against = sum(masses[j] for j in rejected)
-    for i in chosen:
-        missing = against / (masses[i] + against)
-        found[i] = -loss.beta * missing / len(chosen)
-        for j in rejected:
-            found[j] += loss.beta * missing * masses[j] / against / len(chosen)
+    shares, lacking, masses = plain_each_parts(loss, log_ratios, scores)
+    for i, share in shares.items():
+        found[i] = -loss.beta * share * lacking[i]
+    for j, mass in masses.items():
+        found[j] = -sum(found[i] for i in shares) * mass / sum(masses.values())
     return found
 
 
@@ -336,6 +355,73 @@ def nca_gradient(loss: NCA, log_ratios: list[float], scores: list[float]) -> lis
     ]
 
 
+def plain_below(loss: EachAgainstBelow, scores: list[float]) -> dict[int, list[int]]:
+    """Of each response that has lower ones: which."""
+    levels = plain_levels(loss, scores)
+    index = range(len(levels))
+    below = {i: [j for j in index if levels[j] < levels[i]] for i in index}
+    return {i: lower for i, lower in below.items() if lower}
+
+
+def plain_each_below(loss: EachAgainstBelow, log_ratios: list[float], scores: list[float]) -> float:
+    masses = [math.exp(loss.beta * r) for r in log_ratios]
+    terms = [
+        math.log(1 + sum(masses[j] for j in lower) / masses[i])
+        for i, lower in plain_below(loss, scores).items()
+    ]
+    return sum(terms) / len(terms) if terms else 0.0
+
+
+def each_below_gradient(
+    loss: EachAgainstBelow, log_ratios: list[float], scores: list[float]
+) -> list[float]:
+    found = [0.0] * len(scores)
+    masses = [math.exp(loss.beta * r) for r in log_ratios]
+    below = plain_below(loss, scores)
+    for i, lower in below.items():
+        total = masses[i] + sum(masses[j] for j in lower)
+        for j in lower:
+            found[j] += loss.beta * masses[j] / total / len(below)
+            found[i] -= loss.beta * masses[j] / total / len(below)
+    return found
+
+
+def plain_regression_errors(
+    loss: GVPO, log_ratios: list[float], scores: list[float]
+) -> list[float]:
+    """Each reward less its target, by the papers' formulas divided by the temperature."""
+    n, tau, strength = len(scores), loss.temperature, loss.temperature * loss.beta
+    if loss.target == "centred":
+        rewards = [strength * r for r in log_ratios]
+        return [
+            ((reward - sum(rewards) / n) - (score - sum(scores) / n)) / tau
+            for reward, score in zip(rewards, scores, strict=True)
+        ]
+    if loss.target == "advantage":
+        optimal = strength * math.log(sum(math.exp(score / strength) for score in scores) / n)
+        return [
+            (strength * r - (score - optimal)) / tau
+            for r, score in zip(log_ratios, scores, strict=True)
+        ]
+    log_z = math.log(strength * (math.exp(1 / strength) - 1))
+    quantiles = [
+        (sum(other < score for other in scores) + scores.count(score) / 2) / n for score in scores
+    ]
+    return [
+        -(quantile - strength * log_z - strength * r) / tau
+        for quantile, r in zip(quantiles, log_ratios, strict=True)
+    ]
+
+
+def plain_gvpo(loss: GVPO, log_ratios: list[float], scores: list[float]) -> float:
+    return sum(e * e for e in plain_regression_errors(loss, log_ratios, scores)) / len(scores)
+
+
+def gvpo_gradient(loss: GVPO, log_ratios: list[float], scores: list[float]) -> list[float]:
+    errors = plain_regression_errors(loss, log_ratios, scores)
+    return [2 * loss.beta * error / len(scores) for error in errors]
+
+
 Oracle = tuple[Callable[..., float], Callable[..., list[float]]]
 ORACLES: dict[type, Oracle] = {
     MPO: (plain_mpo, mpo_gradient),
@@ -348,6 +434,8 @@ ORACLES: dict[type, Oracle] = {
     LiPO: (plain_lipo, lipo_gradient),
     InfoNCA: (plain_info_nca, info_nca_gradient),
     NCA: (plain_nca, nca_gradient),
+    EachAgainstBelow: (plain_each_below, each_below_gradient),
+    GVPO: (plain_gvpo, gvpo_gradient),
 }
 
 

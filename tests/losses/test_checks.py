@@ -8,6 +8,7 @@ import torch
 
 from mpo_lightning.losses import (
     DPO,
+    GVPO,
     MDPO,
     MPO,
     NCA,
@@ -36,6 +37,7 @@ def test_beta_must_be_positive(cls: type[SetLoss], beta: float) -> None:
         *((MPO, "gamma", value) for value in (0, -2, math.nan, math.inf)),
         *((InfoNCA, "temperature", value) for value in (0, -1, math.nan, math.inf)),
         *((NCA, "temperature", value) for value in (0, -1, math.nan, math.inf)),
+        *((GVPO, "temperature", value) for value in (0, -1, math.nan, math.inf)),
     ],
 )
 def test_other_settings_have_their_ranges(cls: type[SetLoss], field: str, value: float) -> None:
@@ -61,6 +63,7 @@ def test_other_settings_have_their_ranges(cls: type[SetLoss], field: str, value:
         ),
         (lambda: MPO(deviation="typo"), "MPO: deviation must be one of absolute, signed"),
         (lambda: MPO(alpha_unit="sd"), "MPO: alpha_unit must be one of score, std"),
+        (lambda: GVPO(target="mean"), "GVPO: target must be one of centred, advantage, quantile"),
         (lambda: PlackettLuce(levels=1), "PlackettLuce: levels must be .*, got 1"),
         (lambda: NCA(reference_free=1), "NCA: reference_free must be true or false, got 1"),
         (lambda: MDPO(likelihood=-1), "MDPO: likelihood must be a number >= 0, got -1"),

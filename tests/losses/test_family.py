@@ -12,12 +12,14 @@ from torch import Tensor
 
 from mpo_lightning.losses import (
     DPO,
+    GVPO,
     MDPO,
     MIPO,
     MPO,
     NCA,
     AboveThreshold,
     BestRest,
+    EachAgainstBelow,
     EachMPO,
     Hinge,
     InfoNCA,
@@ -28,6 +30,7 @@ from mpo_lightning.losses import (
     SetLoss,
     TopBottom,
 )
+from mpo_lightning.losses.lists import ScoreTargetLoss
 from tests.losses.family import LOSSES, MPO_LOSSES, each_loss, ragged, value_and_gradient
 from tests.losses.oracle import plain, plain_gradient
 
@@ -70,14 +73,14 @@ def test_gradcheck(loss: SetLoss) -> None:
 
 @each_loss
 def test_a_group_teaches_at_the_first_step_where_it_has_contrast(loss: SetLoss) -> None:
-    """At r = 0, where training starts; InfoNCA's optimum is there if scores are equal."""
+    """At r = 0, where training starts; targets may be there, as InfoNCA's are for equal scores."""
     _, scores, valid = ragged()
     contrast = loss.has_contrast(scores, valid)
     _, gradient = value_and_gradient(loss, torch.zeros_like(scores), scores, valid)
     taught = gradient.abs().amax(1) > 1e-15
     assert contrast.sum() > 20
     assert not (taught & ~contrast).any()
-    if not isinstance(loss, InfoNCA | NCA):
+    if not isinstance(loss, ScoreTargetLoss):
         assert torch.equal(taught, contrast)
     chosen, rejected = loss.sets(scores, valid)
     assert not (chosen & rejected).any()
@@ -100,6 +103,10 @@ def test_a_group_teaches_at_the_first_step_where_it_has_contrast(loss: SetLoss) 
         (LiPO(), [False, True, True, False]),
         (InfoNCA(), [True, True, True, False]),
         (NCA(), [True, True, True, True]),
+        (EachAgainstBelow(), [False, True, True, False]),
+        (GVPO(), [True, True, True, False]),
+        (GVPO(target="advantage"), [True, True, True, True]),
+        (GVPO(target="quantile"), [True, True, True, True]),
     ],
     ids=str,
 )
@@ -192,22 +199,22 @@ def test_groups_do_not_touch_each_other(loss: SetLoss) -> None:
 
 
 @each_loss
-def test_a_common_shift_of_log_ratios_cancels_but_in_nca(loss: SetLoss) -> None:
-    """Only NCA says how likely responses should be, not merely in which proportion."""
+def test_a_common_shift_of_log_ratios_cancels_but_for_absolute_targets(loss: SetLoss) -> None:
+    """These say how likely responses should be, not merely in which proportion."""
     log_ratios, scores, valid = ragged()
     shift = torch.linspace(-30, 30, 60).double()[:, None]
     shifted = loss(log_ratios + shift, scores, valid)
     unshifted = loss(log_ratios, scores, valid)
-    if isinstance(loss, NCA):
+    if isinstance(loss, NCA) or getattr(loss, "target", "centred") != "centred":
         assert (shifted - unshifted).abs().max() > 1
     else:
         torch.testing.assert_close(shifted, unshifted, rtol=1e-10, atol=1e-12)
 
 
 def without_zeros(loss: SetLoss) -> bool:
-    """InfoNCA and NCA have targets for equal scores; a hinge may be passed, a threshold not met."""
+    """There may be targets for equal scores; a hinge may be passed, a threshold not met."""
     on_threshold = isinstance(getattr(loss, "partition", None), AboveThreshold)
-    return isinstance(loss, InfoNCA | NCA | Hinge) or on_threshold
+    return isinstance(loss, ScoreTargetLoss | Hinge) or on_threshold
 
 
 @pytest.mark.parametrize(
@@ -325,6 +332,7 @@ def test_a_configuration_builds_each_loss(loss: SetLoss) -> None:
         ("InfoNCA", {"temprature": 0.5}, "temprature"),
         ("NCA", {"beta": 0.1, "tau": 1.0}, "tau"),
         ("DPO", {"pairs": "best_worst"}, "best_worst"),
+        ("GVPO", {"target": "centered"}, "centered"),
         ("MPO", {"deviation": "squared"}, "squared"),
         ("MPO", {"alpha": "much"}, "much"),
     ],

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid
 
-from mpo_lightning.losses import DPO, MPO, EachMPO, TopBottom
+from mpo_lightning.losses import DPO, MPO, EachMPO, SetLoss, TopBottom
 from tests.losses.family import MPO_LOSSES, full, ragged, row, value_and_gradient, value_of
 
 
@@ -71,9 +71,63 @@ def test_gradients_of_the_two_kinds_of_deviation(
     assert (gradient[0] / beta).tolist() == pytest.approx(expected, abs=5.01e-4)
 
 
-@pytest.mark.parametrize("loss", [MPO(beta=0.3), MPO(beta=0.3, alpha=2.0)], ids=str)
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [-0.250, -0.250, -0.250, 0.250, 0.250, 0.250]),
+        ({"alpha": 0.7}, [-0.502, -0.124, -0.124, 0.057, 0.230, 0.463]),
+        ({"alpha": 0.7, "deviation": "signed"}, [-0.502, -0.124, -0.124, 0.548, 0.135, 0.067]),
+    ],
+    ids=str,
+)
+def test_weights_of_each_mpo_share_a_push_out(
+    settings: dict[str, Any], expected: list[float]
+) -> None:
+    """Scores 9, 7, 7, 4, 2, 1 at r = 0: each side is pushed by 3/4, the shares e^w in its set.
+
+    w = 2.8, 1.4, 1.4 | 0.7, 2.1, 2.8: of the chosen the best has 16.44 / 24.55, of the rejected the
+    worst 16.44 / 26.62. The best response is pulled hardest.
+    """
+    loss = EachMPO(beta=0.2, **settings)
+    value, gradient = value_and_gradient(loss, row(0, 0, 0, 0, 0, 0), row(9, 7, 7, 4, 2, 1))
+    assert value.item() == pytest.approx(math.log(4), rel=1e-12)
+    assert (gradient[0] / 0.2).tolist() == pytest.approx(expected, abs=5.01e-4)
+
+
+@pytest.mark.parametrize("unit", ["score", "std"])
+def test_each_mpo_pulls_the_best_hardest_and_pushes_the_worst_hardest(unit: Any) -> None:
+    loss = EachMPO(alpha=1.3, alpha_unit=unit)
+    _, scores, valid = ragged(seed=7)
+    chosen, rejected = loss.sets(scores, valid)
+    _, gradient = value_and_gradient(loss, torch.zeros_like(scores), scores, valid)
+    several = 0
+    for g, s, c, r in zip(gradient, scores, chosen, rejected, strict=True):
+        if not c.any() or not r.any():
+            continue
+        for of_set, sign in ((c, -1), (r, 1)):
+            order = (sign * s[of_set]).argsort()
+            pushes = (sign * g[of_set])[order]
+            apart = (s[of_set] - s.new_tensor(s[c | r].tolist()).mean()).abs()[order]
+            assert torch.equal(pushes.argsort(stable=True), apart.argsort(stable=True))
+            several += len(apart.unique()) > 1
+        # The total is what it is without weights.
+        assert g[c].sum().item() == pytest.approx(-0.1 * len(s[r]) / (1 + len(s[r])), rel=1e-12)
+    assert several > 10
+
+
+def test_each_mpo_without_strength_or_power_has_no_weights() -> None:
+    log_ratios, scores, valid = ragged()
+    expected = EachMPO(beta=0.3)(log_ratios, scores, valid)
+    for loss in (EachMPO(beta=0.3, alpha=0.0, power=2.0), EachMPO(beta=0.3, alpha=5.0, power=0.0)):
+        found = loss(log_ratios, scores, valid)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "loss", [MPO(beta=0.3), MPO(beta=0.3, alpha=2.0), EachMPO(beta=0.3, alpha=2.0)], ids=str
+)
 @pytest.mark.parametrize("swap", [False, True])
-def test_two_responses_are_dpo(loss: MPO, swap: bool) -> None:
+def test_two_responses_are_dpo(loss: SetLoss, swap: bool) -> None:
     """Absolute deviations of two responses are equal and cancel."""
     log_ratios = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)).double() * 9
     scores = row(7.0, 2.5).repeat(50, 1)

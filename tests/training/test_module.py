@@ -18,9 +18,11 @@ from mpo_lightning import LoRA, MPOModule, PolicyConfig, PreferenceDataModule
 from mpo_lightning.batch import GroupBatch
 from mpo_lightning.losses import (
     DPO,
+    GVPO,
     MDPO,
     MPO,
     AboveThreshold,
+    EachAgainstBelow,
     EachMPO,
     LiPO,
     MultiLevelMPO,
@@ -351,6 +353,8 @@ def test_training_raises_the_margin_and_lowers_the_loss(base: str, loss: SetLoss
         MDPO(beta=0.5, partition=TopBottom(k=1)),
         PlackettLuce(beta=0.5),
         MultiLevelMPO(beta=0.5, levels=2),
+        EachAgainstBelow(beta=0.5, likelihood=0.1),
+        GVPO(beta=0.5, target="quantile"),
         LiPO(beta=0.5, reference_free=True),
     ],
     ids=lambda loss: type(loss).__name__,

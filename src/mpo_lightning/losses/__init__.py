@@ -5,7 +5,15 @@ equations are in docs/mathematics.md.
 """
 
 from mpo_lightning.losses.base import SetLoss
-from mpo_lightning.losses.lists import NCA, InfoNCA, LiPO, MultiLevelMPO, PlackettLuce
+from mpo_lightning.losses.lists import (
+    GVPO,
+    NCA,
+    EachAgainstBelow,
+    InfoNCA,
+    LiPO,
+    MultiLevelMPO,
+    PlackettLuce,
+)
 from mpo_lightning.losses.pairs import DPO, IPO, Hinge, PairLoss, RobustDPO, SimPO
 from mpo_lightning.losses.partition import (
     AboveMean,
@@ -21,6 +29,7 @@ from mpo_lightning.losses.sets import MDPO, MIPO, MPO, EachMPO
 
 __all__ = [
     "DPO",
+    "GVPO",
     "IPO",
     "MDPO",
     "MIPO",
@@ -31,6 +40,7 @@ __all__ = [
     "AboveThreshold",
     "AboveTrimmedMean",
     "BestRest",
+    "EachAgainstBelow",
     "EachMPO",
     "Hinge",
     "InfoNCA",

@@ -1,34 +1,40 @@
-"""Losses on more of the scores than two sets: soft targets, rankings, ordinal levels."""
+"""Losses on more of the scores than two sets: targets, rankings, ordinal levels."""
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, softplus
 
 from mpo_lightning.checks import require, require_number
-from mpo_lightning.losses.base import SetLoss, masked_float
-from mpo_lightning.losses.scores import binned, differs, ordered_pairs
+from mpo_lightning.losses.base import SetLoss, masked_float, set_mean
+from mpo_lightning.losses.scores import binned, deviations, differs, ordered_pairs
 from mpo_lightning.losses.sets import MPO
 
 __all__ = [
+    "GVPO",
     "NCA",
+    "EachAgainstBelow",
     "InfoNCA",
     "LevelLoss",
     "LiPO",
     "MultiLevelMPO",
     "PlackettLuce",
     "ScoreTargetLoss",
+    "Target",
 ]
+
+Target = Literal["centred", "advantage", "quantile"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreTargetLoss(SetLoss):
-    """Base of InfoNCA and NCA: soft targets ``t = softmax(S / temperature)`` over each group.
+    """Base of the losses with a target for each response, made of ``S / temperature``.
 
     Args:
-        temperature: divisor of the scores in the targets' softmax, in score units, > 0.
+        temperature: divisor of the scores in the targets, in score units, > 0.
     """
 
     temperature: float = 1.0
@@ -38,7 +44,7 @@ class ScoreTargetLoss(SetLoss):
         require_number(self, "temperature", "a number > 0", low=0, open_low=True)
 
     def targets(self, scores: Tensor, valid: Tensor) -> Tensor:
-        """Soft targets, float64 (B, N): their sum over each group is one; zero on padding."""
+        """Soft targets, the softmax over each group, float64 (B, N); zero on padding."""
         return (scores.double() / self.temperature).masked_fill(~valid, -torch.inf).softmax(1)
 
 
@@ -110,6 +116,79 @@ class NCA(ScoreTargetLoss):
         return -torch.where(valid, per_response, 0.0).sum(1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class GVPO(ScoreTargetLoss):
+    """Regression of the rewards on the scores: GVPO, A*-PO or QRPO by ``target``.
+
+    The mean over a group of ``(beta * r_i - T_i + c) ** 2`` with targets T of the scores; the three
+    differ in the constant c, the log of a policy's normalisation (docs/mathematics.md, equation
+    15). The loss and its gradient are zero at ``beta * r = T - c``, so a large log-ratio is pulled
+    back as hard as a small one is pulled up.
+
+    Args:
+        target: "centred" (GVPO, arXiv 2504.19599): ``T = S / temperature``, and c makes the mean
+            error of the group zero, so that only differences count; "advantage" (A*-PO, arXiv
+            2505.20686): c is ``beta * log(mean exp(T / beta))`` over the group; "quantile" (QRPO,
+            arXiv 2507.08068): T is the score's quantile in the group, from 0 to 1, divided by the
+            temperature, and c is known exactly. The last two have absolute targets, as NCA has.
+
+    Examples:
+        >>> scores, valid = torch.tensor([[2.0, 0.0]]), torch.ones(1, 2, dtype=torch.bool)
+        >>> GVPO(beta=0.1)(torch.tensor([[25.0, 5.0]]), scores, valid)  # 0.1 * 20 is 2 - 0
+        tensor([0.])
+        >>> GVPO(beta=0.1)(torch.zeros(1, 2), scores, valid)  # errors of 1 and -1
+        tensor([1.])
+    """
+
+    title: ClassVar = "GVPO (regression of implicit rewards on scores)"
+    latex: ClassVar = r"L = \frac{1}{n} \sum_i \left( \beta r_i - T_i + c \right)^2"
+    symbols: ClassVar = (
+        r"$T_i = S_i / \tau$ with the temperature $\tau$ and $c = \bar T - \beta \bar r$ "
+        r"(target: centred) or $c = \beta \log \frac{1}{n} \sum_j e^{T_j / \beta}$ (advantage); "
+        r"or $T_i = q_i / \tau$ with the quantile $q_i$ of the score in its group and "
+        r"$c = \beta \log \int_0^1 e^{q / (\beta \tau)} dq$ (quantile)"
+    )
+    arxiv: ClassVar = ("2504.19599", "2505.20686", "2507.08068")
+
+    target: Target = "centred"
+
+    def has_contrast(self, scores: Tensor, valid: Tensor) -> Tensor:
+        """Return which groups have two responses, or any if their targets are absolute."""
+        return valid.sum(1) > 1 if self.target == "centred" else valid.any(1)
+
+    def targets(self, scores: Tensor, valid: Tensor) -> Tensor:
+        """Targets ``T - c`` of the rewards ``beta * r``, float64 (B, N); zero on padding.
+
+        Those of "centred" hold up to a constant of the group; their mean is zero.
+        """
+        if self.target == "centred":
+            return deviations(scores, valid) / self.temperature
+        values = torch.where(valid, scores.double(), 0.0)
+        n = valid.sum(1, keepdim=True).double()
+        constant: Tensor | float
+        if self.target == "advantage":
+            values = values - values.masked_fill(~valid, -torch.inf).amax(1, keepdim=True)
+            energies = values.masked_fill(~valid, -torch.inf) / (self.temperature * self.beta)
+            constant = self.beta * (energies.logsumexp(1, keepdim=True) - n.log())
+        else:
+            equal = valid[:, None, :] & (values[:, :, None] == values[:, None, :])
+            below = ordered_pairs(values, valid).sum(2)
+            # Equal scores, a response's own included, count half: quantiles average 1/2.
+            values = (below + equal.sum(2).double() / 2) / n
+            rate = 1 / (self.temperature * self.beta)
+            # The log of (e^rate - 1) / rate, whose power would overflow.
+            constant = self.beta * (rate + math.log(-math.expm1(-rate) / rate))
+        return torch.where(valid, values / self.temperature - constant, 0.0)
+
+    def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
+        """Return the loss of each group, (B,)."""
+        rewards = self.beta * masked_float(log_ratios, valid)
+        if self.target == "centred":
+            rewards = rewards - set_mean(rewards, valid)[:, None]
+        errors = rewards - self.targets(scores, valid).to(rewards.dtype)
+        return set_mean(errors.square(), valid)
+
+
 def _compared(levels: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the sets that a loss over levels compares, seen from each response i.
 
@@ -128,12 +207,12 @@ def _compared(levels: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return at_least, equal, first
 
 
-def _log_masses(rewards: Tensor, members: Tensor, first: Tensor) -> Tensor:
-    """Logsumexp of the rewards of each response's set, (B, N); zero unless it is ``first``."""
+def _log_masses(rewards: Tensor, members: Tensor, counted: Tensor) -> Tensor:
+    """Logsumexp of the rewards of each response's set, (B, N); zero unless it is ``counted``."""
     # A padded slot's set is empty: the gradient of its logsumexp would be NaN.
-    members = members | ~first[:, :, None]
+    members = members | ~counted[:, :, None]
     spread = rewards[:, None, :].masked_fill(~members, -torch.inf).logsumexp(2)
-    return torch.where(first, spread, 0.0)
+    return torch.where(counted, spread, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +299,39 @@ class MultiLevelMPO(LevelLoss):
         everyone = valid[:, None, :].expand_as(at_least)
         terms = _log_masses(rewards, everyone, first) - _log_masses(rewards, at_least, first)
         return terms.sum(1) / first.sum(1).clamp(min=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EachAgainstBelow(LevelLoss):
+    """Each response by itself against all that score lower; equal scores do not compete.
+
+    The mean over the responses i that have a lower-scored one of ``softplus(logsumexp(beta r over
+    the lower-scored) - beta r_i)``. With two levels it is EachMPO; where no two scores are equal it
+    is Plackett-Luce divided by the number of its terms. It follows what abstracts say of GraphDPO
+    (arXiv 2605.08037), whose exact formula may differ.
+
+    Examples:
+        >>> scores, valid = torch.tensor([[3.0, 2.0, 1.0]]), torch.ones(1, 3, dtype=torch.bool)
+        >>> EachAgainstBelow()(torch.zeros(1, 3), scores, valid)  # (ln 3 + ln 2) / 2
+        tensor([0.8959])
+    """
+
+    title: ClassVar = "Each response against all that score lower"
+    latex: ClassVar = (
+        r"L = \frac{1}{\lvert A \rvert} \sum_{i \in A} -\log "
+        r"\frac{e^{\beta r_i}}{e^{\beta r_i} + M_i}, \qquad "
+        r"M_i = \sum_{S_j \lt S_i} e^{\beta r_j}"
+    )
+    symbols: ClassVar = r"$A$ are the responses that do not have the lowest score of their group"
+    arxiv: ClassVar = ("2605.08037",)
+
+    def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
+        """Return the loss of each group, (B,)."""
+        rewards = self.shifted_rewards(log_ratios, valid)
+        below = ordered_pairs(binned(scores, valid, self.levels), valid)
+        above_some = below.any(2)
+        terms = softplus(_log_masses(rewards, below, above_some) - rewards)
+        return set_mean(terms, above_some)
 
 
 @dataclass(frozen=True, kw_only=True)

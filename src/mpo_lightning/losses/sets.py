@@ -37,7 +37,7 @@ class PartitionLoss(SetLoss):
 
 @dataclass(frozen=True, kw_only=True)
 class WeightedLoss(PartitionLoss):
-    """Base of MPO and EachMPO: energies ``E = beta * r + w`` with the log-weights w of W-MPO.
+    """Base of MPO and EachMPO: rewards ``beta * r`` with the log-weights w of W-MPO.
 
     Args:
         alpha: strength of the deviation weights, >= 0; 0 leaves them out.
@@ -68,18 +68,9 @@ class WeightedLoss(PartitionLoss):
         require_number(self, "power", "a number >= 0", low=0)
         require_number(self, "gamma", "a number > 0", low=0, open_low=True)
 
-    def contrasted(
-        self, log_ratios: Tensor, scores: Tensor, valid: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Energies, (B, N), and the chosen and the rejected set, bool (B, N) each.
-
-        Energies are zero outside both sets, and shifted so that the largest of each group is zero.
-        In a group without contrast all energies are zero, and both sets hold every slot.
-        """
-        chosen, rejected = self.sets(scores, valid)
-        contrast = (chosen.any(1) & rejected.any(1))[:, None]
-        members = contrast & (chosen | rejected)
-        weights = deviation_log_weights(
+    def log_weights(self, scores: Tensor, valid: Tensor) -> Tensor:
+        """Log-weights w of the responses, without gamma, float64 (B, N); zero on padding."""
+        return deviation_log_weights(
             scores,
             valid,
             alpha=self.alpha,
@@ -87,8 +78,19 @@ class WeightedLoss(PartitionLoss):
             deviation=self.deviation,
             alpha_unit=self.alpha_unit,
         )
+
+    def contrasted(
+        self, log_ratios: Tensor, log_weights: Tensor, chosen: Tensor, rejected: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Energies ``beta * r + w``, gamma included, (B, N), and both sets, bool (B, N) each.
+
+        Energies are zero outside both sets, and shifted so that the largest of each group is zero.
+        In a group without contrast all energies are zero, and both sets hold every slot.
+        """
+        contrast = (chosen.any(1) & rejected.any(1))[:, None]
+        members = contrast & (chosen | rejected)
         # torch.where keeps float64; a number times a bool tensor takes the default dtype instead.
-        weights = torch.where(rejected, weights + math.log(self.gamma), weights)
+        weights = torch.where(rejected, log_weights + math.log(self.gamma), log_weights)
         energy = self.beta * masked_float(log_ratios, members)
         energy = energy + torch.where(members, weights, 0.0).to(energy.dtype)
         # A common shift changes no loss here, and keeps two large numbers from being subtracted.
@@ -138,8 +140,16 @@ class MPO(WeightedLoss):
 
     def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
         """Return the loss of each group, (B,)."""
-        energy, chosen, rejected = self.contrasted(log_ratios, scores, valid)
+        energy, chosen, rejected = self.contrasted(
+            log_ratios, self.log_weights(scores, valid), *self.sets(scores, valid)
+        )
         return _log_mass(energy, chosen | rejected) - _log_mass(energy, chosen)
+
+
+def _log_shares(log_weights: Tensor, members: Tensor) -> Tensor:
+    """Log of each member's share of its set's weight, (B, N); zero outside the set."""
+    shares = log_weights.masked_fill(~members, -torch.inf).log_softmax(1)
+    return torch.where(members, shares, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +157,12 @@ class EachMPO(WeightedLoss):
     """MPO with each chosen response by itself against the rejected set: no winner takes all.
 
     The mean over the chosen stands outside the logarithm, so that a chosen response that lags is
-    pulled harder than one that leads: ``mean over chosen i of softplus(logsumexp(E over rejected) -
-    E_i)`` (docs/mathematics.md, equation 9). With one chosen response it is MPO.
+    pulled harder than one that leads: ``sum over chosen i of a_i * softplus(log M - beta * r_i)``
+    with ``M = gamma * |rejected| * sum over rejected j of b_j * exp(beta * r_j)``
+    (docs/mathematics.md, equation 9). The shares a and b, the softmax of the log-weights w over
+    either set, are equal for ``alpha = 0``. They say how a set's gradient is shared out, not how
+    large it is: inside the logarithm a chosen response's weight would count as a lead that it has
+    already, and the best would be pulled least. With one chosen response and no weights it is MPO.
 
     Examples:
         >>> log_ratios, scores = torch.zeros(1, 3), torch.tensor([[5.0, 4.0, 1.0]])
@@ -158,18 +172,28 @@ class EachMPO(WeightedLoss):
 
     title: ClassVar = "MPO with each chosen response by itself"
     latex: ClassVar = (
-        r"L = \frac{1}{\lvert Y^+ \rvert} \sum_{i \in Y^+} "
-        r"-\log \frac{e^{E_i}}{e^{E_i} + M}, \qquad M = \sum_{j \in Y^-} e^{E_j}"
+        r"L = \sum_{i \in Y^+} -a_i \log \frac{e^{\beta r_i}}{e^{\beta r_i} + M}, \qquad "
+        r"M = \gamma \lvert Y^- \rvert \sum_{j \in Y^-} b_j e^{\beta r_j}"
+    )
+    symbols: ClassVar = (
+        r"$a$ and $b$ are the softmax over $Y^+$ and over $Y^-$ of the log-weights "
+        r"$w_i = \alpha \lvert \Delta_i \rvert^{p}$ from the deviations "
+        r"$\Delta_i = S_i - \bar S$ ($\alpha = 0$: equal shares)"
     )
     arxiv: ClassVar = ("2412.04628",)
 
     def __call__(self, log_ratios: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
         """Return the loss of each group, (B,)."""
-        energy, chosen, rejected = self.contrasted(log_ratios, scores, valid)
-        per_response = softplus(_log_mass(energy, rejected)[:, None] - energy)
-        # Where both sets hold every slot there is no contrast.
-        contrast = ~(chosen & rejected).any(1)
-        return torch.where(contrast, set_mean(per_response, chosen), 0.0)
+        chosen, rejected = self.sets(scores, valid)
+        contrast = chosen.any(1) & rejected.any(1)
+        weights = self.log_weights(scores, valid)
+        shares = torch.where(chosen, _log_shares(weights, chosen).exp(), 0.0)
+        count = rejected.sum(1, keepdim=True).clamp(min=1).double()
+        within = torch.where(rejected, _log_shares(weights, rejected) + count.log(), 0.0)
+        energy, _, against = self.contrasted(log_ratios, within, chosen, rejected)
+        terms = softplus(_log_mass(energy, against)[:, None] - energy)
+        summed = torch.where(chosen, shares.to(energy.dtype) * terms, 0.0).sum(1)
+        return torch.where(contrast, summed, 0.0)
 
 
 def _mean_margin(log_ratios: Tensor, chosen: Tensor, rejected: Tensor) -> Tensor:
