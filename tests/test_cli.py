@@ -415,7 +415,7 @@ PARTITIONS = "AboveMean, AboveQuantile, AboveThreshold, AboveTrimmedMean, BestRe
         (["--model.loss.init_args.beta=0"], "MPO: beta must be a number > 0, got 0.0."),
         (["--model.loss.init_args.beta=-1"], "MPO: beta must be a number > 0, got -1.0."),
         (["--model.loss.init_args.alpha=many"], "model.loss.alpha must be a number, got many."),
-        (["--model.loss=NoSuchLoss"], "model.loss must be DPO, EachAgainstBelow, *, got NoSuchLoss."),
+        (["--model.loss=NoSuchLoss"], "model.loss must be DPO, *, got NoSuchLoss."),
         (
             ["--model.loss=MDPO", "--model.loss.alpha=1"],
             "model.loss.alpha is not a setting of MDPO. In model.loss there are: beta, "

@@ -263,7 +263,9 @@ CRITICS = [density_ratio, lambda x, y: x * y, lambda x, y: 0.5 * density_ratio(x
 
 
 @pytest.mark.parametrize("critic", CRITICS, ids=["best", "product", "half"])
-@pytest.mark.parametrize(("k", "n"), [(1, 2), (1, 16), (4, 16), (4, 64), (8, 64)])
+@pytest.mark.parametrize(
+    ("k", "n"), [(1, 2), (1, 16), (3, 16), (4, 16), (15, 16), (4, 64), (8, 64)]
+)
 def test_losses_bound_the_information_of_what_they_choose(
     k: int, n: int, critic: Callable[[Tensor, Tensor], Tensor]
 ) -> None:
@@ -280,3 +282,155 @@ def test_the_bound_is_tight_for_many_responses_and_mpo_passes_that_of_one() -> N
     inside, outside = bounds(8, 512, density_ratio)
     assert outside == pytest.approx(INFORMATION, abs=0.03)
     assert inside > INFORMATION + 0.05
+    # Its limit is the mean over x of log E[p(y | x) / p(y)] given x, a Renyi divergence of order 2.
+    x = torch.special.ndtri((torch.arange(200, dtype=F64)[:, None] + 0.5) / 200)
+    y = torch.linspace(-10, 10, 1001, dtype=F64)
+    given_x = -0.5 * (y - RHO * x).square() / (1 - RHO**2) - 0.5 * math.log(1 - RHO**2)
+    density = (given_x - 0.5 * math.log(2 * math.pi)).exp()
+    second = torch.trapezoid(density * density_ratio(x, y).exp(), y).log().mean().item()
+    assert second == pytest.approx(0.981, abs=0.01)
+    assert inside < second
+
+
+# ------------------------------------------------------------------------ what preferences measure
+
+DRAWN = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=F64)
+CHOSEN = torch.tensor([0.15, 0.4, 0.6, 0.9], dtype=F64)
+LOG_ODDS = CHOSEN.logit()
+GOOD = DRAWN * CHOSEN / (DRAWN * CHOSEN).sum()
+BAD = DRAWN * (1 - CHOSEN) / (DRAWN * (1 - CHOSEN)).sum()
+
+
+def optimum(risk: Callable[[Tensor], Tensor]) -> Tensor:
+    """Log-ratios of the four responses at which a risk is least; the first taken as zero."""
+    leaf = torch.zeros(4, dtype=F64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([leaf], max_iter=500, tolerance_grad=1e-10, tolerance_change=0)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        found = risk(leaf)
+        found.backward()  # type: ignore[no-untyped-call]
+        return found
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return leaf.detach() - leaf.detach()[0]
+
+
+def expected(loss: SetLoss, k: int, n: int) -> Callable[[Tensor], Tensor]:
+    """Exact expectation of a loss on k chosen of n responses: all sets of the four, enumerated."""
+    which = torch.cartesian_prod(*[torch.arange(4)] * n)
+    weight = GOOD[which[:, :k]].prod(1) * BAD[which[:, k:]].prod(1)
+    scores = (torch.arange(n) < k).to(F64).expand(len(which), n)
+    return lambda ratios: (weight * value(loss, ratios[which], scores)).sum()
+
+
+@pytest.mark.parametrize(
+    ("loss", "k", "n"),
+    [
+        (EachMPO(beta=0.5), 1, 3),
+        (EachMPO(beta=2.0), 2, 5),
+        (MPO(beta=0.5), 1, 4),
+        (DPO(beta=0.5, pairs="sets"), 2, 4),
+    ],
+    ids=["each-1-of-3", "each-2-of-5", "mpo-1-of-4", "dpo-2-of-4"],
+)
+def test_the_best_policy_has_the_odds_of_being_chosen(loss: SetLoss, k: int, n: int) -> None:
+    """At beta r = logit P(chosen | y), whatever the responses are drawn from."""
+    found = loss.beta * optimum(expected(loss, k, n))
+    torch.testing.assert_close(found, LOG_ODDS - LOG_ODDS[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "page"), [(2, 4, [2.37, 3.53, 5.70]), (3, 6, [3.44, 4.95, 7.38])], ids=["2", "3"]
+)
+def test_mpo_with_several_chosen_ends_further_out(k: int, n: int, page: list[float]) -> None:
+    found = optimum(expected(MPO(beta=1.0), k, n))
+    assert found[1:].tolist() == pytest.approx(page, abs=0.006)
+    assert (found[1:] > 1.4 * (LOG_ODDS - LOG_ODDS[0])[1:]).all()
+
+
+def test_weights_of_mpo_subtract_at_its_optimum() -> None:
+    """Log-weights that are a function of the response, one chosen: beta r = log-odds - w."""
+    log_weights = torch.tensor([0.0, 1.0, -0.5, 2.0], dtype=F64)
+    risk = expected(MPO(beta=1.0), 1, 4)
+    found = optimum(lambda ratios: risk(ratios + log_weights))
+    torch.testing.assert_close(found, LOG_ODDS - LOG_ODDS[0] - log_weights, rtol=0, atol=1e-5)
+
+
+def test_weights_of_each_mpo_count_as_more_draws() -> None:
+    """With 40 chosen and 400 rejected: near log(p+ e^w+) - log(p- e^w-), up to a constant."""
+    of_chosen = torch.tensor([1.0, -0.5, 0.3, 0.8], dtype=F64)
+    of_rejected = torch.tensor([0.2, 0.9, -0.6, 0.1], dtype=F64)
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(law: Tensor, count: int) -> Tensor:
+        return law.multinomial(300 * count, True, generator=generator).view(300, count)
+
+    good, bad = draw(GOOD, 40), draw(BAD, 400)
+    weights = torch.cat([of_chosen[good], of_rejected[bad]], dim=1)
+
+    class Weighted(EachMPO):
+        def log_weights(self, scores: Tensor, valid: Tensor) -> Tensor:
+            return weights
+
+    which = torch.cat([good, bad], dim=1)
+    scores = (torch.arange(440) < 40).to(F64).expand(300, 440)
+    found = optimum(lambda ratios: value(Weighted(beta=1.0), ratios[which], scores).mean())
+    wanted = LOG_ODDS + of_chosen - of_rejected
+    torch.testing.assert_close(found, wanted - wanted[0], rtol=0, atol=0.1)
+    assert (found - (LOG_ODDS - LOG_ODDS[0]))[1] < -2
+
+
+SLOPE = 1.749
+
+
+def preference_bounds(k: int, n: int, factor: float = 1.0) -> tuple[float, float]:
+    """As ``bounds``, for y standard normal, chosen with probability sigmoid(SLOPE * y)."""
+    generator = torch.Generator().manual_seed(n + k)
+    y = torch.randn(8000, n, generator=generator, dtype=F64)
+    accepted = torch.rand(8000, n, generator=generator, dtype=F64) < (SLOPE * y).sigmoid()
+    good = torch.where(accepted, y, -y)  # the law of the rejected is the mirror image
+    scores = (torch.arange(n) < k).to(F64).expand(8000, n)
+    energies = factor * SLOPE * torch.where(scores > 0, good, -good)
+    inside, outside = (
+        value(loss(beta=1.0), energies, scores).mean().item() for loss in (MPO, EachMPO)
+    )
+    return math.log(n / k) - inside, math.log(n - k + 1) - outside
+
+
+def test_losses_bound_how_far_chosen_and_rejected_differ() -> None:
+    """By KL(p+ || p-) = 1 for EachMPO and k times as much for MPO."""
+    y = torch.linspace(-14, 14, 20001, dtype=F64)
+    good = 2 / math.sqrt(2 * math.pi) * (-y * y / 2).exp() * (SLOPE * y).sigmoid()
+    divergence = torch.trapezoid(good * SLOPE * y, y).item()
+    assert divergence == pytest.approx(1, abs=1e-3)
+    second = torch.trapezoid(good * (SLOPE * y).exp(), y).log().item()
+    assert second == pytest.approx(2.11, abs=0.005)
+    page = {(4, 8): (0.48, 0.64), (8, 512): (1.72, 1.00)}
+    for k, n in [(1, 8), (3, 8), (7, 8), *page]:
+        inside, outside = preference_bounds(k, n)
+        assert outside < divergence + 0.02
+        assert inside < k * divergence + 0.02
+        # The log-odds are the best energies of EachMPO.
+        for factor in (0.6, 1.5):
+            if n == 8:
+                assert preference_bounds(k, n, factor)[1] < outside - 0.02
+        if (k, n) in page:
+            assert (inside, outside) == pytest.approx(page[k, n], abs=0.01)
+    assert divergence + 0.5 < inside < second
+
+
+def test_weights_move_the_push_of_whole_groups_in_mpo_and_not_in_each_mpo() -> None:
+    """Per standard deviation: a lone good response is hushed, a lone bad one heard more."""
+    found: dict[str, list[float]] = {}
+    for scores in ([9.0, 1, 1, 1], [9.0, 9, 9, 1]):
+        for loss in (MPO, EachMPO):
+            for alpha in (0.0, 1.0):
+                leaf = torch.zeros(1, 4, dtype=F64, requires_grad=True)
+                weighted = loss(beta=1.0, alpha=alpha, alpha_unit="std")
+                total = value(weighted, leaf, torch.tensor([scores], dtype=F64)).sum()
+                (gradient,) = torch.autograd.grad(total, leaf)
+                push = gradient.clamp(min=0).sum().item()
+                found.setdefault(loss.__name__, []).append(push)
+    assert found["MPO"] == pytest.approx([0.75, 0.49, 0.25, 0.51], abs=0.005)
+    assert found["EachMPO"] == pytest.approx([0.75, 0.75, 0.5, 0.5])

@@ -77,7 +77,7 @@ def refused(parse: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> Ca
         ("data: {seed: null}", "data.seed must be a whole number, got null (in c.yaml)."),
         ("model: {policy: {lora: {r: null}}}", "model.policy.lora.r must be a whole number*"),
         ("model: {policy: {fast_linear: null}}", "model.policy.fast_linear must be true or*"),
-        ("model: {loss: null}", "model.loss must be DPO, EachAgainstBelow, *, got null (in c.yaml)."),
+        ("model: {loss: null}", "model.loss must be DPO, *, got null (in c.yaml)."),
         (
             "model: {loss: {class_path: MPO, init_args: {beta: null}}}",
             "model.loss.beta must be a number, got null (in c.yaml).",
