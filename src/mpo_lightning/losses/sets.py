@@ -178,7 +178,8 @@ class EachMPO(WeightedLoss):
     symbols: ClassVar = (
         r"$a$ and $b$ are the softmax over $Y^+$ and over $Y^-$ of the log-weights "
         r"$w_i = \alpha \lvert \Delta_i \rvert^{p}$ from the deviations "
-        r"$\Delta_i = S_i - \bar S$ ($\alpha = 0$: equal shares)"
+        r"$\Delta_i = S_i - \bar S$ ($\alpha = 0$: equal shares); "
+        r"$\gamma$ multiplies the rejected terms"
     )
     arxiv: ClassVar = ("2412.04628",)
 
