@@ -121,7 +121,7 @@ def _check(
             raise DataError(f"{json}: cannot be written ({error}).") from error
     if picture is not None:
         draw_picture(report, Path(picture).expanduser())
-    failed = report.total.read.failed
+    failed = report.total.read.failed + (report.trusted.read.failed if report.trusted else 0)
     if failed or not report.total.read.kept or (strict and report.warnings):
         sys.exit(1)
 

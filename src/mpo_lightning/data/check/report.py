@@ -10,8 +10,13 @@ from mpo_lightning.data.report import DataReport
 
 __all__ = [
     "CheckReport",
+    "ColumnBias",
+    "Comparison",
+    "Contrast",
     "DataWarning",
+    "DifferenceBin",
     "Duplicates",
+    "Estimate",
     "FileReport",
     "Flagged",
     "LengthBias",
@@ -19,10 +24,12 @@ __all__ = [
     "OfGroups",
     "OfResponses",
     "Outliers",
+    "PlaceBin",
     "Quantiles",
     "Summary",
     "Ties",
     "Tokens",
+    "TrustedReport",
     "Weights",
 ]
 
@@ -293,6 +300,150 @@ class OfGroups:
     no_contrast: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """An estimate with its 95 % interval; None where the labels do not determine it."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast(Estimate):
+    """What a warning about trusted labels goes by; None where the labels do not determine it.
+
+    Attributes:
+        value: the estimate.
+        low: lower end of the interval. The intervals of all contrasts of a comparison hold
+            together in 95 % of comparisons.
+        high: its upper end.
+        noticeable: the value nearest to that of a sound judge that would have been warned of with a
+            probability of 80 %.
+        needed: labels with which ``target`` would be, if their groups were as these are.
+        target: a value that matters.
+    """
+
+    noticeable: float | None
+    needed: int | None
+    target: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DifferenceBin:
+    """Pairs of a group whose scores differ by about as much.
+
+    Attributes:
+        low: smallest difference.
+        high: largest difference.
+        pairs: number of pairs.
+        agree: share of them in which the trusted labels agree with the order; equal ones half.
+    """
+
+    low: float
+    high: float
+    pairs: int
+    agree: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaceBin:
+    """Labelled responses by the place of their score in their whole group.
+
+    Attributes:
+        name: "best" and "worst" are those that have the group's highest and lowest score, "upper"
+            and "lower" the others of each half.
+        labels: their number.
+        place: mean of the share of the other labelled responses of the group that the trusted
+            labels put below them, equal ones half.
+        agree: share of the pairs with one of them whose order the trusted labels agree with.
+    """
+
+    name: str
+    labels: int
+    place: Estimate
+    agree: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnBias:
+    """What a column changes in a response's place (0 to 1) in its group.
+
+    Attributes:
+        column: name of the column.
+        value: the text whose responses are set against the others; None for a column of numbers,
+            of which the highest of a group is set against its lowest.
+        labels: labelled responses with this text, or with a number.
+        judged: change in the place by the checked scores.
+        trusted: change in the place by the trusted labels.
+        beyond: the former minus the latter. The interval holds whether the trusted labels are
+            exact or as noisy as the scores.
+    """
+
+    column: str
+    value: str | None
+    labels: int
+    judged: Estimate
+    trusted: Estimate
+    beyond: Contrast
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Comparison of scores with trusted labels, within groups.
+
+    Attributes:
+        prompts: prompts with at least two labelled responses in a group.
+        groups: such groups.
+        labels: labelled responses in these.
+        alone: labelled responses that are the only one of their group, left out.
+        tests: number of contrasts.
+        tau: mean Kendall's tau-b of the groups in which both scores and labels vary.
+        order: the same, as a contrast with `LOW_TAU`.
+        differences: agreement by the size of the difference in score, ascending.
+        rise: agreement on the largest differences minus that on all others.
+        places: agreement by place, from worst to best.
+        best_shortfall: how far the trusted place of the best-scored responses is below the line
+            through those of the others.
+        worst_excess: how far that of the worst-scored responses is above it.
+        columns: biases by column.
+    """
+
+    prompts: int
+    groups: int
+    labels: int
+    alone: int
+    tests: int
+    tau: Estimate
+    order: Contrast
+    differences: list[DifferenceBin]
+    rise: Contrast
+    places: list[PlaceBin]
+    best_shortfall: Contrast
+    worst_excess: Contrast
+    columns: list[ColumnBias]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrustedReport:
+    """A file of trusted labels, and what they say of the scores.
+
+    Attributes:
+        read: counts of its rows; what is kept are rows with a label that was matched, and such
+            labels.
+        labels: labels in all rows that could be read.
+        unknown_prompts: labels of prompts that the checked data do not have.
+        unknown_responses: labels of responses that the prompt's groups do not have.
+        comparison: what the others say.
+    """
+
+    read: DataReport
+    labels: int
+    unknown_prompts: Flagged
+    unknown_responses: Flagged
+    comparison: Comparison
+
+
 @dataclass(frozen=True)
 class DataWarning:
     """Something that a user should look at before training.
@@ -339,6 +490,7 @@ class CheckReport:
         duplicates: repeated texts.
         of_responses: for each column with a value a response, its values, most frequent first.
         of_groups: for each column with a value a row, its values, most frequent first.
+        trusted: comparison with trusted labels; None without any.
         warnings: warnings, in the order of docs/data-check.md.
     """
 
@@ -362,6 +514,7 @@ class CheckReport:
     duplicates: Duplicates
     of_responses: dict[str, list[OfResponses]]
     of_groups: dict[str, list[OfGroups]]
+    trusted: TrustedReport | None
     warnings: list[DataWarning]
 
     @property

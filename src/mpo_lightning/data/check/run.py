@@ -20,6 +20,7 @@ from mpo_lightning.checks import check_arguments
 from mpo_lightning.data.check.report import CheckReport
 from mpo_lightning.data.check.sections import make_report
 from mpo_lightning.data.check.table import GroupTable
+from mpo_lightning.data.check.trusted_labels import TrustedLabels
 from mpo_lightning.data.check.warnings import find_warnings
 from mpo_lightning.data.groups import DataError, PreferenceGroup
 from mpo_lightning.data.reading import Sources
@@ -50,6 +51,7 @@ def check(
     power: float = 1.0,
     alpha_unit: AlphaUnit = "score",
     by: Sequence[str] = ("models", "source"),
+    trusted: str | None = None,
 ) -> CheckReport:
     """Read scored groups and report what is in them.
 
@@ -71,10 +73,13 @@ def check(
         alpha: strength of deviation weights, >= 0; see `deviation_log_weights`.
         power: exponent of the deviation, >= 0.
         alpha_unit: unit of alpha: "score" or "std".
-        by: columns with a text a row, or a text a response, whose values are told apart.
+        by: columns with a text a row, or a text a response, whose values are told apart; with
+            ``trusted`` also a number a response.
+        trusted: file of trusted labels: some of the responses of some of the prompts, in rows of
+            any format, with the scores of a better judge.
 
     Raises:
-        DataError: if a source cannot be read at all.
+        DataError: if a source cannot be read at all, or no trusted label belongs to a response.
     """
     check_arguments(check, locals())
     for name, value in (("alpha", alpha), ("power", power)):
@@ -93,6 +98,7 @@ def check(
             rendering=rules,
             template_arguments=chat_template_kwargs or {},
         )
+    labels = None if trusted is None else TrustedLabels(replace(sources, files=[trusted]), by)
     table = GroupTable(by)
     reads, rendered = [], DataReport("total")
     for number, name in enumerate(names):
@@ -109,6 +115,8 @@ def check(
                 read.fail(error)
                 continue
             table.add(group, number, tokens)
+            if labels is not None:
+                labels.match(group)
     # Sums of scores near the end of float64's range are infinite, and quotients of what does not
     # vary undefined; what follows from them is reported as undefined.
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
@@ -122,6 +130,7 @@ def check(
             alpha_unit=alpha_unit,
             max_length=None if tokenize is None else max_length,
         )
+    report = replace(report, trusted=None if labels is None else labels.report(names))
     return replace(report, warnings=find_warnings(report))
 
 

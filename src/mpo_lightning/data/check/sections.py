@@ -55,7 +55,9 @@ def make_report(
     alpha_unit: AlphaUnit,
     max_length: int | None,
 ) -> CheckReport:
-    """Compute all sections of a report but its warnings; the settings are those of `check`.
+    """Compute the sections of a report but trusted labels and warnings.
+
+    The settings are those of `check`.
 
     ``reads`` has, for each file, counts of the rows that gave no group, and is completed here.
     ``rendered`` has the differences between data and tokens.
@@ -94,6 +96,7 @@ def make_report(
         duplicates=_duplicates(groups, [read.data for read in reads]),
         of_responses={name: values for name, values in of_responses.items() if values},
         of_groups={name: values for name, values in of_groups.items() if values},
+        trusted=None,
         warnings=[],
     )
 

@@ -6,11 +6,15 @@ from pathlib import Path
 
 from mpo_lightning.data.check.report import (
     CheckReport,
+    ColumnBias,
+    Contrast,
+    Estimate,
     Flagged,
     LengthBias,
     Lengths,
     Quantiles,
     Summary,
+    TrustedReport,
 )
 from mpo_lightning.data.groups import DataError
 from mpo_lightning.printable import printable
@@ -65,7 +69,8 @@ def _bias(bias: LengthBias) -> str:
 
 def format_report(report: CheckReport) -> str:
     """Return the report as text, without its warnings; names and texts of data are printable."""
-    lines = [*_files(report), "", *_statistics(report), *_columns(report), *_lost(report)]
+    trusted = _trusted(report.trusted) if report.trusted else ()
+    lines = [*_files(report), "", *_statistics(report), *_columns(report), *trusted, *_lost(report)]
     return "\n".join(map(printable, lines))
 
 
@@ -168,6 +173,74 @@ def _columns(report: CheckReport) -> Iterator[str]:
 def _more(count: int) -> Iterator[str]:
     if count > SHOWN_VALUES:
         yield f"  and {count - SHOWN_VALUES} more (all of them with --json)"
+
+
+def _interval(estimate: Estimate, sign: str = "") -> str:
+    if estimate.value is None:
+        return "-"
+    value = f"{estimate.value:{sign}.2f}"
+    if estimate.low is None or estimate.high is None:
+        return value
+    return f"{value} [{estimate.low:.2f}, {estimate.high:.2f}]"
+
+
+def _trusted(report: TrustedReport) -> Iterator[str]:
+    found, read = report.comparison, report.read
+    unmatched = (
+        f"{_flagged(report.unknown_prompts, report.labels)} of prompts that are not checked, "
+        f"{_flagged(report.unknown_responses, report.labels)} of other responses, "
+        f"{found.alone:,} alone in their group"
+    )
+    yield (
+        f"trusted labels      {read.data}: {read.responses:,} of {report.labels:,} matched; used "
+        f"{found.labels:,} in {found.groups:,} groups of {found.prompts:,} prompts"
+    )
+    yield f"  not used          {unmatched}"
+    yield f"  tau-b             {_interval(found.tau)} within groups"
+    for bin in found.differences:
+        yield (
+            f"  {f'differ by {bin.low:.3g} to {bin.high:.3g}':<30}  {bin.pairs:,} pairs, agree "
+            f"{_interval(bin.agree)}"
+        )
+    for place in found.places:
+        yield (
+            f"  {place.name + ' by score':<30}  {place.labels:,} labels, trusted place "
+            f"{_interval(place.place)}, pairs agree {_interval(place.agree)}"
+        )
+    for column in found.columns:
+        yield (
+            f"  {_effect(column)[:30]:<30}  {column.labels:,} labels, place by score "
+            f"{_interval(column.judged, '+')}, trusted {_interval(column.trusted, '+')}"
+        )
+    yield (
+        f"  what warnings go by: {found.tests} intervals that hold together in 95%; told: what "
+        "would have been noticed with a probability of 80%"
+    )
+    for name, contrast, side in (
+        ("tau-b", found.order, "or less"),
+        ("agreement, largest - other differences", found.rise, "or less"),
+        ("best by score, shortfall", found.best_shortfall, "or more"),
+        ("worst by score, excess", found.worst_excess, "or more"),
+        *((f"{_effect(each)}, beyond", each.beyond, "either way") for each in found.columns),
+    ):
+        yield f"    {name[:40]:<40}  {_interval(contrast)}; {_power(contrast, side)}"
+    for reason, count in read.dropped.most_common():
+        yield f"  not used: {count:,} rows {reason} (first: {', '.join(read.examples[reason])})"
+    for line in read.failures():
+        yield f"  {line}"
+
+
+def _effect(column: ColumnBias) -> str:
+    return column.column if column.value is None else f"{column.column} {column.value!r}"
+
+
+def _power(contrast: Contrast, side: str) -> str:
+    if contrast.noticeable is None or contrast.needed is None:
+        return "these labels do not tell"
+    return (
+        f"told: {contrast.noticeable:.2f} {side}, and {contrast.target:g} {side} with "
+        f"{contrast.needed:,} labels"
+    )
 
 
 def _lost(report: CheckReport) -> Iterator[str]:

@@ -2,23 +2,34 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from mpo_lightning.data.check.report import CheckReport, DataWarning, LengthBias, Tokens
+from mpo_lightning.data.check.report import (
+    CheckReport,
+    ColumnBias,
+    Comparison,
+    Contrast,
+    DataWarning,
+    LengthBias,
+    Tokens,
+)
+from mpo_lightning.data.check.trusted import FEWEST_PROMPTS, LEAST_BIAS, LEAST_RISE, LOW_TAU
 from mpo_lightning.data.rendering import RenderingRules
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.tokens import SETTING
 
-__all__ = ["KINDS", "Kind", "find_warnings"]
+__all__ = ["KINDS", "TRUSTED_KINDS", "Kind", "find_trusted_warnings", "find_warnings"]
 
 # Responses, or groups, that a value of a column must have for a warning about it.
 ENOUGH = 30
 
 Found = tuple[str, list[str]]
-Test = Callable[[CheckReport, float], Found | None]
+Of = TypeVar("Of")
+Test = Callable[[Of, float], Found | None]
 
 
 @dataclass(frozen=True)
-class Kind:
+class Kind(Generic[Of]):
     """A kind of warning.
 
     Attributes:
@@ -35,18 +46,19 @@ class Kind:
     when: str
     why: str
     remedy: str
-    test: Test
+    test: Test[Of]
 
 
-KINDS: list[Kind] = []
+KINDS: list[Kind[CheckReport]] = []
+TRUSTED_KINDS: list[Kind[Comparison]] = []
 
 
 def _kind(
     name: str, *, threshold: float, when: str, why: str, remedy: str
-) -> Callable[[Test], Test]:
+) -> Callable[[Test[CheckReport]], Test[CheckReport]]:
     """Add a kind of warning with the decorated test to `KINDS`."""
 
-    def add(test: Test) -> Test:
+    def add(test: Test[CheckReport]) -> Test[CheckReport]:
         KINDS.append(Kind(name, threshold, when, why, remedy, test))
         return test
 
@@ -54,10 +66,20 @@ def _kind(
 
 
 def find_warnings(report: CheckReport) -> list[DataWarning]:
-    """Return the warnings that a report gives reason for, in the order of `KINDS`."""
+    """Return the warnings that a report gives reason for, in the order of docs/data-check.md."""
+    found = _given(KINDS, report)
+    return found + find_trusted_warnings(report.trusted.comparison) if report.trusted else found
+
+
+def find_trusted_warnings(comparison: Comparison) -> list[DataWarning]:
+    """Return the warnings that trusted labels give reason for, in the order of `TRUSTED_KINDS`."""
+    return _given(TRUSTED_KINDS, comparison)
+
+
+def _given(kinds: list[Kind[Of]], of: Of) -> list[DataWarning]:
     warnings = []
-    for kind in KINDS:
-        found = kind.test(report, kind.threshold)
+    for kind in kinds:
+        found = kind.test(of, kind.threshold)
         if found is not None:
             warnings.append(DataWarning(kind.name, found[0], kind.why, kind.remedy, found[1]))
     return warnings
@@ -472,3 +494,148 @@ def _source_without_contrast(report: CheckReport, threshold: float) -> Found | N
         if value.groups >= ENOUGH and value.no_contrast > threshold * value.groups
     ]
     return ("; ".join(found), []) if found else None
+
+
+# -------------------------------------------------------------------------------- trusted labels
+
+
+def _trusted_kind(
+    name: str, *, threshold: float, when: str, why: str, remedy: str
+) -> Callable[[Callable[[Comparison, float], str | None]], None]:
+    """Add a kind of warning with the decorated test to `TRUSTED_KINDS`."""
+
+    def add(test: Callable[[Comparison, float], str | None]) -> None:
+        def found(comparison: Comparison, threshold: float) -> Found | None:
+            text = test(comparison, threshold)
+            return None if text is None else (text, [])
+
+        TRUSTED_KINDS.append(Kind(name, threshold, when, why, remedy, found))
+
+    return add
+
+
+def _interval(contrast: Contrast) -> str:
+    return f"{contrast.value:.2f} [{contrast.low:.2f}, {contrast.high:.2f}]"
+
+
+def _is_told(contrast: Contrast, threshold: float) -> bool:
+    """Whether a value exceeds a threshold and is told from zero."""
+    low, value = contrast.low, contrast.value
+    return low is not None and value is not None and value > threshold and low > 0
+
+
+@_trusted_kind(
+    "few-trusted-labels",
+    threshold=FEWEST_PROMPTS,
+    when="fewer prompts with two labels in a group",
+    why="Prompts are what varies independently: so few of them say nothing of the others.",
+    remedy="Label the groups of more prompts; the report says how many are needed for what.",
+)
+def _few_trusted_labels(comparison: Comparison, threshold: float) -> str | None:
+    if comparison.prompts >= threshold:
+        return None
+    return f"{comparison.prompts} prompts have two labels or more in a group"
+
+
+@_trusted_kind(
+    "low-agreement",
+    threshold=LOW_TAU,
+    when="upper end of the interval of Kendall's tau-b within groups is lower",
+    why="The scores order less than two thirds of the pairs as the trusted labels do: most of "
+    "what weights amplify is error.",
+    remedy="Do not weight by these scores (alpha 0) nor learn their size (InfoNCA); judge again, "
+    "or take the mean of several judgements.",
+)
+def _low_agreement(comparison: Comparison, threshold: float) -> str | None:
+    order = comparison.order
+    if order.high is None or order.high >= threshold:
+        return None
+    return f"tau-b of scores and trusted labels within groups is {_interval(order)}"
+
+
+@_trusted_kind(
+    "unsure-differences",
+    threshold=LEAST_RISE,
+    when="upper end of the interval of agreement on the largest quarter of the differences minus "
+    "that on the others is lower",
+    why="Deviation weights and InfoNCA go by the size of the differences, and larger ones are "
+    "hardly surer here.",
+    remedy="Do not weight by them (alpha 0); or use ranks (data.normalize_scores: rank), or "
+    "alpha_unit: std where `scale-varies` is given, and check again.",
+)
+def _unsure_differences(comparison: Comparison, threshold: float) -> str | None:
+    rise = comparison.rise
+    if rise.high is None or rise.high >= threshold:
+        return None
+    return (
+        "the trusted labels agree with the order of pairs whose scores differ most by "
+        f"{_interval(rise)} more than with that of the others"
+    )
+
+
+@_trusted_kind(
+    "wrong-best",
+    threshold=LEAST_BIAS,
+    when="shortfall of the trusted place of the best-scored responses, and its interval is above 0",
+    why="Some of the highest scores are wrong, and those are what weights amplify and what pairs "
+    "of the best and the worst learn from.",
+    remedy="Use alpha 0, and no pairs of the best and the worst; judge the best-scored responses "
+    "again, or leave them out.",
+)
+def _wrong_best(comparison: Comparison, threshold: float) -> str | None:
+    best = comparison.best_shortfall
+    if not _is_told(best, threshold):
+        return None
+    return _end(comparison, "best", best, "below")
+
+
+@_trusted_kind(
+    "wrong-worst",
+    threshold=LEAST_BIAS,
+    when="excess of the trusted place of the worst-scored responses, and its interval is above 0",
+    why="Some of the lowest scores are wrong, and good responses are pushed away hardest.",
+    remedy="Use alpha 0; judge the worst-scored responses again, or leave them out.",
+)
+def _wrong_worst(comparison: Comparison, threshold: float) -> str | None:
+    worst = comparison.worst_excess
+    if not _is_told(worst, threshold):
+        return None
+    return _end(comparison, "worst", worst, "above")
+
+
+def _end(comparison: Comparison, name: str, contrast: Contrast, side: str) -> str:
+    (place,) = (each.place for each in comparison.places if each.name == name)
+    return (
+        f"the trusted place (0 to 1) of the {name}-scored responses is {place.value:.2f}, "
+        f"{_interval(contrast)} {side} what the others' scores lead one to expect"
+    )
+
+
+@_trusted_kind(
+    "favoured-column",
+    threshold=LEAST_BIAS,
+    when="change of the place by the scores beyond that by the trusted labels, either sign, and "
+    "its interval excludes 0",
+    why="The judge has a taste that the trusted labels do not share, and the policy learns it.",
+    remedy="Judge again by instructions against it; or subtract what the column adds to the scores "
+    "(docs/data-check.md has the lines), and check again.",
+)
+def _favoured_column(comparison: Comparison, threshold: float) -> str | None:
+    found = [
+        _favour(column) for column in comparison.columns if _is_favoured(column.beyond, threshold)
+    ]
+    return "; ".join(found) or None
+
+
+def _is_favoured(beyond: Contrast, threshold: float) -> bool:
+    if beyond.value is None or beyond.low is None or beyond.high is None:
+        return False
+    return abs(beyond.value) > threshold and (beyond.low > 0 or beyond.high < 0)
+
+
+def _favour(column: ColumnBias) -> str:
+    name = column.column if column.value is None else f"{column.column} {column.value!r}"
+    return (
+        f"{name} changes a response's place (0 to 1) by {column.judged.value:+.2f} in the scores, "
+        f"by {column.trusted.value:+.2f} in the trusted labels: {_interval(column.beyond)} beyond"
+    )
