@@ -1,6 +1,6 @@
 """Each warning of the check, and its documentation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,11 @@ import pytest
 from mpo_lightning.data.check.report import CheckReport
 from mpo_lightning.data.check.run import check
 from mpo_lightning.data.check.view import format_warnings
-from mpo_lightning.data.check.warnings import KINDS
+from mpo_lightning.data.check.warnings import KINDS, TRUSTED_KINDS, Kind
 from mpo_lightning.losses import AboveThreshold
 from tests.conftest import CHAT_TEMPLATE, make_tokenizer, write_rows
 from tests.data.check.rows import Rows, group, plain
+from tests.data.check.test_trusted_power import PLANTED
 
 Write = Callable[..., str]
 
@@ -111,10 +112,17 @@ def test_a_source_on_one_side_of_a_threshold_is_warned_of(write_jsonl: Write) ->
 def test_every_kind_of_warning_has_its_test_and_its_documentation() -> None:
     tested = {*CASES, "shared-prompts", "schema-notes", "rendering", "beyond-max-length"}
     assert {kind.name for kind in KINDS} == tested
+    few = {"few-trusted-labels"}
+    assert {kind.name for kind in TRUSTED_KINDS} == few | {name for name, *_ in PLANTED.values()}
+    assert_documented("### Warnings", KINDS)
+    assert_documented("### Warnings from trusted labels", TRUSTED_KINDS)
+
+
+def assert_documented(title: str, kinds: Sequence[Kind[Any]]) -> None:
     text = (Path(__file__).parents[3] / "docs" / "data-check.md").read_text(encoding="utf-8")
-    table = text.partition("### Warnings")[2].partition("## ")[0]
+    table = text.partition(f"\n{title}\n")[2].partition("## ")[0]
     assert [line for line in table.splitlines() if line.startswith("| `")] == [
-        f"| `{kind.name}` | {kind.threshold:g} | {kind.when} | {kind.why} |" for kind in KINDS
+        f"| `{kind.name}` | {kind.threshold:g} | {kind.when} | {kind.why} |" for kind in kinds
     ]
 
 

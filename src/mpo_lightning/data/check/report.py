@@ -401,7 +401,8 @@ class Comparison:
         tau: mean Kendall's tau-b of the groups in which both scores and labels vary.
         order: the same, as a contrast with `LOW_TAU`.
         differences: agreement by the size of the difference in score, ascending.
-        rise: agreement on the largest differences minus that on all others.
+        spared: share of the disagreement on the other differences that the largest are spared: 0
+            where they are no surer, 1 where they are never wrong.
         places: agreement by place, from worst to best.
         best_shortfall: how far the trusted place of the best-scored responses is below the line
             through those of the others.
@@ -417,7 +418,7 @@ class Comparison:
     tau: Estimate
     order: Contrast
     differences: list[DifferenceBin]
-    rise: Contrast
+    spared: Contrast
     places: list[PlaceBin]
     best_shortfall: Contrast
     worst_excess: Contrast

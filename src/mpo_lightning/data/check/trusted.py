@@ -34,11 +34,11 @@ from mpo_lightning.data.check.statistics import Bools, Floats, Integers
 from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.score_scales import normalize_scores
 
-__all__ = ["FEWEST_PROMPTS", "LEAST_BIAS", "LEAST_RISE", "LOW_TAU", "compare_with_trusted"]
+__all__ = ["FEWEST_PROMPTS", "LEAST_BIAS", "LEAST_SPARED", "LOW_TAU", "compare_with_trusted"]
 
 # Limits of warnings, and what should be noticed.
 LOW_TAU, TARGET_TAU = 0.3, 0.2
-LEAST_RISE, TARGET_RISE = 0.1, 0.0
+LEAST_SPARED, TARGET_SPARED = 0.3, 0.0
 LEAST_BIAS, TARGET_BIAS = 0.05, 0.2
 # Of an interval, and of all contrasts together.
 ERROR = 0.05
@@ -167,6 +167,15 @@ class _Labelled:
     @cached_property
     def starts(self) -> Integers:
         return np.cumsum(self.counts) - self.counts
+
+    @cached_property
+    def different(self) -> Integers:
+        """Number of different scores of the group that a response belongs to, (R,)."""
+        owner = np.repeat(np.arange(len(self.counts)), self.counts)
+        values, number = np.unique(self.scores, return_inverse=True)
+        pairs = np.unique(owner * len(values) + number)
+        result: Integers = np.bincount(pairs // len(values))[owner]
+        return result
 
     def sums(self, values: Floats) -> Floats:
         """Sum over each group's responses, (R,) to (G,)."""
@@ -344,7 +353,7 @@ class _Comparer:
         labelled = self.labelled
         self._compare_pairs()
         tau = self._mean(self.taus, ~np.isnan(self.taus))
-        differences, rise = self._differences()
+        differences, spared = self._differences()
         return Comparison(
             prompts=int(labelled.prompts.max()) + 1,
             groups=len(labelled.counts),
@@ -354,7 +363,7 @@ class _Comparer:
             tau=self._estimate(*tau, -1.0, 1.0),
             order=self._contrast(*tau, limit=LOW_TAU, target=TARGET_TAU),
             differences=differences,
-            rise=rise,
+            spared=spared,
             places=[self._place(number) for number in range(len(PLACES))],
             best_shortfall=self._end(PLACES.index("best"), -1),
             worst_excess=self._end(PLACES.index("worst"), 1),
@@ -404,6 +413,9 @@ class _Comparer:
         else:
             # It must be told from zero, and exceed the limit.
             noticeable, distance = max(limit, widest) + power, target
+        if widest == 0:
+            # Where all prompts agree nothing is known of how much they vary.
+            noticeable = widest = math.nan
         needed = len(self.labelled.scores) * ((widest + power) / distance) ** 2
         return Contrast(
             value=_known(values[0]),
@@ -438,12 +450,14 @@ class _Comparer:
         parts = []
         for groups, slots in labelled.blocks():
             scores, trusted = labelled.scores[slots], labelled.trusted[slots]
-            with np.errstate(over="ignore"):
-                difference = scores[:, :, None] - scores[:, None, :]
             # Beyond the range of float64 the largest number of it.
-            difference = np.nan_to_num(difference)
+            with np.errstate(over="ignore"):
+                difference, other = (
+                    np.nan_to_num(values[:, :, None] - values[:, None, :])
+                    for values in (scores, trusted)
+                )
             judged = np.sign(difference)
-            both = judged * np.sign(trusted[:, :, None] - trusted[:, None, :])
+            both = judged * np.sign(other)
             ordered = np.abs(judged)
             varies = [
                 (values[:, :, None] != values[:, None, :]).sum((1, 2))
@@ -479,10 +493,13 @@ class _Comparer:
         top, rest = (
             self._share(pairs.groups[which], pairs.agree[which]) for which in (large, ~large)
         )
-        rise = self._contrast(
-            top[0] - rest[0], min(top[1], rest[1]), limit=LEAST_RISE, target=TARGET_RISE
+        spared = self._contrast(
+            1 - _quotient(1 - top[0], 1 - rest[0]),
+            min(top[1], rest[1]),
+            limit=LEAST_SPARED,
+            target=TARGET_SPARED,
         )
-        return found, rise
+        return found, spared
 
     # Places.
 
@@ -514,17 +531,19 @@ class _Comparer:
         """Deviation of the trusted place at an end of the scores from the line of the others.
 
         The coefficient of the end's indicator in the least squares of the trusted place on it and
-        on the score's place in the whole group, all centred within groups.
+        on the score's place in the whole group, all centred within groups, over the groups of three
+        different scores or more: of two each is an end.
         """
         labelled, product = self.labelled, self._products
-        place = labelled.centred(labelled.whole)
-        end = labelled.centred((labelled.bins == number).astype(np.float64))
+        several = labelled.different >= 3
+        place = np.where(several, labelled.centred(labelled.whole), 0.0)
+        is_end = (labelled.bins == number).astype(np.float64)
+        end = np.where(several, labelled.centred(is_end), 0.0)
         xx, xe, ee = product(place, place), product(place, end), product(end, end)
         determinant = xx * ee - xe * xe
         deviation = _quotient(
             xx * product(end, self.trusted) - xe * product(place, self.trusted),
-            # Of groups of two, or of two scores, the end is all there is.
-            np.where(determinant > 1e-9 * xx * ee, determinant, 0.0),
+            np.where(determinant > 1e-3 * xx * ee, determinant, 0.0),
         )
         prompts = self.samples.contributing(labelled.sums(end * end))
         return self._contrast(sign * deviation, prompts, limit=LEAST_BIAS, target=TARGET_BIAS)

@@ -66,7 +66,8 @@ class TrustedLabels:
         self._scores: list[float] = []
         self._trusted: list[float] = []
         self._groups: list[int] = []
-        self._prompts: list[bytes] = []
+        self._prompts: list[int] = []
+        self._numbers: dict[bytes, int] = {}
         self._columns: dict[str, list[object]] = {name: [] for name in dict.fromkeys([LENGTH, *by])}
 
     def match(self, group: PreferenceGroup) -> None:
@@ -95,7 +96,7 @@ class TrustedLabels:
     ) -> None:
         number = self._groups[-1] + 1 if self._groups else 0
         self._groups += [number] * len(texts)
-        self._prompts += [key] * len(texts)
+        self._prompts += [self._numbers.setdefault(key, len(self._numbers))] * len(texts)
         self._scores += group.scores
         # A response that is labelled twice in a row has the mean.
         self._trusted += [sum(each) / len(each) if each else math.nan for each in found]
@@ -137,7 +138,7 @@ class TrustedLabels:
             self._trusted,
             self._groups,
             {name: values for name, values in self._columns.items() if _any(values)},
-            prompts=[key.hex() for key in self._prompts],
+            prompts=self._prompts,
         )
         return TrustedReport(
             read=self.read,

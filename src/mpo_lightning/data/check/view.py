@@ -186,16 +186,17 @@ def _interval(estimate: Estimate, sign: str = "") -> str:
 
 def _trusted(report: TrustedReport) -> Iterator[str]:
     found, read = report.comparison, report.read
-    unmatched = (
-        f"{_flagged(report.unknown_prompts, report.labels)} of prompts that are not checked, "
-        f"{_flagged(report.unknown_responses, report.labels)} of other responses, "
-        f"{found.alone:,} alone in their group"
-    )
     yield (
         f"trusted labels      {read.data}: {read.responses:,} of {report.labels:,} matched; used "
         f"{found.labels:,} in {found.groups:,} groups of {found.prompts:,} prompts"
     )
-    yield f"  not used          {unmatched}"
+    for flagged, what in (
+        (report.unknown_prompts, "of prompts that are not checked"),
+        (report.unknown_responses, "of other responses"),
+        (Flagged(found.alone, []), "alone in their group"),
+    ):
+        if flagged.count:
+            yield f"  not used          {_flagged(flagged, report.labels)} {what}"
     yield f"  tau-b             {_interval(found.tau)} within groups"
     for bin in found.differences:
         yield (
@@ -218,14 +219,15 @@ def _trusted(report: TrustedReport) -> Iterator[str]:
     )
     for name, contrast, side in (
         ("tau-b", found.order, "or less"),
-        ("agreement, largest - other differences", found.rise, "or less"),
+        ("errors that largest differences spare", found.spared, "or less"),
         ("best by score, shortfall", found.best_shortfall, "or more"),
         ("worst by score, excess", found.worst_excess, "or more"),
         *((f"{_effect(each)}, beyond", each.beyond, "either way") for each in found.columns),
     ):
         yield f"    {name[:40]:<40}  {_interval(contrast)}; {_power(contrast, side)}"
     for reason, count in read.dropped.most_common():
-        yield f"  not used: {count:,} rows {reason} (first: {', '.join(read.examples[reason])})"
+        first = ", ".join(read.examples[reason])
+        yield f"  not used          {count:,} rows {reason} (first: {first})"
     for line in read.failures():
         yield f"  {line}"
 
@@ -236,7 +238,7 @@ def _effect(column: ColumnBias) -> str:
 
 def _power(contrast: Contrast, side: str) -> str:
     if contrast.noticeable is None or contrast.needed is None:
-        return "these labels do not tell"
+        return "told: unknown"
     return (
         f"told: {contrast.noticeable:.2f} {side}, and {contrast.target:g} {side} with "
         f"{contrast.needed:,} labels"

@@ -13,7 +13,7 @@ from mpo_lightning.data.check.report import (
     LengthBias,
     Tokens,
 )
-from mpo_lightning.data.check.trusted import FEWEST_PROMPTS, LEAST_BIAS, LEAST_RISE, LOW_TAU
+from mpo_lightning.data.check.trusted import FEWEST_PROMPTS, LEAST_BIAS, LEAST_SPARED, LOW_TAU
 from mpo_lightning.data.rendering import RenderingRules
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.tokens import SETTING
@@ -555,21 +555,21 @@ def _low_agreement(comparison: Comparison, threshold: float) -> str | None:
 
 @_trusted_kind(
     "unsure-differences",
-    threshold=LEAST_RISE,
-    when="upper end of the interval of agreement on the largest quarter of the differences minus "
-    "that on the others is lower",
+    threshold=LEAST_SPARED,
+    when="upper end of the interval of the share of errors that the largest quarter of differences "
+    "in score is spared, against the others, is lower",
     why="Deviation weights and InfoNCA go by the size of the differences, and larger ones are "
     "hardly surer here.",
     remedy="Do not weight by them (alpha 0); or use ranks (data.normalize_scores: rank), or "
     "alpha_unit: std where `scale-varies` is given, and check again.",
 )
 def _unsure_differences(comparison: Comparison, threshold: float) -> str | None:
-    rise = comparison.rise
-    if rise.high is None or rise.high >= threshold:
+    spared = comparison.spared
+    if spared.high is None or spared.high >= threshold:
         return None
     return (
-        "the trusted labels agree with the order of pairs whose scores differ most by "
-        f"{_interval(rise)} more than with that of the others"
+        "pairs whose scores differ most are in the wrong order, by the trusted labels, as often as "
+        f"the others but for a share of {_interval(spared)}"
     )
 
 
