@@ -199,6 +199,14 @@ def test_labels_that_belong_to_nothing_are_refused(
         check(write_jsonl(rows), trusted=path)
 
 
+def test_where_no_checked_row_can_be_used_their_errors_are_shown(write_jsonl: Write) -> None:
+    rows, labels = made()
+    bad = write_jsonl([{**row, "scores": [1]} for row in rows])
+    report = check(bad, trusted=write_jsonl(labels, "gold.jsonl"))
+    assert report.trusted is None
+    assert "30 rows cannot be used" in format_report(report)
+
+
 def test_bad_rows_of_labels_are_shown_and_fail_the_command(
     write_jsonl: Write, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

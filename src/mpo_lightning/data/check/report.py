@@ -491,7 +491,7 @@ class CheckReport:
         duplicates: repeated texts.
         of_responses: for each column with a value a response, its values, most frequent first.
         of_groups: for each column with a value a row, its values, most frequent first.
-        trusted: comparison with trusted labels; None without any.
+        trusted: comparison with trusted labels; None without any, and without groups.
         warnings: warnings, in the order of docs/data-check.md.
     """
 

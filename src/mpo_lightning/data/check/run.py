@@ -130,7 +130,9 @@ def check(
             alpha_unit=alpha_unit,
             max_length=None if tokenize is None else max_length,
         )
-    report = replace(report, trusted=None if labels is None else labels.report(names))
+    # Without a group the rows that cannot be used say why.
+    if labels is not None and report.groups:
+        report = replace(report, trusted=labels.report(names))
     return replace(report, warnings=find_warnings(report))
 
 
