@@ -14,7 +14,7 @@ SAMPLE := --prompts $(WORLD)/test.jsonl --model.base $(WORLD)/base --n 8 --max_n
 GOLD := --function mpo_lightning.toy.language:gold_scores --progress false
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check docs figures notebooks bench gpu wheels format clean
+.PHONY: help quickstart test check docs figures notebooks bench gpu wheels release format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -108,10 +108,21 @@ wheels: $(READY) ## Collect what 'make gpu' needs on a machine without network (
 		typeshed_client xxhash
 	@du -sh $(WHEELS)
 
+# The quick start runs with the wheel alone: in a folder of its own, without this environment.
+release: $(READY) ## Build wheel and sdist into dist/, and run the quick start with the wheel alone
+	@rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(PYTHON) -m venv dist/trial/env
+	@dist/trial/env/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt "$$(echo dist/*.whl)[plots]"
+	@cp -r Makefile configs dist/trial
+	@$(MAKE) --no-print-directory --directory dist/trial quickstart BIN=env/bin READY=
+	@ls -l dist/*.whl dist/*.tar.gz
+
 format: $(READY) ## Format the code, and write the file of the commands' help again
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 	@$(BIN)/python docs/hooks/collect_help.py
 
 clean: ## Remove the environment, caches and what the quick start made
-	rm -rf $(VENV) $(WHEELS) $(WORLD) site notebooks/$(WORLD) notebooks/*-run .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(WHEELS) $(WORLD) dist site notebooks/$(WORLD) notebooks/*-run .mypy_cache .pytest_cache .ruff_cache

@@ -17,10 +17,12 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from mkdocs.exceptions import PluginError
 from mkdocs.utils.yaml import get_yaml_loader
 from pymdownx.slugs import slugify
 
 import collect_help
+import formulas
 import method
 import pages
 import settings
@@ -55,6 +57,12 @@ def named_blocks(language: str) -> dict[str, str]:
 # ------------------------------------------------------------------------ navigation and links
 
 
+def site_settings() -> dict[str, Any]:
+    found = yaml.load((ROOT / "mkdocs.yml").read_text("utf-8"), Loader=get_yaml_loader())
+    assert isinstance(found, dict)
+    return found
+
+
 def leaves(nav: Any) -> Iterator[str]:
     for entry in nav if isinstance(nav, list) else nav.values():
         if isinstance(entry, str):
@@ -64,8 +72,7 @@ def leaves(nav: Any) -> Iterator[str]:
 
 
 def test_navigation_has_every_page_and_notebook() -> None:
-    site = yaml.load((ROOT / "mkdocs.yml").read_text("utf-8"), Loader=get_yaml_loader())
-    listed = list(leaves(site["nav"]))
+    listed = list(leaves(site_settings()["nav"]))
     assert len(listed) == len(set(listed))
     outside = {name for name in pages.outside() if name.endswith((".md", ".ipynb"))}
     assert set(listed) == {path.name for path in PAGES} | outside
@@ -298,6 +305,15 @@ def test_every_figure_has_its_script_and_its_page() -> None:
     assert {path.name for path in (ROOT / "docs" / "figures").glob("*.svg")} == drawn
     for name in drawn:
         assert any(f"figures/{name}" in text for text in TEXTS.values()), name
+
+
+def test_formulas_need_no_network() -> None:
+    drawn = formulas.mathml(r"L = \frac{1}{n} \sum_i x_i \tag{15}", block=True)
+    assert "<mfrac>" in drawn
+    assert '<span class="number">(15)</span>' in drawn
+    with pytest.raises(PluginError, match=r"\\nocommand cannot be drawn"):
+        formulas.mathml(r"\nocommand x", block=False)
+    assert "http" not in str(site_settings().get("extra_javascript", ""))
 
 
 def test_tables_of_the_results_are_those_of_the_kept_summaries() -> None:
