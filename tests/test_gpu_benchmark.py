@@ -75,6 +75,7 @@ def test_steps_are_timed(ran: tuple[dict[str, Any], str]) -> None:
     assert {row["method"] for row in rows} == {
         "ours, shared, nf4",
         "ours, separate, bf16",
+        "ours, shared by masks, bf16",
         "TRL, bf16",
     }
     timed = [row for row in rows if "seconds" in row]

@@ -16,6 +16,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -99,15 +100,25 @@ def tasks(folder: Path, *, tiny: bool, device: str) -> list[Task]:
         device: "cuda" or "cpu".
     """
     common: Row = {"folder": str(folder), "tiny": tiny, "device": device}
-    ours = [("bf16", "shared"), ("bf16", "separate"), ("nf4", "shared"), ("nf4", "separate")]
-    if tiny:
-        ours = [("nf4", "shared"), ("bf16", "separate")]
     jobs: list[tuple[str, str, Row]] = [("base", "write_base", {})]
-    for precision, layout in ours:
-        settings = {"precision": precision, "layout": layout}
-        jobs.append((f"ours, {layout}, {precision}", "measure_ours", settings))
+
+    def ours(precision: str, layout: str, *, by_masks: bool = False) -> None:
+        settings = {"precision": precision, "layout": layout, "by_masks": by_masks}
+        name = f"{layout} by masks" if by_masks else layout
+        jobs.append((f"ours, {name}, {precision}", "measure_ours", settings))
+
+    if tiny:
+        ours("nf4", "shared")
+        ours("bf16", "separate")
+    else:
+        ours("bf16", "shared")
+        ours("bf16", "separate")
     # After ours in bfloat16, which it is compared with.
-    jobs.insert(3, ("TRL, bf16", "measure_trl", {}))
+    jobs.append(("TRL, bf16", "measure_trl", {}))
+    ours("bf16", "shared", by_masks=True)
+    if not tiny:
+        ours("nf4", "shared")
+        ours("nf4", "separate")
 
     def task(name: str, function: str, settings: Row, runner: Runner) -> list[Row]:
         left = runner.deadline - time.monotonic()
@@ -162,6 +173,9 @@ def measure_ours(settings: Row, notes: Notes) -> None:
     if settings["precision"] == "nf4" and find_spec("bitsandbytes") is None:
         notes.add(left_out="bitsandbytes is not there")
         return
+    if settings["by_masks"]:
+        # As where no kernel computes ragged attention.
+        patch("mpo_lightning.model.attention.kernels_for", return_value=None).start()
     began = time.monotonic()
     shape, device = shape_of(settings), settings["device"]
     policy = build_policy(
