@@ -10,8 +10,9 @@ from importlib import import_module
 from pathlib import Path
 
 from mpo_lightning.commands.names import COMMANDS
-from mpo_lightning.errors import UserError
+from mpo_lightning.errors import UserError, of_the_disk
 from mpo_lightning.quiet import filter_known_warnings
+from mpo_lightning.training.processes import watch_early
 
 __all__ = ["main"]
 
@@ -59,6 +60,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
         _show(page_of(*given[:2]))
         return
+    watch_early()
     # A class_path may name a file beside the user's configuration; an installed script does not
     # have the current folder on its path.
     if str(Path.cwd()) not in sys.path:
@@ -68,6 +70,11 @@ def main(args: Sequence[str] | None = None) -> None:
         import_module(command.module).main(given)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        told = of_the_disk(error)
+        if told is None:
+            raise
+        sys.exit(f"error: {told}")
     except (RuntimeError, MemoryError) as error:
         from mpo_lightning.training.failures import is_out_of_memory
 

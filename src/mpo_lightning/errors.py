@@ -1,5 +1,6 @@
 """Errors that a user can mend."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ __all__ = [
     "RolloutError",
     "UserError",
     "fields_below",
+    "of_the_disk",
     "require_same",
 ]
 
@@ -50,6 +52,26 @@ def fields_below(prefix: str) -> Iterator[None]:
         if error.field is not None:
             error.field = f"{prefix}.{error.field}"
         raise
+
+
+# What users can mend themselves, by the number of an error of the system.
+_DISK = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "Make room there"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "Give access to it"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "Remove the file that is in a folder's place"),
+    **dict.fromkeys((errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP), "Mend it"),
+    errno.EIO: "Look after the disk",
+}
+
+
+def of_the_disk(error: OSError) -> str | None:
+    """Return what to tell a user of a full, read-only or wrong place; None for other errors."""
+    if error.errno not in _DISK or error.filename is None:
+        return None
+    return printable(
+        f"{error.filename}: {error.strerror}. {_DISK[error.errno]}, or name another place; "
+        "MPO_LIGHTNING_CACHE names that of all caches."
+    )
 
 
 class RolloutError(UserError, ValueError):

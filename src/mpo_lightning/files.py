@@ -16,6 +16,7 @@ __all__ = [
     "digest_of_files",
     "in_transformers",
     "json_line",
+    "naming",
     "public_name",
     "to_disk",
     "whole_file",
@@ -34,6 +35,24 @@ def to_disk(path: Path) -> None:
 
 
 @contextmanager
+def naming(path: Path, hidden: Path | None = None) -> Iterator[None]:
+    """Have errors of the system name a path, if they name none, or one that the user did not give.
+
+    A full disk is noticed when a file is written or closed, and such errors name no file.
+
+    Args:
+        path: the path.
+        hidden: place of a file that is to become this path.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, str(hidden)):
+            error.filename, error.filename2 = str(path), None
+        raise
+
+
+@contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a hidden place beside ``path`` to write a file at; it becomes ``path`` at the end.
 
@@ -45,9 +64,10 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     partial = path.with_name(f".{uuid.uuid4().hex}.partial")
     try:
-        yield partial
-        to_disk(partial)
-        partial.replace(path)
+        with naming(path, partial):
+            yield partial
+            to_disk(partial)
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -70,17 +90,18 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     partial, old = (path.with_name(f".{path.name}.{kind}") for kind in ("partial", "old"))
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        for file in partial.rglob("*"):
-            if file.is_file():
-                to_disk(file)
-        if path.exists():
+        with naming(path, partial):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            yield partial
+            for file in partial.rglob("*"):
+                if file.is_file():
+                    to_disk(file)
+            if path.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                path.rename(old)
+            partial.rename(path)
             shutil.rmtree(old, ignore_errors=True)
-            path.rename(old)
-        partial.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
     except Exception as error:
         # safetensors and tokenizers report a full disk and the like by exceptions of their own.
         if isinstance(error, OSError) or "(os error " not in str(error):

@@ -163,8 +163,6 @@ def main(args: list[str]) -> None:
     except SIGTERMException:
         _leave_process_group()
         raise
-    except FileExistsError as error:
-        raise UserError(str(error)) from error
     _leave_process_group()
 
 

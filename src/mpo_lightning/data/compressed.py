@@ -11,7 +11,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 from mpo_lightning.data.groups import DataError
-from mpo_lightning.data.row_source import RowSource
+from mpo_lightning.data.row_source import RowSource, SameFiles
 
 __all__ = ["COMPRESSED", "open_unpacked"]
 
@@ -43,7 +43,11 @@ def open_unpacked(path: Path, open_file: Callable[[Path], RowSource], name: str)
     try:
         unpacked = folder / path.stem
         try:
-            with COMPRESSED[path.suffix](path) as packed, unpacked.open("wb") as file:
+            with (
+                SameFiles(path).reading(),
+                COMPRESSED[path.suffix](path) as packed,
+                unpacked.open("wb") as file,
+            ):
                 shutil.copyfileobj(packed, file, 1 << 20)
         # What a damaged file raises depends on where it is damaged.
         except (OSError, EOFError, zlib.error) as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mpo_lightning.data.groups import DataError
-from mpo_lightning.data.row_source import RawRow, RowSource
+from mpo_lightning.data.row_source import RawRow, RowSource, SameFiles
 
 __all__ = ["CsvFile"]
 
@@ -32,7 +32,8 @@ class CsvFile(RowSource):
         # Byte at which each row begins, and its line number.
         self.offsets, self.lines = array("q"), array("q")
         content = blake2b(digest_size=16)
-        with path.open("rb") as file:
+        self._files = SameFiles(path)
+        with self._files.reading(), path.open("rb") as file:
             header = file.readline()
             by_semicolon = b"," not in header and b";" in header
             self.separator = "\t" if path.suffix == ".tsv" else ";" if by_semicolon else ","
@@ -62,7 +63,7 @@ class CsvFile(RowSource):
         """Yield the rows, named by the numbers of their first lines."""
         if start >= stop:
             return
-        with self.path.open("rb") as file:
+        with self._files.reading(), self.path.open("rb") as file:
             file.seek(self.offsets[start])
             records = self._records(file, self.lines[start])
             for _, (_, line, cells) in zip(range(start, stop), records, strict=False):

@@ -300,6 +300,8 @@ class PreferenceDataModule(LightningDataModule):
             PromptSource(self._open(source, "predict"), columns=self.columns)
             for source in self.sources["predict"]
         ]
+        for each in sources:
+            self._require_same_on_all(each.source)
         tokenize = self._tokenize(min_responses=1)
         prompts = PromptDataset(sources, tokenize, self._limits().tokens)
         rank_zero_info(f"data.predict: {len(prompts)} prompts to answer")
@@ -349,7 +351,9 @@ class PreferenceDataModule(LightningDataModule):
         parts: list[Groups] = []
         self._read[role] = []
         for source in self.sources[role]:
-            reader = GroupReader(self._open(source, role), schema=self.schema, columns=self.columns)
+            opened = self._open(source, role)
+            self._require_same_on_all(opened)
+            reader = GroupReader(opened, schema=self.schema, columns=self.columns)
             data, report = prepare(
                 reader, tokenize, root=self.cache, processes=self.num_proc, bad_rows=self.bad_rows
             )
@@ -388,6 +392,22 @@ class PreferenceDataModule(LightningDataModule):
             return open_rows(source, role)
         splits: dict[Role, str] = {"val": "validation", "predict": "test"}
         return open_source(source, default_split=splits.get(role, role))
+
+    def _require_same_on_all(self, source: RowSource) -> None:
+        """Refuse a source whose content is another than on the first process.
+
+        Raises:
+            DataError: on each process that differs.
+        """
+        if self.trainer is None:
+            return
+        first = self.trainer.strategy.broadcast(source.digest)
+        if first != source.digest:
+            raise DataError(
+                f"{source.name}: holds other rows than rank 0 has read, as rank "
+                f"{self.trainer.global_rank} reads it. It has changed meanwhile, or is another "
+                "file on another machine. All processes must read the same rows: start again."
+            )
 
     def _with_contrast(self, groups: Groups, report: DataReport) -> Groups:
         """Select the groups that teach the loss something, and count the others.

@@ -24,7 +24,7 @@ from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.reading import GroupReader
 from mpo_lightning.data.report import BadRows, DataReport
 from mpo_lightning.data.tokens import GroupTokenizer, tokenizer_digest
-from mpo_lightning.files import whole_folder
+from mpo_lightning.files import naming, whole_folder
 
 __all__ = ["CODE", "CachedTokens", "cached_tokens", "prepare", "remove"]
 
@@ -96,10 +96,13 @@ def prepare(
     from datasets import load_from_disk
 
     folder = root / _key(reader, tokenize)
-    root.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not (folder / REPORT).is_file():
-            _make(folder, reader, tokenize, processes)
+    # What is complete is only read: it may lie where nothing can be written, not even a lock.
+    if not (folder / REPORT).is_file():
+        with naming(root):
+            root.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{folder}.lock"):
+                if not (folder / REPORT).is_file():
+                    _make(folder, reader, tokenize, processes)
     report = DataReport.from_json((folder / REPORT).read_text(encoding="utf-8"))
     report.check(bad_rows)
     return load_from_disk(str(folder)), report

@@ -3,14 +3,63 @@
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from hashlib import blake2b
 from itertools import accumulate, islice
+from pathlib import Path
 from typing import Any
 
-__all__ = ["Parts", "RawRow", "RowSource", "Values", "digest_of"]
+from mpo_lightning.data.groups import DataError
+
+__all__ = ["Parts", "RawRow", "RowSource", "SameFiles", "Values", "digest_of"]
 
 # A row as it was read; in the place of a row that cannot be read, the DataError that says so.
 RawRow = object
+
+
+class SameFiles:
+    """Files that are read more than once, and must not change between.
+
+    Rows that were found, and the digest by which tokens are kept, would be those of other content.
+
+    Args:
+        paths: the files.
+    """
+
+    def __init__(self, *paths: Path) -> None:
+        self._states = {path: _state(path) for path in paths}
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Read files inside the block; whatever it raises, a change is told in its place.
+
+        Raises:
+            DataError: naming the file that has changed since it was first read.
+        """
+        self._check()
+        try:
+            yield
+        except Exception:
+            self._check()
+            raise
+        self._check()
+
+    def _check(self) -> None:
+        for path, state in self._states.items():
+            if _state(path) != state:
+                raise DataError(
+                    f"{path}: has changed while it was read. Start again when nothing writes to "
+                    "it any more, or read a copy."
+                )
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """Return what changes with a file's content; None if it is not there."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 class RowSource(ABC):

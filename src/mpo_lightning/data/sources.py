@@ -23,7 +23,14 @@ from mpo_lightning.data.compressed import COMPRESSED, open_unpacked
 from mpo_lightning.data.csv_files import CsvFile
 from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.llama_factory import DESCRIPTIONS, open_described
-from mpo_lightning.data.row_source import Parts, RawRow, RowSource, Values, digest_of
+from mpo_lightning.data.row_source import (
+    Parts,
+    RawRow,
+    RowSource,
+    SameFiles,
+    Values,
+    digest_of,
+)
 from mpo_lightning.data.split_files import files_of_split
 from mpo_lightning.files import digest_of_files
 
@@ -238,10 +245,11 @@ class _JsonLines(RowSource):
     def __init__(self, path: Path, name: str) -> None:
         self.path = path
         self.name = name
+        self._files = SameFiles(path)
         # Byte at which each row begins, and its line number.
         self.offsets, self.lines = array("q"), array("q")
         content, offset = blake2b(digest_size=16), 0
-        with path.open("rb") as file:
+        with self._files.reading(), path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 content.update(line)
                 if line.strip(b"\xef\xbb\xbf \t\r\n\f\v"):
@@ -255,7 +263,7 @@ class _JsonLines(RowSource):
 
     def rows(self, start: int, stop: int) -> Iterator[tuple[str, RawRow]]:
         """Yield the rows, named by their line numbers."""
-        with self.path.open("rb") as file:
+        with self._files.reading(), self.path.open("rb") as file:
             for index in range(start, stop):
                 file.seek(self.offsets[index])
                 source = f"{self.name}:{self.lines[index]}"
@@ -291,7 +299,8 @@ def _digest_of_values(values: Sequence[Any]) -> str:
 
 def _json_array(path: Path, name: str) -> RowSource:
     """Open a file that is one array of objects."""
-    raw = path.read_bytes()
+    with SameFiles(path).reading():
+        raw = path.read_bytes()
     text = _decode(raw, name)
     try:
         rows = _parse(text, name) if text.strip() else []
@@ -317,6 +326,7 @@ class _Parquet(RowSource):
     def __init__(self, path: Path, name: str) -> None:
         self.path = path
         self.name = name
+        self._files = SameFiles(path)
         metadata = self._read(lambda file: file.metadata)
         names = self._read(lambda file: file.schema_arrow.names)
         twice = sorted({column for column in names if names.count(column) > 1})
@@ -326,14 +336,15 @@ class _Parquet(RowSource):
             )
         groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
         self.ends = list(accumulate(group.num_rows for group in groups))
-        self.digest = digest_of_files(path)
+        with self._files.reading():
+            self.digest = digest_of_files(path)
 
     def _read(self, read: Callable[[Any], Any]) -> Any:
         import pyarrow
         import pyarrow.parquet
 
         try:
-            with pyarrow.parquet.ParquetFile(self.path) as file:
+            with self._files.reading(), pyarrow.parquet.ParquetFile(self.path) as file:
                 return read(file)
         # Damaged pages raise an OSError.
         except (pyarrow.ArrowException, OSError) as error:
@@ -359,20 +370,28 @@ class _Parquet(RowSource):
 
 
 class _Dataset(Values):
-    """A data set of the ``datasets`` library."""
+    """A data set of the ``datasets`` library, in memory or memory-mapped from files."""
+
+    def __init__(self, dataset: Any, name: str, digest: str, files: SameFiles) -> None:
+        super().__init__(dataset, name, digest)
+        self._files = files
 
     def rows(self, start: int, stop: int) -> Iterator[tuple[str, RawRow]]:
         """Yield the rows, counted from 1."""
         for at in range(start, stop, READ_AHEAD):
-            columns = self.values[at : min(at + READ_AHEAD, stop)]
+            with self._files.reading():
+                columns = self.values[at : min(at + READ_AHEAD, stop)]
             for number, values in enumerate(zip(*columns.values(), strict=True), start=at + 1):
                 yield f"{self.name}:{number}", dict(zip(columns, values, strict=True))
 
 
 def _mapped_dataset(dataset: Any, name: str) -> RowSource:
-    files = [Path(file["filename"]) for file in dataset.cache_files]
-    # The fingerprint says which rows of the files were selected.
-    return _Dataset(dataset, name, digest_of(dataset._fingerprint, digest_of_files(*files)))
+    paths = [Path(file["filename"]) for file in dataset.cache_files]
+    files = SameFiles(*paths)
+    with files.reading():
+        # The fingerprint says which rows of the files were selected.
+        digest = digest_of(dataset._fingerprint, digest_of_files(*paths))
+    return _Dataset(dataset, name, digest, files)
 
 
 def _in_memory_dataset(dataset: Any, name: str) -> RowSource:
@@ -388,7 +407,7 @@ def _in_memory_dataset(dataset: Any, name: str) -> RowSource:
         for batch in block.combine_chunks().to_batches():
             content.update(batch.serialize())
     plain = dataset.with_format(None, columns=columns)
-    return _Dataset(plain, name, content.hexdigest())
+    return _Dataset(plain, name, content.hexdigest(), SameFiles())
 
 
 def _saved_dataset(data: str, path: Path, split: str, default_split: str) -> RowSource:

@@ -1,4 +1,4 @@
-"""Failures of a run: losses or gradients that are not finite, and lack of memory."""
+"""Failures of a run: losses or gradients not finite, lack of memory, processes that are gone."""
 
 from typing import Any, Literal
 
@@ -6,13 +6,16 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from mpo_lightning.batch import GroupBatch
 from mpo_lightning.errors import UserError
+from mpo_lightning.training.processes import RunProcesses, join_run
 from mpo_lightning.training.resume import of_all_processes
 
 __all__ = [
+    "EndTogether",
     "FiniteSteps",
     "MemoryAdvice",
     "NonFiniteError",
@@ -136,3 +139,39 @@ class MemoryAdvice(Callback):
         """Add a note to the exception."""
         if is_out_of_memory(exception):
             exception.add_note(ADVICE)
+
+
+class EndTogether(Callback):
+    """Callback with which all processes of a run end when one of them does, see `processes`.
+
+    Args:
+        trainer: the run's trainer, before its processes know of one another.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        environment = getattr(trainer.strategy, "cluster_environment", None)
+        # None for a run that has only this process on its machine.
+        self._processes: RunProcesses | None = None
+        if environment is not None and trainer.num_devices > 1:
+            self._processes = join_run(
+                port=environment.main_port,
+                node=environment.node_rank(),
+                local_rank=environment.local_rank(),
+                rank=trainer.global_rank,
+            )
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave a run that has ended well."""
+        if self._processes is not None:
+            self._processes.leave()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Tell the other processes of a failure; SIGTERM ends all of them, after saving."""
+        if self._processes is None:
+            return
+        if isinstance(exception, SIGTERMException):
+            self._processes.leave_at_exit()
+        else:
+            self._processes.fail(exception)

@@ -55,11 +55,13 @@ from mpo_lightning.model.reference_cache import ReferenceCache
 from mpo_lightning.model.reference_fill import fill
 from mpo_lightning.optim import RunSchedule, WarmupCosine, optimizer_steps
 from mpo_lightning.training.checkpoint import AdapterCheckpointIO, refuse_links, require_same_run
-from mpo_lightning.training.failures import FiniteSteps, MemoryAdvice
+from mpo_lightning.training.failures import EndTogether, FiniteSteps, MemoryAdvice
 from mpo_lightning.training.metrics import METRICS, GroupMetrics, group_statistics
 from mpo_lightning.training.predictions import prediction_rows
+from mpo_lightning.training.processes import watch_early
 from mpo_lightning.training.record import Record, training_record, write_record
 from mpo_lightning.training.resume import RunState
+from mpo_lightning.training.run_folder import OneRun
 from mpo_lightning.training.sigterm import SigtermHandler
 from mpo_lightning.training.throughput import Throughput
 
@@ -111,6 +113,7 @@ class MPOModule(LightningModule):
         generation: Generation = Generation(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__()
+        watch_early()
         self.policy_config = policy
         self.loss = loss
         self.optimizer = optimizer
@@ -190,14 +193,15 @@ class MPOModule(LightningModule):
         rank_zero_info(f"Weights: {self.policy.describe()}.")
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return the callbacks that log speed and memory, and advise when memory runs out.
+        """Return callbacks for speed and memory, and for failures of this and other processes.
 
         Raises:
-            CheckpointError: if a callback of the trainer saves links.
+            CheckpointError: if a callback of the trainer saves links, or another fit writes its
+                checkpoints into the same folder.
         """
         # The first hook of a run, before data and model are loaded.
         refuse_links(self.trainer)
-        return [Throughput(), MemoryAdvice()]
+        return [Throughput(), MemoryAdvice(), EndTogether(self.trainer), OneRun(self.trainer)]
 
     def setup(self, stage: str) -> None:
         """Check the data module's loss; write an adapter folder beside every checkpoint.
