@@ -40,28 +40,25 @@ Trainer(
 """
 
 
-def members(session: int) -> Iterator[tuple[int, str | None]]:
-    """Living processes of a session, with the local rank that each was started with."""
+def members(mark: str) -> Iterator[tuple[int, str | None]]:
+    """Living processes of a trial, with the local rank that each was started with."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            state, _, _, of_session = (
-                stat.read_text(encoding="utf-8").rpartition(") ")[2].split()[:4]
-            )
-            if int(of_session) != session or state == "Z":
-                continue
-            raw = (stat.parent / "environ").read_bytes().split(b"\0")
+            ended = stat.read_text(encoding="utf-8").rpartition(") ")[2].startswith("Z")
+            variables = (stat.parent / "environ").read_bytes().decode().split("\0")
         except OSError:
             continue
-        ranks = [each for each in raw if each.startswith(b"LOCAL_RANK=")]
-        yield int(stat.parent.name), ranks[0].partition(b"=")[2].decode() if ranks else None
+        given = dict(each.split("=", 1) for each in variables if "=" in each)
+        if given.get("TRIAL") == mark and not ended:
+            yield int(stat.parent.name), given.get("LOCAL_RANK")
 
 
-def rank_process(session: int, launcher: str, rank: int) -> int | None:
+def rank_process(started: int, mark: str, launcher: str, rank: int) -> int | None:
     """The process of a rank, if it has been started."""
     if rank == 0 and launcher != "torchrun":
-        return session
+        return started
     # Its data workers, which it has started, come after it.
-    found = sorted(process for process, of in members(session) if of == str(rank))
+    found = sorted(process for process, of in members(mark) if of == str(rank))
     return found[0] if found else None
 
 
@@ -92,28 +89,32 @@ def trial(launcher: str, strategy: str, rank: int, after: float, folder: Path) -
             command(launcher, strategy, folder, root),
             stdout=output,
             stderr=output,
-            start_new_session=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])},
+            env={
+                **os.environ,
+                "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}",
+                "TRIAL": str(root),
+            },
         )
-        session = started.pid
+        mark = str(root)
         # Both are there: before, there is no run of two processes.
-        while started.poll() is None and rank_process(session, launcher, 1) is None:
+        while started.poll() is None and rank_process(started.pid, mark, launcher, 1) is None:
             time.sleep(0.05)
         time.sleep(after)
-        victim = rank_process(session, launcher, rank)
+        victim = rank_process(started.pid, mark, launcher, rank)
         assert victim is not None, (root / "output").read_text(encoding="utf-8")
         os.kill(victim, signal.SIGKILL)
         begin = time.monotonic()
-        while any(members(session)) and time.monotonic() - begin < LONGEST:
+        while any(members(mark)) and time.monotonic() - begin < LONGEST:
             started.poll()
             time.sleep(0.05)
         lived = time.monotonic() - begin
-        for process, _ in list(members(session)):
+        for process, _ in list(members(mark)):
             os.kill(process, signal.SIGKILL)
         started.wait()
     text = (root / "output").read_text(encoding="utf-8", errors="replace")
     trained = (root / "checkpoints").exists() or list(root.rglob("metrics.csv"))
     said = [line for line in text.splitlines() if "has died" in line or "terminated with" in line]
+    said += [line for line in text.splitlines() if "exitcode" in line]
     stage = "training" if trained else "before training"
     return f"{lived:6.2f} s  {stage:15}  {'; '.join(said)[:150] or 'NOTHING SAID ' + text[-300:]}"
 

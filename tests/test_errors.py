@@ -1,11 +1,13 @@
 """Errors name the setting at fault as the user wrote it."""
 
+import errno
+import os
 import pickle
 
 import pytest
 
 from mpo_lightning.data.groups import DataError
-from mpo_lightning.errors import UserError, fields_below
+from mpo_lightning.errors import UserError, fields_below, of_the_disk
 
 
 def test_a_field_gets_the_prefix_of_each_caller() -> None:
@@ -21,3 +23,21 @@ def test_an_error_without_a_field_stays_as_it_is() -> None:
     with pytest.raises(UserError) as caught, fields_below("model"):
         raise UserError("FSDP1 needs GPUs.")
     assert str(caught.value) == "FSDP1 needs GPUs."
+
+
+@pytest.mark.parametrize("name", ["ENOSPC", "EROFS", "EACCES", "ENOTDIR", "EEXIST", "EDQUOT"])
+def test_error_of_the_disk_is_one_line_with_its_path(name: str) -> None:
+    number = getattr(errno, name)
+    error = OSError(number, os.strerror(number), "/data/a\x1bfile")
+    error.add_note("Set data.cache.")
+    told = of_the_disk(error)
+    assert told is not None
+    assert told.startswith(f"/data/a\\x1bfile: {os.strerror(number)}. ")
+    assert told.endswith("or name another place. Set data.cache.")
+    assert "\n" not in told
+
+
+def test_other_errors_of_the_system_keep_their_trace() -> None:
+    assert of_the_disk(OSError(errno.ECONNREFUSED, "refused", "x")) is None
+    # Nothing could be named.
+    assert of_the_disk(OSError(errno.ENOSPC, "No space left on device")) is None

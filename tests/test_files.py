@@ -1,5 +1,6 @@
 """Files and folders are there whole or not at all."""
 
+import errno
 from hashlib import blake2b
 from pathlib import Path
 
@@ -63,3 +64,25 @@ def test_caches_lie_in_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch) -
     assert cache_folder("reference") == Path("/home/me/.cache/mpo-lightning/reference")
     monkeypatch.setenv("MPO_LIGHTNING_CACHE", "/scratch/mine")
     assert cache_folder("reference") == Path("/scratch/mine/reference")
+
+
+def test_errors_of_the_system_name_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    """A full disk names none, and a disk that is read-only the hidden one beside it."""
+    file, below = tmp_path / "file", tmp_path / "file" / "below"
+    full = OSError(errno.ENOSPC, "No space left on device")
+    for whole in (whole_file, whole_folder):
+        with pytest.raises(OSError, match="No space") as caught, whole(tmp_path / "new"):
+            raise full
+        assert caught.value.filename == str(tmp_path / "new")
+        full.filename = None
+    file.write_text("here", encoding="utf-8")
+    with pytest.raises(NotADirectoryError) as caught:
+        write_whole(below, b"x")
+    assert caught.value.filename == str(below)
+    with pytest.raises(NotADirectoryError) as caught, whole_folder(below):
+        pass
+    assert caught.value.filename == str(below)
+    # What names another file keeps its name.
+    with pytest.raises(FileNotFoundError) as caught, whole_file(tmp_path / "new"):
+        (tmp_path / "absent").read_bytes()
+    assert str(caught.value.filename) == str(tmp_path / "absent")

@@ -68,10 +68,8 @@ def of_the_disk(error: OSError) -> str | None:
     """Return what to tell a user of a full, read-only or wrong place; None for other errors."""
     if error.errno not in _DISK or error.filename is None:
         return None
-    return printable(
-        f"{error.filename}: {error.strerror}. {_DISK[error.errno]}, or name another place; "
-        "MPO_LIGHTNING_CACHE names that of all caches."
-    )
+    told = f"{error.filename}: {error.strerror}. {_DISK[error.errno]}, or name another place."
+    return printable(" ".join([told, *getattr(error, "__notes__", [])]))
 
 
 class RolloutError(UserError, ValueError):

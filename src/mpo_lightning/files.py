@@ -35,7 +35,7 @@ def to_disk(path: Path) -> None:
 
 
 @contextmanager
-def naming(path: Path, hidden: Path | None = None) -> Iterator[None]:
+def naming(path: Path, *, hidden: Path | None = None, remedy: str | None = None) -> Iterator[None]:
     """Have errors of the system name a path, if they name none, or one that the user did not give.
 
     A full disk is noticed when a file is written or closed, and such errors name no file.
@@ -43,12 +43,17 @@ def naming(path: Path, hidden: Path | None = None) -> Iterator[None]:
     Args:
         path: the path.
         hidden: place of a file that is to become this path.
+        remedy: what to do, as a note of the error.
     """
     try:
         yield
     except OSError as error:
-        if error.errno is not None and error.filename in (None, str(hidden)):
-            error.filename, error.filename2 = str(path), None
+        if error.errno is not None and (
+            error.filename is None or str(error.filename) == str(hidden)
+        ):
+            error.filename = str(path)
+        if remedy is not None:
+            error.add_note(remedy)
         raise
 
 
@@ -63,13 +68,13 @@ def whole_file(path: Path) -> Iterator[Path]:
             error inside the block.
     """
     partial = path.with_name(f".{uuid.uuid4().hex}.partial")
-    try:
-        with naming(path, partial):
+    with naming(path, hidden=partial):
+        try:
             yield partial
             to_disk(partial)
             partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -90,7 +95,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     partial, old = (path.with_name(f".{path.name}.{kind}") for kind in ("partial", "old"))
     try:
-        with naming(path, partial):
+        with naming(path, hidden=partial):
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             yield partial

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mpo_lightning.cli import main
+from tests import processes
 from tests.conftest import example_rows
 
 Write = Callable[..., str]
@@ -121,3 +122,29 @@ def test_nothing_in_data_reaches_the_terminal_unescaped(
         said += captured.out + captured.err
     assert said.count("\\x1b]0;owned\\x07\\r\\x9b31m\\u202e") > 10
     assert not {"\x1b", "\x07", "\r", "\x9b", "\u202e"} & set(said)
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.parquet"])
+def test_full_disk_is_told_in_one_line(write_jsonl: Write, tmp_path: Path, name: str) -> None:
+    rows = [
+        {"prompt": f"p{n}", "responses": ["a" * 99, "b"], "scores": [n, n + 1]} for n in range(300)
+    ]
+    for command in ("convert", "split"):
+        out = tmp_path / (name if command == "convert" else "parts")
+        args = ["data", command, write_jsonl(rows), "--out", str(out)]
+        if command == "split":
+            args += ["--format", name.removeprefix("x.")]
+        result = processes.run(processes.command_line, args, file_size=1000)
+        assert result.returncode == 1
+        (line,) = result.stderr.splitlines()
+        assert line.startswith(f"error: {out}")
+        assert "File too large" in line
+    assert not (tmp_path / name).exists()
+    assert not list((tmp_path / "parts").iterdir())
+
+
+def test_target_below_a_file_is_told_in_one_line(write_jsonl: Write) -> None:
+    path = write_jsonl(example_rows(4))
+    with pytest.raises(SystemExit) as caught:
+        main(["data", "convert", path, "--out", f"{path}/x.jsonl"])
+    assert str(caught.value).startswith(f"error: {path}: File exists. Remove the file")

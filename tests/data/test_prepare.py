@@ -1,6 +1,7 @@
 """Token ids on disk: made once, the same however they were made, found by content only."""
 
 import ast
+import errno
 import json
 import shutil
 import sys
@@ -12,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -98,6 +100,41 @@ def test_the_same_is_not_made_twice(
         again, same = prepare(GroupReader(path), make(tokenizer), root=root)
         assert again[:] == first[:]
         assert same == report
+
+
+def test_what_is_complete_is_only_read(
+    tmp_path: Path, write_jsonl: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An administrator may share it, on a disk that is read-only here."""
+    path = write_jsonl(example_rows(6))
+    root = tmp_path / "cache"
+    made, report = prepare(GroupReader(path), make(), root=root)
+    before = {file.name for file in root.iterdir()}
+
+    class ReadOnly(FileLock):
+        def _acquire(self) -> None:
+            raise OSError(errno.EROFS, "Read-only file system", self.lock_file)
+
+    monkeypatch.setattr(prepare_module, "FileLock", ReadOnly)
+    found, same = prepare(GroupReader(path), make(), root=root)
+    assert found[:] == made[:]
+    assert same == report
+    with pytest.raises(OSError, match="Read-only file system") as caught:
+        prepare(GroupReader(path), make(max_length=50), root=root)
+    assert "data.cache" in "".join(caught.value.__notes__)
+    assert {file.name for file in root.iterdir()} == before
+
+
+def test_full_disk_is_told_with_the_folder(
+    tmp_path: Path, write_jsonl: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(prepare_module, "_make", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        prepare(GroupReader(write_jsonl(example_rows(6))), make(), root=tmp_path / "cache")
+    assert caught.value.filename == str(tmp_path / "cache")
 
 
 CHANGES: dict[str, Callable[[str], tuple[GroupReader, GroupTokenizer]]] = {

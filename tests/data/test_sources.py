@@ -12,6 +12,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
+from mpo_lightning.data import row_source
 from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.sources import Rows, open_rows, open_source
 from tests.conftest import read_rows
@@ -48,6 +49,12 @@ def write_parquet(folder: Path) -> Path:
     path = folder / "rows.parquet"
     # Several row groups: the numbers go on from one to the next.
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path, row_group_size=2)
+    return path
+
+
+def write_csv(folder: Path) -> Path:
+    path = folder / "rows.csv"
+    path.write_text("prompt,chosen,rejected\np,a,b\nq,c,d\n", encoding="utf-8")
     return path
 
 
@@ -503,3 +510,36 @@ def test_digest_does_not_trust_the_name_that_map_gave() -> None:
 def test_what_is_no_list_of_rows(rows: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         open_rows(rows, "train")
+
+
+@pytest.mark.parametrize("write", [write_jsonl_file, write_csv, write_parquet, write_dataset])
+def test_file_that_changes_between_its_readings_is_refused(
+    write: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    path = write(tmp_path)
+    source = open_source(str(path))
+    rows = list(source.rows(0, 2))
+    assert list(source.rows(0, 2)) == rows
+    file = next(path.glob("*.arrow")) if path.is_dir() else path
+    content = file.read_bytes()
+    file.unlink()
+    with pytest.raises(DataError, match=f"^{file}: has changed while it was read"):
+        list(source.rows(0, 2))
+    # Of the same length, put in its place as a download is.
+    (tmp_path / "new").write_bytes(content[::-1])
+    (tmp_path / "new").rename(file)
+    with pytest.raises(DataError, match=f"^{file}: has changed while it was read"):
+        list(source.rows(0, 2))
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.json", "rows.jsonl.gz"])
+def test_file_that_changes_while_it_is_opened_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the half that was read looks like: here it is empty, or no JSON."""
+    path = tmp_path / name
+    path.write_text("[", encoding="utf-8")
+    states = iter([(1, 1), (1, 1), (2, 2)])
+    monkeypatch.setattr(row_source, "_state", lambda _: next(states))
+    with pytest.raises(DataError, match=f"^{path}: has changed while it was read"):
+        open_source(str(path))

@@ -33,6 +33,7 @@ CHUNK_GROUPS = 500
 # With fewer groups, starting a process takes longer than it saves.
 GROUPS_PER_PROCESS = 4 * CHUNK_GROUPS
 REPORT = "report.json"
+ANOTHER_PLACE = "That of token ids is data.cache, and MPO_LIGHTNING_CACHE that of all caches."
 # Files of this folder that decide the rows of the cache: this one, the table's columns, and all
 # that reading.py and tokens.py import.
 CODE = (
@@ -98,7 +99,7 @@ def prepare(
     folder = root / _key(reader, tokenize)
     # What is complete is only read: it may lie where nothing can be written, not even a lock.
     if not (folder / REPORT).is_file():
-        with naming(root):
+        with naming(root, remedy=ANOTHER_PLACE):
             root.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{folder}.lock"):
                 if not (folder / REPORT).is_file():
