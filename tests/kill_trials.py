@@ -112,7 +112,7 @@ def trial(launcher: str, strategy: str, rank: int, after: float, folder: Path) -
             os.kill(process, signal.SIGKILL)
         started.wait()
     text = (root / "output").read_text(encoding="utf-8", errors="replace")
-    trained = (root / "checkpoints").exists() or list(root.rglob("metrics.csv"))
+    trained = list(root.rglob("metrics.csv"))
     said = [line for line in text.splitlines() if "has died" in line or "terminated with" in line]
     said += [line for line in text.splitlines() if "exitcode" in line]
     stage = "training" if trained else "before training"

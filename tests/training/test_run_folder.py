@@ -27,7 +27,13 @@ with open(sys.argv[1], "a+") as file:
 
 
 def other(folder: Path, seconds: float) -> list[str]:
-    return [sys.executable, "-c", OTHER, str(folder / ".lock"), str(seconds)]
+    return [
+        sys.executable,
+        "-c",
+        OTHER,
+        str(folder.with_name(f".{folder.name}.lock")),
+        str(seconds),
+    ]
 
 
 class TryAnother(Callback):

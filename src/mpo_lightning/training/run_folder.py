@@ -14,8 +14,6 @@ from mpo_lightning.errors import CheckpointError
 
 __all__ = ["OneRun"]
 
-LOCK = ".lock"
-
 
 class OneRun(Callback):
     """Callback that keeps other fits out of the folders of this one's checkpoints.
@@ -66,7 +64,8 @@ def _lock(folder: Path) -> int:
     """
     import fcntl
 
-    path = folder / LOCK
+    # Beside it: Lightning warns of folders that hold something.
+    path = folder.with_name(f".{folder.name}.lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
