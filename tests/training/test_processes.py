@@ -99,12 +99,13 @@ def test_all_end_when_one_is_killed(members: Callable[..., list[Member]], rank: 
 
 def test_all_end_when_one_fails(members: Callable[..., list[Member]]) -> None:
     """The error of communication that follows from it is not told."""
-    fails = f"run.fail(ValueError('a bad\\nlayer')); {WAIT}"
+    fails = f"run.fail(ValueError('a bad' + chr(0x1F600) * 9000 + chr(10) + 'layer')); {WAIT}"
     _, *others = members(fails, WAIT, "time.sleep(0.3); run.fail(RuntimeError('closed by peer'))")
     for other in others:
         assert other.ends() == 1
         assert "rank 0" in other.said()
-        assert "of this run failed (ValueError: a bad)." in other.said()
+        assert "of this run failed (ValueError: a bad\U0001f600" in other.said()
+        assert "layer" not in other.said()
 
 
 def test_failure_of_all_is_left_to_each(members: Callable[..., list[Member]]) -> None:

@@ -34,7 +34,8 @@ POLL = 0.2
 HOLD = 0.5
 # Seconds that a process has to fail by itself, as all do whose data or settings are wrong.
 GRACE = 1.0
-LONGEST_MESSAGE = 4096
+# Bytes; an escaped character takes up to 12 of them.
+LONGEST_MESSAGE = 1 << 16
 
 _State = dict[str, Any]
 
@@ -98,7 +99,7 @@ class RunProcesses:
             for other in self._failed():
                 if not other["failure"].startswith(kind):
                     self._end(_failure(other))
-            self._tell(left=self._run, failure=f"{kind}: {text}"[: LONGEST_MESSAGE // 4])
+            self._tell(left=self._run, failure=f"{kind}: {text}"[: LONGEST_MESSAGE // 16])
 
     # ------------------------------------------------------------------------------ messages
 
