@@ -97,9 +97,20 @@ def _checked(owner: str, name: str, value: Any, hint: Any) -> Any:
     elif value is None and hint not in {Any, object, NoneType} and NoneType not in choices:
         words = {int: "a whole number", float: "a number", str: "a text"}
         expected = words.get(hint, f"a {getattr(hint, '__name__', 'value')}")
+    elif value is not None and not callable(value) and _wants_function(hint, value):
+        expected, value = "a function that makes it, not what it makes", type(value)
     if expected:
         raise ValueError(f"{owner}: {name} must be {expected}, got {value!r}.")
     return value
+
+
+def _wants_function(hint: Any, value: Any) -> bool:
+    """Whether a hint is of a function, perhaps beside classes of which the value is none."""
+    members = (hint,) if get_origin(hint) is Callable else get_args(hint)
+    others = [each for each in members if get_origin(each) is not Callable]
+    return len(others) < len(members) and not any(
+        not isinstance(each, type) or isinstance(value, each) for each in others
+    )
 
 
 # --------------------------------------------------------------------------------- one by one

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mpo_lightning.checks import check_settings
+from mpo_lightning.errors import UserError
 
 __all__ = ["RunSchedule", "WarmupCosine"]
 
@@ -93,18 +95,39 @@ def optimizer_steps(trainer: Trainer, done: tuple[int, int, int] = (0, 0, 0)) ->
         trainer: the run's trainer.
         done: optimizer steps, epochs, and batches of the epoch after them that a run has behind it,
             perhaps with other settings.
+
+    Raises:
+        UserError: if the run has no end that is known.
     """
     data = getattr(trainer, "datamodule", None)
     if data is None or trainer.max_epochs in (None, -1):
-        return int(trainer.estimated_stepping_batches)
-    batches = len(data.train_dataloader())
-    limit = trainer.limit_train_batches
-    if isinstance(limit, int):
-        batches = min(batches, limit)
-    elif limit is not None:
-        batches = int(batches * limit)
+        estimated = trainer.estimated_stepping_batches
+        if not 0 <= estimated < math.inf:
+            raise UserError(
+                "The schedule needs the length of the run: set trainer.max_steps, or "
+                "trainer.max_epochs where the data have a length; or set model.lr_scheduler to "
+                "null for a constant rate."
+            )
+        if trainer.max_epochs in (None, -1) or math.isinf(trainer.num_training_batches):
+            return int(estimated)
+        batches = int(trainer.num_training_batches)
+    else:
+        batches = len(data.train_dataloader())
+        limit = trainer.limit_train_batches
+        if isinstance(limit, int):
+            batches = min(batches, limit)
+        elif limit is not None:
+            batches = int(batches * limit)
     steps, epochs, beyond = done
-    window = trainer.accumulate_grad_batches
-    steps += math.ceil(batches / window) * (int(trainer.max_epochs or 1) - epochs)
-    steps -= beyond // window
+    for epoch in range(epochs, int(trainer.max_epochs or 1)):
+        steps += math.ceil(batches / _window(trainer, epoch))
+    steps -= beyond // _window(trainer, epochs)
     return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
+
+
+def _window(trainer: Trainer, epoch: int) -> int:
+    """Return the batches of an optimizer step in an epoch, which a callback may decide."""
+    for callback in getattr(trainer, "callbacks", []):
+        if isinstance(callback, GradientAccumulationScheduler):
+            return callback.get_accumulate_grad_batches(epoch)
+    return int(trainer.accumulate_grad_batches)

@@ -21,6 +21,8 @@ WARNINGS = (
     "The following (rank|alpha)_pattern keys did not match any targeted module",
     # The `metrics.csv` of an earlier run is renamed before.
     "Experiment logs directory .* exists and is not empty",
+    # The module's own `optimizer_step` expects it.
+    "When using `Trainer.accumulate_grad_batches != 1.` and overriding",
 )
 # Of runs without workers and validation data, by the hundred.
 WARNINGS_OF_SMALL_RUNS = (

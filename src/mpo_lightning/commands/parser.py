@@ -36,6 +36,7 @@ CLASS = re.compile(r"class_path[ =]'(?:\w+\.)*(\w+)'")
 OPTION = re.compile(r"(?:Group '([^']+)' .*)?[Oo]ption '([^']+)'")
 VALUE = re.compile(r"(?:Got value|Expected a dot import path string): (.+)$", re.DOTALL)
 DENIED = re.compile(r"Importing '(.+?)' is not allowed, denied by the '(.+?)' entry")
+SEVERAL = re.compile(r"Multiple subclasses with name (\w+)\. .*: (.+)\.")
 UNRECOGNIZED = "unrecognized arguments: "
 NO_SUBTYPE = "Does not validate against any of the Union subtypes"
 OTHER_FILE = re.compile(r"sub-config file (.+?): ")
@@ -149,6 +150,8 @@ def _explain(message: str, error: BaseException | None, parser: SettingsParser) 
     reason = str(causes[-1]) if causes else message
     if denied := DENIED.search(reason):
         reason = f"{denied[1]} is not allowed in settings: {denied[2]} can run any code."
+    if several := SEVERAL.search(message):
+        reason = f"several classes are called {several[1]}. Name one: {several[2]}."
     # A setting of a class within a class: one name for each level, and a parser for each class.
     keys = [key[1] for each in causes if type(each) is TypeError and (key := KEY.match(str(each)))]
     # In a group's own file the names have the group's before them.

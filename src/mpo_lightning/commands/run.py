@@ -6,6 +6,7 @@ from typing import Any
 
 import torch.distributed
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -163,6 +164,8 @@ def main(args: list[str]) -> None:
     except SIGTERMException:
         _leave_process_group()
         raise
+    except MisconfigurationException as error:
+        raise UserError(" ".join(str(error).split())) from error
     _leave_process_group()
 
 

@@ -263,6 +263,15 @@ class PreferenceDataModule(LightningDataModule):
         """Return the limit on prompt + response, in tokens."""
         return min(self.max_length, self._limits().positions or self.max_length)
 
+    @property
+    def batch_size(self) -> int:
+        """Groups per batch, by the name that Lightning's BatchSizeFinder changes."""
+        return self.groups_per_batch or 1
+
+    @batch_size.setter
+    def batch_size(self, groups: int) -> None:
+        self.groups_per_batch = groups
+
     def answers_prompts(self) -> bool:
         """Whether predict answers prompts without responses; known after setup."""
         return self.prompts is not None
@@ -452,28 +461,43 @@ class PreferenceDataModule(LightningDataModule):
 
     def _processes(self) -> dict[str, int]:
         """Return the number of processes that share the data, and the rank of this one."""
-        assert self.trainer is not None
         # None with a single process.
-        return dict(self.trainer.distributed_sampler_kwargs or {"num_replicas": 1, "rank": 0})
+        shared = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
+        return dict(shared or {"num_replicas": 1, "rank": 0})
 
     def _loader(self, role: Role) -> DataLoader[GroupBatch]:
-        assert self.trainer is not None
-        if getattr(self.trainer, "overfit_batches", 0):
-            raise DataError(
-                "trainer.overfit_batches replaces the sampler that distributes whole groups. Name "
-                f"a small file as data.{role} instead."
-            )
+        if role not in self.datasets:
+            raise DataError(f"data.{role} is not read: name it, and call setup before.")
         processes = self._processes()
         dataset = self.datasets[role]
+        # The same batches in each epoch, which Lightning limits.
+        overfit = bool(getattr(self.trainer, "overfit_batches", 0))
         sampler = GroupSampler(
             dataset.sizes,
             groups_per_batch=self.groups_per_batch,
             tokens_per_batch=self.tokens_per_batch,
-            shuffle=role == "train",
+            shuffle=role == "train" and not overfit,
             seed=self.seed,
             num_replicas=processes["num_replicas"],
             rank=processes["rank"],
         )
+        if self.trainer is not None:
+            self._follow_epochs(sampler, role, processes["num_replicas"])
+        return DataLoader(
+            dataset,
+            sampler=sampler,
+            batch_size=None,
+            num_workers=self.num_workers,
+            pin_memory=self.trainer is not None
+            and self.trainer.strategy.root_device.type == "cuda",
+            # Every new iterator draws a number, also after a resume, so the global generator must
+            # not be used.
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    def _follow_epochs(self, sampler: GroupSampler, role: Role, processes: int) -> None:
+        """Begin a sampler where the run is: at an epoch, or inside of one after a resume."""
+        assert self.trainer is not None
         # Lightning starts worker processes before it sets the first epoch after a resume
         # (pytorch-lightning#21938), and current_epoch is out of date then: the epoch that Lightning
         # will set has to be known from the start.
@@ -488,7 +512,7 @@ class PreferenceDataModule(LightningDataModule):
                 epoch += 1
             else:
                 sampler.skip = batches.current.processed
-                self._expect_resumed_order(processes["num_replicas"])
+                self._expect_resumed_order(processes)
                 # Lightning warns of loaders that do not skip batches; this one does.
                 warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
         elif role == "train" and loop.restarting:
@@ -496,16 +520,6 @@ class PreferenceDataModule(LightningDataModule):
             # inside of an epoch and skip the whole epoch.
             loop._restarting = loop.epoch_loop.restarting = False
         sampler.set_epoch(epoch)
-        return DataLoader(
-            dataset,
-            sampler=sampler,
-            batch_size=None,
-            num_workers=self.num_workers,
-            pin_memory=self.trainer.strategy.root_device.type == "cuda",
-            # Every new iterator draws a number, also after a resume, so the global generator must
-            # not be used.
-            generator=torch.Generator().manual_seed(self.seed),
-        )
 
     def record(self) -> dict[str, Any]:
         """Return settings and sources, without paths, for the training record."""
@@ -588,8 +602,8 @@ class PreferenceDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[GroupBatch] | list[DataLoader[GroupBatch]]:
         """Return the loader of validation groups, in file order; none if fit has no such data."""
-        assert self.trainer is not None
-        if self.trainer.state.fn == "fit" and "val" not in self.datasets:
+        fitting = self.trainer is None or self.trainer.state.fn == "fit"
+        if fitting and "val" not in self.datasets:
             return []
         return self._loader("val")
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DistributedSampler, SequentialSampler
 
 __all__ = ["GroupSampler", "StepGroups"]
 
@@ -27,7 +27,7 @@ class StepGroups(NamedTuple):
     counted: bool
 
 
-class GroupSampler(DistributedSampler[StepGroups]):
+class GroupSampler(DistributedSampler[StepGroups], SequentialSampler):
     """Sampler of whole groups: each exactly once per epoch, in as many steps on every process.
 
     Without a limit on tokens, all processes together take ``groups_per_batch * num_replicas``
@@ -40,7 +40,8 @@ class GroupSampler(DistributedSampler[StepGroups]):
     Without ``shuffle`` the order of the groups is kept instead, within and between batches.
 
     It derives from DistributedSampler so that Lightning does not replace it and calls
-    ``set_epoch``; it yields batches, for a DataLoader with ``batch_size=None``.
+    ``set_epoch``, and from SequentialSampler so that ``overfit_batches`` leaves it; it yields
+    batches, for a DataLoader with ``batch_size=None``.
 
     Args:
         sizes: tokens of each group of the data set: its prompt once, and its responses.
@@ -81,7 +82,7 @@ class GroupSampler(DistributedSampler[StepGroups]):
             return len(self._plan)
         return math.ceil(len(self.sizes) / (self.groups_per_batch * self.num_replicas))
 
-    def __iter__(self) -> Iterator[StepGroups]:
+    def __iter__(self) -> Iterator[StepGroups]:  # type: ignore[override]
         """Yield the steps of the epoch."""
         skip, self.skip = self.skip, 0
         for step in self._steps()[skip:]:

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from mpo_lightning.batch import ModelLimits
 from mpo_lightning.checks import check_settings
@@ -46,6 +47,7 @@ __all__ = [
     "load_base",
     "quantised_arguments",
     "refuse_unshardable",
+    "warn_if_slow",
 ]
 
 Quantization = Literal["none", "nf4", "int8"]
@@ -66,6 +68,13 @@ IMAGES_ALONE = {
     "git": ("image_encoder", "visual_projection"),
     "phi4_multimodal": ("embed_tokens_extend",),
 }
+
+
+if TYPE_CHECKING:
+    # A model that is loaded, too; of which settings files know nothing.
+    Base: TypeAlias = Any
+else:
+    Base = str
 
 
 @dataclass(kw_only=True)
@@ -108,7 +117,8 @@ class PolicyConfig:
 
     Args:
         base: folder or hub id of a causal language model, in safetensors; or a file in GGUF
-            (``.gguf``), or its folder, which is dequantised as it is read.
+            (``.gguf``), or its folder, which is dequantised as it is read. In Python also a model
+            that is loaded, which the adapter is put on in place.
         lora: settings of the adapter.
         dtype: dtype of the base weights; "auto" is the one they are stored in. Adapters of 16-bit
             models are kept in float32.
@@ -130,7 +140,7 @@ class PolicyConfig:
         random_init: draw random weights from the base's configuration, for tests and benchmarks.
     """
 
-    base: str
+    base: Base
     lora: LoRA = field(default_factory=LoRA)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantization: Quantization = "none"
@@ -144,8 +154,17 @@ class PolicyConfig:
     random_init: bool = False
 
     def __post_init__(self) -> None:
+        # A model that is loaded is no setting: settings are compared, copied and recorded.
+        self.loaded: Any = None
+        if not isinstance(self.base, str | os.PathLike | None):
+            self.loaded, self.base = self.base, _name_of_loaded(self.base)
         check_settings(self)
-        self.base = os.path.expanduser(self.base)
+        self.base = os.path.expanduser(str(self.base))
+        if self.loaded is not None and (self.quantization != "none" or self.random_init):
+            raise ValueError(
+                "model.policy: a loaded model keeps its weights. Name its folder or hub id as "
+                "base for quantization or random_init."
+            )
         if self.compile and self.gradient_checkpointing:
             raise ValueError(
                 "model.policy: compile and gradient_checkpointing exclude each other: a "
@@ -212,6 +231,11 @@ def refuse_unshardable(config: PolicyConfig, mesh: Any, *, precision: str) -> No
             "ModelParallelStrategy splits layers between processes, each of which would see the "
             "same data. Set data_parallel_size to the number of processes and "
             "tensor_parallel_size to 1, or use mpo_lightning.strategy.FSDP2."
+        )
+    if config.loaded is not None:
+        raise PolicyError(
+            "a loaded model is not divided between processes. Name its folder or hub id.",
+            field="base",
         )
     if config.compile:
         raise PolicyError(
@@ -367,6 +391,8 @@ def _read_settings(config: PolicyConfig) -> Any:
     """
     from transformers import AutoConfig
 
+    if config.loaded is not None:
+        return _language_model(config, config.loaded.config)
     folder = Path(config.base)
     if (folder / "adapter_config.json").is_file():
         raise PolicyError(
@@ -383,6 +409,15 @@ def _read_settings(config: PolicyConfig) -> Any:
         )
     arguments = _hub_arguments(config) | in_file
     settings = _loaded(config, lambda: AutoConfig.from_pretrained(name, **arguments))
+    return _language_model(config, settings)
+
+
+def _language_model(config: PolicyConfig, settings: Any) -> Any:
+    """Return the configuration of a base, if it is a language model's.
+
+    Raises:
+        PolicyError: if it is not.
+    """
     why = _why_no_language_model(settings)
     if why is not None:
         raise PolicyError(
@@ -490,6 +525,9 @@ def load_base(config: PolicyConfig, device: torch.device, *, flat_storage: bool 
         PolicyError: if the base is not a model, lacks weights or cannot be quantised.
     """
     settings, kwargs = _settings_of_base(config)
+    warn_if_slow(_dtype(config, settings), device)
+    if config.loaded is not None:
+        return _adopted(config)
     if config.random_init:
         return _loaded(config, lambda: _from_settings(config, settings, kwargs))
     if config.quantization != "none":
@@ -528,6 +566,76 @@ def load_base(config: PolicyConfig, device: torch.device, *, flat_storage: bool 
             f"experts ({kinds}): bitsandbytes quantises linear layers only."
         )
     return model
+
+
+def _name_of_loaded(model: Any) -> str:
+    """Return the name that a loaded base was loaded by, or its class.
+
+    Raises:
+        PolicyError: if it is no transformers model, or has adapters.
+    """
+    from transformers import PreTrainedModel
+
+    kind = type(model).__name__
+    peft = getattr(model, "peft_config", {})
+    if peft or any("lora_" in name for name, _ in getattr(model, "named_parameters", list)()):
+        names = ("r", "lora_alpha", "target_modules")
+        of_first = next(iter(peft.values()), None)
+        given = {name: getattr(of_first, name) for name in names if hasattr(of_first, name)}
+        lora = ", ".join(
+            f"{name}={sorted(value) if isinstance(value, set) else value!r}"
+            for name, value in given.items()
+        )
+        raise PolicyError(
+            f"{kind} has adapters already. For fresh ones give the model without them and their "
+            f"settings: PolicyConfig(base=..., lora=LoRA({lora})). What was trained is merged "
+            "first, and is the reference then: base=model.merge_and_unload().",
+            field="base",
+        )
+    if not isinstance(model, PreTrainedModel):
+        raise PolicyError(
+            f"{kind} is neither a folder, nor a hub id, nor a transformers model.", field="base"
+        )
+    return model.name_or_path or kind
+
+
+def _adopted(config: PolicyConfig) -> Any:
+    """Return a base that was loaded already, in the configured precision and without dropout."""
+    model = config.loaded
+    if config.dtype != "auto":
+        model.to(getattr(torch, config.dtype))
+    if config.attn_implementation is not None:
+        model.set_attn_implementation(config.attn_implementation)
+    # Its layers have copied the configuration, in which dropout is off by now.
+    for module in model.modules():
+        for name, value in vars(module).items():
+            of_layer = name == "p" and isinstance(module, _DropoutNd)
+            if isinstance(value, float) and (of_layer or "drop" in name):
+                setattr(module, name, 0.0)
+    fix_bitsandbytes_modes(model)
+    return model
+
+
+def warn_if_slow(dtype: torch.dtype, device: torch.device) -> None:
+    """Warn of a dtype in which a CPU computes without instructions for it.
+
+    oneDNN has no matrix product for it then, and torch's own was 60 to 90 times slower than
+    float32's (512 x 512 x 1536, one core of a Xeon that was held to AVX2).
+    """
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return
+    mkldnn = torch.ops.mkldnn
+    supported = {
+        torch.bfloat16: mkldnn._is_mkldnn_bf16_supported,
+        torch.float16: mkldnn._is_mkldnn_fp16_supported,
+    }
+    if device.type == "cpu" and dtype in supported and not supported[dtype]():
+        name = str(dtype).removeprefix("torch.")
+        rank_zero_warn(
+            f"This CPU has no instructions for {name}, in which matrices are multiplied up to a "
+            "hundred times slower than in float32. Set dtype: float32 (model.policy.dtype), and "
+            "leave trainer.precision out."
+        )
 
 
 def quantised_arguments(

@@ -22,8 +22,9 @@ And for each batch again:
    ends the run on all processes after SIGTERM.
 """
 
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -33,12 +34,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mpo_lightning.batch import GroupBatch, GroupList, ModelLimits, PromptBatch, RunData
 from mpo_lightning.checks import check_settings
-from mpo_lightning.errors import fields_below
+from mpo_lightning.errors import UserError, fields_below
 from mpo_lightning.files import cache_folder
 from mpo_lightning.generation.generate import Generation, ModelSampler, PromptAnswer
 from mpo_lightning.losses import MPO, SetLoss
@@ -48,6 +50,7 @@ from mpo_lightning.model.loading import (
     base_limits,
     build_policy,
     refuse_unshardable,
+    warn_if_slow,
 )
 from mpo_lightning.model.logps import Layout
 from mpo_lightning.model.policy import Policy, PolicyError
@@ -56,10 +59,17 @@ from mpo_lightning.model.reference_fill import fill
 from mpo_lightning.optim import RunSchedule, WarmupCosine, optimizer_steps
 from mpo_lightning.training.checkpoint import AdapterCheckpointIO, refuse_links, require_same_run
 from mpo_lightning.training.failures import EndTogether, FiniteSteps, MemoryAdvice
+from mpo_lightning.training.idioms import (
+    check_loaders,
+    check_monitors,
+    group_batch,
+    refuse_unsupported,
+    restored,
+)
 from mpo_lightning.training.metrics import METRICS, GroupMetrics, group_statistics
 from mpo_lightning.training.predictions import prediction_rows
 from mpo_lightning.training.processes import watch_early
-from mpo_lightning.training.record import Record, training_record, write_record
+from mpo_lightning.training.record import Record, describe, training_record, write_record
 from mpo_lightning.training.resume import RunState
 from mpo_lightning.training.run_folder import OneRun
 from mpo_lightning.training.sigterm import SigtermHandler
@@ -70,6 +80,16 @@ __all__ = ["MPOModule"]
 ON_PROGRESS_BAR = {name for name, metric in METRICS.items() if metric.label is not None}
 ADAPTER_PREFIX = "policy.model."
 
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from transformers import PreTrainedModel
+
+    AnyPolicy: TypeAlias = PolicyConfig | str | PathLike[str] | PreTrainedModel
+else:
+    # The command line knows settings only.
+    AnyPolicy = PolicyConfig
+
 
 class MPOModule(LightningModule):
     """Trains a policy on whole groups of scored responses.
@@ -77,8 +97,12 @@ class MPOModule(LightningModule):
     The loss of an optimizer step is the mean over all its groups, on all processes and in all
     accumulated batches, however unevenly they are spread.
 
+    Checkpoints hold these settings but for optimizer and lr_scheduler, so that
+    ``MPOModule.load_from_checkpoint("last.ckpt")`` needs no other argument.
+
     Args:
-        policy: the model to train, and its adapter.
+        policy: the model to train, and its adapter. In Python also its folder or hub id, or a
+            loaded model, with the default adapter.
         loss: the loss to minimise; any `SetLoss`.
         optimizer: makes the optimizer from the trainable parameters.
         lr_scheduler: makes the learning-rate schedule: a `RunSchedule`, which knows the length of
@@ -101,7 +125,7 @@ class MPOModule(LightningModule):
     def __init__(
         self,
         *,
-        policy: PolicyConfig,
+        policy: AnyPolicy,
         loss: SetLoss = MPO(),  # noqa: B008 (frozen)
         optimizer: OptimizerCallable = lambda params: AdamW(params, lr=1e-5),
         lr_scheduler: RunSchedule | LRSchedulerCallable | None = WarmupCosine(),  # noqa: B008
@@ -114,7 +138,11 @@ class MPOModule(LightningModule):
     ) -> None:
         super().__init__()
         watch_early()
-        self.policy_config = policy
+        policy, loss, generation = map(restored, (policy, loss, generation))
+        if not isinstance(policy, PolicyConfig):
+            with fields_below("policy"):
+                policy = PolicyConfig(base=policy)
+        self.policy_config: PolicyConfig = policy
         self.loss = loss
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
@@ -129,6 +157,24 @@ class MPOModule(LightningModule):
             raise ValueError(
                 f"model.responses_per_pass must be at least 1, got {self.responses_per_pass}."
             )
+        self.save_hyperparameters(
+            {
+                name: describe(value)
+                for name, value in {
+                    "policy": policy,
+                    "loss": loss,
+                    "layout": layout,
+                    "responses_per_pass": responses_per_pass,
+                    "reference": reference,
+                    "reference_cache": reference_cache,
+                    "on_nonfinite": on_nonfinite,
+                    "generation": generation,
+                }.items()
+            }
+        )
+        # Learning rate in the place of the optimizer's own; Lightning's Tuner sets it.
+        self.lr: float | None = None
+        self._optimizer_lr: float | None = None
         # Loaded by configure_model; opened when it is first needed.
         self.policy: Policy | None = None
         self._limits: ModelLimits | None = None
@@ -138,6 +184,7 @@ class MPOModule(LightningModule):
         self.test_metrics = GroupMetrics()
         # A checkpoint holds only the adapter; on_load_checkpoint checks that it is complete.
         self.strict_loading = False
+        self.register_load_state_dict_post_hook(_leave_out_base)  # type: ignore[no-untyped-call]
         # Whether the first batch was compared with the model's own logits.
         self._checked = False
         # Number of groups of this epoch and process that teach the loss nothing.
@@ -190,6 +237,10 @@ class MPOModule(LightningModule):
             )
         if flat:
             self.policy.record_fingerprint()
+        if strategy is not None:
+            kind = str(self.trainer.precision).partition("-")[0]
+            computed = {"bf16": torch.bfloat16, "16": torch.float16}.get(kind, torch.float32)
+            warn_if_slow(computed, strategy.root_device)
         rank_zero_info(f"Weights: {self.policy.describe()}.")
 
     def configure_callbacks(self) -> list[Callback]:
@@ -198,9 +249,13 @@ class MPOModule(LightningModule):
         Raises:
             CheckpointError: if a callback of the trainer saves links, or another fit writes its
                 checkpoints into the same folder.
+            UserError: for an idiom that is not supported, or a monitor that is no metric.
         """
         # The first hook of a run, before data and model are loaded.
         refuse_links(self.trainer)
+        refuse_unsupported(self.trainer, self)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            check_monitors(self.trainer, self)
         return [Throughput(), MemoryAdvice(), EndTogether(self.trainer), OneRun(self.trainer)]
 
     def setup(self, stage: str) -> None:
@@ -249,7 +304,15 @@ class MPOModule(LightningModule):
         """Handle SIGTERM, fill the reference cache, and begin with nothing accumulated.
 
         Warns of a learning rate that no longer follows the schedule of the checkpoint.
+
+        Raises:
+            UserError: if a monitor is no metric of this run.
         """
+        validates = sum(self.trainer.num_val_batches) > 0
+        check_monitors(self.trainer, self, validates=validates)
+        if self.lr != self._optimizer_lr:
+            # LearningRateFinder has found it in this run, and the schedule follows it.
+            self.trainer.strategy.setup_optimizers(self.trainer)
         self._sigterm.install()
         self._fill_cache(self.trainer.train_dataloader)
         self._steps.clear()
@@ -280,7 +343,9 @@ class MPOModule(LightningModule):
 
         Raises:
             PolicyError: if a loader's data set does not list all its groups.
+            UserError: if a loader stacks groups as tensors.
         """
+        check_loaders(loaders)
         if self.reference != "cached":
             return
         trainer = self.trainer
@@ -336,6 +401,14 @@ class MPOModule(LightningModule):
         output = self.loss.evaluate(measured)
         metrics.update(group_statistics(measured, output), batch.counted)
         return output.loss, measured.log_ratios
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> GroupBatch | PromptBatch:
+        """Return what a loader of the user's own gave as a batch.
+
+        Raises:
+            UserError: if it is neither a batch nor groups of token ids.
+        """
+        return group_batch(batch)
 
     def on_train_batch_start(self, batch: GroupBatch, batch_idx: int) -> None:
         """Restore the random state of a resumed run, before its first batch."""
@@ -425,8 +498,8 @@ class MPOModule(LightningModule):
 
     # ---------------------------------------------------------------------------- evaluation
 
-    def validation_step(self, batch: GroupBatch, batch_idx: int) -> None:
-        """Add a batch to the validation metrics."""
+    def validation_step(self, batch: GroupBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Add a batch to the validation metrics, which are those of all loaders together."""
         self._step(batch, self.val_metrics)
 
     def on_validation_batch_end(self, *_: Any) -> None:
@@ -439,8 +512,8 @@ class MPOModule(LightningModule):
         self._log_epoch("val", self.val_metrics)
         self._run.validating = False
 
-    def test_step(self, batch: GroupBatch, batch_idx: int) -> None:
-        """Add a batch to the test metrics."""
+    def test_step(self, batch: GroupBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Add a batch to the test metrics, which are those of all loaders together."""
         self._step(batch, self.test_metrics)
 
     def on_test_epoch_end(self) -> None:
@@ -448,7 +521,7 @@ class MPOModule(LightningModule):
         self._log_epoch("test", self.test_metrics)
 
     def predict_step(
-        self, batch: GroupBatch | PromptBatch, batch_idx: int
+        self, batch: GroupBatch | PromptBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> list[dict[str, object]] | list[PromptAnswer]:
         """Return one row per response (log-probabilities, reward, rank), or answers to prompts."""
         if isinstance(batch, PromptBatch):
@@ -509,8 +582,16 @@ class MPOModule(LightningModule):
     # -------------------------------------------------------------------------- optimization
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Make the optimizer of the adapter's parameters, and the schedule of the run."""
+        """Make the optimizer of the adapter's parameters, and the schedule of the run.
+
+        Raises:
+            UserError: for a schedule on a plateau of no metric, or on an unknown length.
+        """
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        self._optimizer_lr = self.lr
+        if self.lr is not None:
+            for group in optimizer.param_groups:
+                group["lr"] = self.lr
         if self.lr_scheduler is None:
             return optimizer
         if isinstance(self.lr_scheduler, RunSchedule):
@@ -518,9 +599,31 @@ class MPOModule(LightningModule):
             scheduler = self.lr_scheduler(optimizer, self._schedule_steps)
         else:
             scheduler = self.lr_scheduler(optimizer)
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+            }
+        monitor = getattr(scheduler, "monitor", None)
+        if monitor is None:
+            raise UserError(
+                "model.lr_scheduler: torch's ReduceLROnPlateau does not say which metric it "
+                "watches. Use lightning.pytorch.cli.ReduceLROnPlateau with monitor: train/loss, "
+                "looked at after each optimizer step, or val/loss, at the end of each epoch."
+            )
+        by_step = monitor.startswith("train/")
+        if not by_step and self.trainer.max_epochs == 1:
+            rank_zero_warn(
+                f"ReduceLROnPlateau looks at {monitor} at the end of each epoch, and the run has "
+                "one: it will not change the rate. Watch train/loss, or raise trainer.max_epochs."
+            )
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+            "lr_scheduler": {
+                "scheduler": scheduler,
+                "interval": "step" if by_step else "epoch",
+                "monitor": monitor,
+            },
         }
 
     # --------------------------------------------------------------------------- checkpoints
@@ -537,13 +640,20 @@ class MPOModule(LightningModule):
         """
         self._run.save(checkpoint, self._schedule_steps)
         shapes = self._adapter_shapes()
-        checkpoint["state_dict"] = {
-            name: value for name, value in checkpoint["state_dict"].items() if name in shapes
-        }
+        # Lightning's WeightAveraging has put the averaged weights in the place of the current ones.
+        for key in {"state_dict", "current_model_state"} & checkpoint.keys():
+            weights = checkpoint[key]
+            checkpoint[key] = {name: weights[name] for name in weights if name in shapes}
         # Beside the weights, which some strategies take out before a checkpoint is checked.
         checkpoint["adapter_shapes"] = shapes
         checkpoint["base"] = self._base()
         checkpoint["optimizer_param_indexing"] = self._optimizer_param_indexing()
+        # A subclass may have saved what is no plain value.
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {
+            name: describe(value)
+            for name, value in self.hparams.items()
+            if is_dataclass(value) or not callable(value)
+        }
         checkpoint["skipped_steps"] = self._steps.skipped
         checkpoint["training"] = self._record()
 
@@ -605,3 +715,9 @@ class MPOModule(LightningModule):
         write_record(path, checkpoint["training"], self.trainer)
         if self._data is not None and self._data.tokenizer is not None:
             self._data.tokenizer.save_pretrained(path)
+
+
+def _leave_out_base(module: nn.Module, keys: Any) -> None:
+    """Take the frozen base out of what a state dict lacks: checkpoints never hold it."""
+    frozen = tuple(name for name, p in module.named_parameters() if not p.requires_grad)
+    keys.missing_keys[:] = [name for name in keys.missing_keys if not name.endswith(frozen)]
