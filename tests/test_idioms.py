@@ -213,7 +213,7 @@ def _class(scene: Scene, fitted: Fitted) -> None:
     assert trainer.optimizers[0].param_groups[0]["lr"] == 1e-3
 
 
-@instead("MPOModule(optimizer=AdamW(...))", "optimizer must be a function .* AdamW", ValueError)
+@instead("MPOModule(optimizer=AdamW(...))", "optimizer must be a function .*AdamW", ValueError)
 def _instance(scene: Scene, fitted: Fitted) -> None:
     scene.module(optimizer=AdamW([torch.nn.Parameter(torch.zeros(1))]))
 
@@ -232,7 +232,7 @@ def _plateau(scene: Scene, monitor: str) -> list[float]:
 
 @works('lr_scheduler=lambda o: ReduceLROnPlateau(o, monitor="val/loss")')
 def _plateaus(scene: Scene, fitted: Fitted) -> None:
-    assert _plateau(scene, "train/loss") == pytest.approx([1, 0.5, 0.25, 0.125])
+    assert _plateau(scene, "train/loss") == pytest.approx([1, 1, 0.5, 0.25])
     with pytest.warns(UserWarning, match="val/loss at the end of each epoch, and the run has one"):
         scene.fit(
             scene.trainer(limit_train_batches=1),
@@ -298,6 +298,8 @@ def _hparams(scene: Scene, fitted: Fitted) -> None:
     trainer.save_checkpoint(scene.folder / "own.ckpt")
     loaded = OwnOptimizer.load_from_checkpoint(scene.folder / "own.ckpt")
     assert loaded.rate == 0.05
+    # The record does not say that the schedule was the default.
+    assert torch.load(scene.folder / "own.ckpt")["training"]["schedule"] is None
 
 
 @instead("torch.compile(module)", "compile: true")
@@ -565,8 +567,8 @@ def _others(scene: Scene, fitted: Fitted) -> None:
 @works("Tuner(trainer).lr_find(module, datamodule=data)")
 def _lr_find(scene: Scene, fitted: Fitted) -> None:
     module = scene.module()
-    tuner = Tuner(scene.trainer(max_epochs=10))
-    found = tuner.lr_find(module, datamodule=scene.data(), num_training=30)
+    tuner = Tuner(scene.trainer(max_epochs=5))
+    found = tuner.lr_find(module, datamodule=scene.data(), num_training=20)
     assert found is not None
     assert module.lr == found.suggestion() is not None
     scene.trainer().fit(module, scene.data())
@@ -580,8 +582,8 @@ def _lr_find(scene: Scene, fitted: Fitted) -> None:
 @works("LearningRateFinder()")
 def _finder(scene: Scene, fitted: Fitted) -> None:
     rates, module = Rates(), scene.module()
-    finder = cb.LearningRateFinder(num_training_steps=30, min_lr=1e-6)
-    scene.trainer(max_epochs=8, callbacks=[finder, rates]).fit(module, scene.data())
+    finder = cb.LearningRateFinder(num_training_steps=20, min_lr=1e-6)
+    scene.trainer(max_epochs=5, callbacks=[finder, rates]).fit(module, scene.data())
     assert module.lr is not None
     assert max(rates.rates) == pytest.approx(module.lr)
 
@@ -590,9 +592,7 @@ def _finder(scene: Scene, fitted: Fitted) -> None:
 def _batch_size(scene: Scene, fitted: Fitted) -> None:
     data = scene.data()
     tuner = Tuner(scene.trainer())
-    size = tuner.scale_batch_size(
-        scene.module(), datamodule=data, max_trials=1, steps_per_trial=1, init_val=2
-    )
+    size = tuner.scale_batch_size(scene.module(), datamodule=data, max_trials=2, steps_per_trial=1)
     assert data.groups_per_batch == size == 4
 
 
@@ -614,7 +614,7 @@ def _ema(scene: Scene, fitted: Fitted) -> None:
         callbacks = [Keep(), cb.EMAWeightAveraging(decay=0.5), kept, *more]
         trainer = scene.trainer(max_epochs=2, enable_checkpointing=True, callbacks=callbacks)
         module = scene.module()
-        trainer.fit(module, scene.data(), ckpt_path=resume)
+        trainer.fit(module, loader(GROUPS[:4], [2, 2]), ckpt_path=resume)
         return module
 
     whole = adapter(run("averaged"))
@@ -679,7 +679,7 @@ def _last(scene: Scene, fitted: Fitted) -> None:
         kept = RunCheckpoint(dirpath=scene.folder / "resumed", save_last=True)
         module = scene.module()
         trainer = scene.trainer(max_epochs=2, enable_checkpointing=True, callbacks=[kept, *more])
-        trainer.fit(module, scene.data(), ckpt_path=resume)
+        trainer.fit(module, loader(GROUPS[:4], [2, 2]), ckpt_path=resume)
         return module
 
     whole = run()
@@ -771,10 +771,10 @@ def test_a_scheduler_with_a_wrong_monitor(scene: Scene) -> None:
 # Values that layers copied from the configuration when they were made are switched off, too.
 def test_a_loaded_model_loses_its_dropout(scene: Scene) -> None:
     model = tiny_model(tiny_config(attention_dropout=0.5)).train()
-    module = scene.module(policy=PolicyConfig(base=model, dtype="float64"))
+    module = scene.module(policy=PolicyConfig(base=model, dtype="bfloat16"))
     scene.trainer(limit_train_batches=1).fit(module, groups())
     assert model.config.attention_dropout == model.model.layers[0].self_attn.attention_dropout == 0
-    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.float64}
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
     with pytest.raises(PolicyError, match="has adapters already"):
         scene.module(policy=model)
 

@@ -666,13 +666,6 @@ def test_fit_again_after_an_interruption_sees_the_whole_epoch(
     assert module.orders() == fit(data).orders()
 
 
-# Lightning would put a sampler of single indices in the place of ours.
-def test_overfit_batches_is_refused(tokenizer_folder: str, write_jsonl: Write) -> None:
-    data = PreferenceDataModule(tokenizer=tokenizer_folder, train=write_jsonl(example_rows(4)))
-    with pytest.raises(ValueError, match=r"overfit_batches.*data\.train"):
-        fit(data, overfit_batches=1)
-
-
 # --------------------------------------------------------------------------- precision, processes
 
 

@@ -22,6 +22,7 @@ And for each batch again:
    ends the run on all processes after SIGTERM.
 """
 
+import warnings
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -254,6 +255,8 @@ class MPOModule(LightningModule):
         # The first hook of a run, before data and model are loaded.
         refuse_links(self.trainer)
         refuse_unsupported(self.trainer, self)
+        # Batches of data modules go through the module's hook on purpose.
+        warnings.filterwarnings("ignore", ".*You have overridden `on_before_batch_transfer`")
         if self.trainer.state.fn == TrainerFn.FITTING:
             check_monitors(self.trainer, self)
         return [Throughput(), MemoryAdvice(), EndTogether(self.trainer), OneRun(self.trainer)]
@@ -310,7 +313,7 @@ class MPOModule(LightningModule):
         """
         validates = sum(self.trainer.num_val_batches) > 0
         check_monitors(self.trainer, self, validates=validates)
-        if self.lr != self._optimizer_lr:
+        if self.lr != self._optimizer_lr and self.trainer.global_step == 0:
             # LearningRateFinder has found it in this run, and the schedule follows it.
             self.trainer.strategy.setup_optimizers(self.trainer)
         self._sigterm.install()
@@ -658,14 +661,15 @@ class MPOModule(LightningModule):
         checkpoint["training"] = self._record()
 
     def _record(self) -> Record:
-        config = self.policy_config
+        config, own = self.policy_config, type(self).configure_optimizers
         loaded = {name: getattr(config, name) for name in ("revision", "quantization")}
         return training_record(
             self.trainer,
             data=None if self._data is None else self._data.record(),
             base={"name": config.base, **loaded, **self._policy.identity()},
             loss=self.loss,
-            schedule=self.lr_scheduler,
+            # Of a subclass's own optimizer the record says what it made.
+            schedule=self.lr_scheduler if own is MPOModule.configure_optimizers else own,
             settings={
                 "layout": self.layout,
                 "responses_per_pass": self.responses_per_pass,
