@@ -65,7 +65,7 @@ def test_checkpoint_files_are_small_plain_and_complete(
     weights = sum(w.numel() * 4 for w in adapter(module).values())
     # Adapter and the two moments of AdamW, and bookkeeping.
     assert file.stat().st_size < 3 * weights + 100_000
-    assert "hyper_parameters" not in checkpoint
+    assert checkpoint["hyper_parameters"] == module.hparams
 
     folder = adapter_folder(file)
     assert json.loads((folder / "adapter_config.json").read_text())["r"] == 4
