@@ -148,6 +148,7 @@ def test_step_zero_metrics_have_their_closed_form(base: str) -> None:
     assert values["train/kl"] == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*bf16-true keeps the adapter in bfloat16")
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
 @pytest.mark.parametrize("layout", ["shared", "separate"])
 def test_precisions_train_close_to_each_other(base: str, precision: Any, layout: str) -> None:
