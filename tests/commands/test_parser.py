@@ -315,6 +315,14 @@ def test_what_is_dropped_is_told(
     assert len(found.splitlines()) == bool(told)
 
 
+def test_a_name_of_two_classes(refused: Callable[..., str]) -> None:
+    message = refused("fit", "--model.lr_scheduler=ReduceLROnPlateau")
+    assert message.startswith(
+        "model.lr_scheduler: several classes are called ReduceLROnPlateau. Name one: "
+    )
+    assert "lightning.pytorch.cli.ReduceLROnPlateau" in message
+
+
 def test_the_same_class_keeps_its_settings(parse: Callable[..., Any]) -> None:
     again = parse("--model.loss=mpo_lightning.losses.sets.MPO", text=RECIPE)
     assert again.model.loss.init_args.beta == 0.5
