@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from mpo_lightning.digests import SUMS
 from mpo_lightning.files import cache_folder, digest_of_files, whole_file, whole_folder, write_whole
 
 
 def content(folder: Path) -> dict[str, str]:
+    """Texts of all files but those of digests."""
     return {
         str(path.relative_to(folder)): path.read_text(encoding="utf-8")
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.name != SUMS
     }
 
 

@@ -3,12 +3,14 @@
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from mpo_lightning.printable import printable
 
 __all__ = [
     "CheckpointError",
+    "DamagedError",
     "ResumeError",
     "RolloutError",
     "UserError",
@@ -78,6 +80,19 @@ class RolloutError(UserError, ValueError):
 
 class ResumeError(UserError, ValueError):
     """A checkpoint that this run must not resume from; the message says what differs."""
+
+
+class DamagedError(UserError, ValueError):
+    """A file that is not what was written.
+
+    Args:
+        path: the file.
+        found: what is wrong with it, the rest of the sentence.
+        remedy: what to do.
+    """
+
+    def __init__(self, path: Path, found: str, remedy: str) -> None:
+        super().__init__(f"{path} {found}. {remedy}")
 
 
 class CheckpointError(UserError, RuntimeError):

@@ -10,22 +10,24 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from mpo_lightning.digests import AGAIN, RECORD, seal_of, write_sums
+from mpo_lightning.errors import DamagedError
+
 __all__ = [
-    "RECORD",
+    "adapter_folder",
     "cache_folder",
     "digest_of_files",
     "in_transformers",
     "json_line",
     "naming",
+    "other_save",
     "public_name",
+    "read_json",
     "to_disk",
     "whole_file",
     "whole_folder",
     "write_whole",
 ]
-
-# Record of a training run in an adapter's folder.
-RECORD = "training.json"
 
 
 def to_disk(path: Path) -> None:
@@ -87,6 +89,8 @@ def write_whole(path: Path, data: bytes) -> None:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield an empty hidden folder beside ``path`` to write into; it replaces ``path`` at the end.
 
+    It gets a ``SHA256SUMS``, see `digests.check_folder`.
+
     One process at a time may write a path: what a killed one has left beside it is removed.
 
     Raises:
@@ -99,6 +103,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             yield partial
+            write_sums(partial)
             for file in partial.rglob("*"):
                 if file.is_file():
                     to_disk(file)
@@ -157,6 +162,49 @@ def json_line(row: Mapping[str, Any]) -> bytes:
     except UnicodeEncodeError:
         # A lone surrogate in a column that passes through: escaped, it stays what it was.
         return (json.dumps(row, default=str) + "\n").encode()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Raises:
+        DamagedError: if it does not, or cannot be read.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DamagedError(path, f"cannot be read as JSON ({error})", AGAIN) from error
+    if not isinstance(content, dict):
+        raise DamagedError(path, "is damaged: it holds no JSON object", AGAIN)
+    return content
+
+
+def adapter_folder(checkpoint: str | os.PathLike[str]) -> Path:
+    """Return the adapter folder beside a checkpoint: ``last-adapter`` for ``last.ckpt``."""
+    path = Path(checkpoint)
+    return path.with_name(f"{path.stem}-adapter")
+
+
+def other_save(folder: Path) -> str | None:
+    """Say how an adapter's folder and the checkpoint beside it differ; None if they do not.
+
+    A save replaces the one and then the other, and may have been killed in between.
+    """
+    checkpoint = folder.with_name(f"{folder.name.removesuffix('-adapter')}.ckpt")
+    if not folder.name.endswith("-adapter") or not checkpoint.is_file():
+        return None
+    if not folder.is_dir():
+        found = f"{folder} does not exist, but {checkpoint.name} beside it does"
+    elif not (folder / RECORD).is_file():
+        return None
+    elif read_json(folder / RECORD).get("checkpoint") != seal_of(checkpoint):
+        found = f"{folder} and {checkpoint.name} beside it are not of the same moment"
+    else:
+        return None
+    return (
+        f"{found}: a run was killed while it saved, or is saving now. Resuming from the checkpoint "
+        "(--ckpt_path) writes both again."
+    )
 
 
 def digest_of_files(*paths: Path) -> str:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from mpo_lightning.model.policy import Policy, PolicyError
-from mpo_lightning.training.checkpoint import reading
+from mpo_lightning.training.checkpoint import read_checkpoint, warn_of_other_save
 from mpo_lightning.training.module import MPOModule
 
 __all__ = ["FSDP1", "FSDP2"]
@@ -74,6 +74,7 @@ class FSDP2(ModelParallelStrategy):
         """Read a checkpoint, as plain values only, and restore weights and optimizer from it.
 
         Raises:
+            DamagedError: if it is not what was written, or holds NaN.
             PolicyError: if its adapter has other layers or shapes.
             ResumeError: if its base or the numbering of its optimizer's state differs.
         """
@@ -87,10 +88,10 @@ class FSDP2(ModelParallelStrategy):
         assert isinstance(module, MPOModule)
         assert model is not None
         path = Path(self.broadcast(checkpoint_path))
-        with reading(path):
-            checkpoint: dict[str, Any] = torch.load(
-                path, mmap=True, map_location="cpu", weights_only=True
-            )
+        checkpoint = read_checkpoint(
+            path, lambda: torch.load(path, mmap=True, map_location="cpu", weights_only=True)
+        )
+        warn_of_other_save(path)
         # Checked before anything is restored.
         module.check_checkpoint(checkpoint)
         whole = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)

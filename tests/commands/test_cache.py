@@ -22,10 +22,10 @@ def test_token_ids_are_shown_and_cleared(
     (root / "mine" / "note.txt").write_text("not a cache", encoding="utf-8")
     main(["cache", "show", "--tokens", str(root)])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["name", "groups", "size", "source"]
-    assert sorted((line.split()[1], line.split()[-1]) for line in lines[1:]) == [
-        ("3", paths[0]),
-        ("5", paths[1]),
+    assert lines[0].split() == ["name", "groups", "size", "source", "state"]
+    assert sorted((line.split()[1], *line.split()[-2:]) for line in lines[1:]) == [
+        ("3", paths[0], "ok"),
+        ("5", paths[1], "ok"),
     ]
     main(["cache", "clear", "--tokens", str(root)])
     assert capsys.readouterr().out.count("Removed") == 2

@@ -22,6 +22,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from mpo_lightning import files as package_files
 from mpo_lightning.cli import main
 from mpo_lightning.data.groups import DataError
+from mpo_lightning.digests import write_sums
+from mpo_lightning.errors import DamagedError
 from mpo_lightning.export.export import export
 from mpo_lightning.export.merging import Change
 from mpo_lightning.export.trained_adapter import ExportError
@@ -200,7 +202,7 @@ def test_card_tells_what_the_run_did(run: Path, tmp_path: Path) -> None:
     # What the checkpoint itself says is the same.
     recorded = torch.load(run / "checkpoints" / "last.ckpt")["training"]
     written = json.loads((tmp_path / "out" / "training.json").read_text(encoding="utf-8"))
-    assert written == {**recorded, "metrics_csv": None}
+    assert written == {**recorded, "metrics_csv": None, "checkpoint": None}
 
 
 @pytest.mark.filterwarnings("ignore:The learning rate does not go on as it began")
@@ -387,6 +389,7 @@ def test_base_that_was_quantised_in_training(
     record = json.loads(path.read_text(encoding="utf-8"))
     record["base"] |= {"quantization": "nf4", "weights": digest_of_weights(policy.causal_lm)}
     path.write_text(json.dumps(record), encoding="utf-8")
+    write_sums(adapter)
 
     full = export(str(adapter), merged=True, out=str(tmp_path / "full"))
     shown = capsys.readouterr().out
@@ -429,6 +432,7 @@ def changed(folder: Path) -> Path:
     """An adapter's folder with other weights."""
     path = folder / "adapter_model.safetensors"
     save_file({name: value + 1 for name, value in load_file(path).items()}, path)
+    write_sums(folder)
     return folder
 
 
@@ -438,12 +442,15 @@ def test_what_is_no_checkpoint(run: Path, base: str, adapter: Path, tmp_path: Pa
         main(["export", "--run", str(tmp_path), "--out", out])
     with pytest.raises(ExportError, match=r"none.ckpt does not exist\. There: .*last\.ckpt"):
         export(str(run / "checkpoints" / "none.ckpt"), out=out)
-    with pytest.raises(ExportError, match=r"holds no adapter_config\.json"):
+    with pytest.raises(PolicyError, match=r"holds no adapter_config\.json"):
         export(base, out=out)
     copied = shutil.copy(run / "checkpoints" / "last.ckpt", tmp_path / "adapter.ckpt")
     with pytest.raises(ExportError, match="there is no adapter-adapter"):
         export(str(copied), out=out)
-    changed(adapter).rename(tmp_path / "adapter-adapter")
+    record = json.loads((adapter / "training.json").read_text(encoding="utf-8"))
+    (adapter / "training.json").write_text(json.dumps({**record, "checkpoint": "0" * 64}))
+    write_sums(adapter)
+    adapter.rename(tmp_path / "adapter-adapter")
     with pytest.raises(ExportError, match="not of the same moment"):
         export(str(copied), out=out)
     assert not Path(out).exists()
@@ -482,11 +489,14 @@ def test_what_cannot_be_merged(run: Path, base: str, adapter: Path, tmp_path: Pa
     with pytest.raises(ExportError, match="base_name: /of/mine is no hub id"):
         export(str(adapter), base_name="/of/mine", out=out)
     path = adapter / "adapter_model.safetensors"
-    weights = load_file(path)
+    weights, before = load_file(path), path.read_bytes()
     next(iter(weights.values()))[0, 0] = torch.nan
     save_file(weights, path)
-    with pytest.raises(ExportError, match="adapter: it cannot be merged"):
+    write_sums(adapter)
+    with pytest.raises(DamagedError, match="holds 1 NaN or infinite values in base_model"):
         export(str(adapter), merged=True, out=out)
+    path.write_bytes(before)
+    write_sums(adapter)
     # Settings are named as this command names them.
     other_rank = make_adapter(tmp_path / "other-rank", base)
     config = json.loads((Path(other_rank) / "adapter_config.json").read_text(encoding="utf-8"))
@@ -497,7 +507,7 @@ def test_what_cannot_be_merged(run: Path, base: str, adapter: Path, tmp_path: Pa
         export(str(adapter), merged=True, base=no_weights(tmp_path, base), out=out)
     pickled = Path(make_adapter(tmp_path / "pickled", base))
     (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
-    with pytest.raises(ExportError, match=r"adapter_model\.safetensors\. Pickled weights"):
+    with pytest.raises(PolicyError, match=r"adapter_model\.safetensors\. Pickled weights"):
         export(str(pickled), out=out)
     with pytest.raises(DataError, match="^tokenizer: no tokenizer can be loaded from"):
         export(make_adapter(tmp_path / "fresh", base), base=str(tmp_path / "gone"), out=out)

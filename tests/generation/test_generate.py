@@ -23,12 +23,12 @@ from mpo_lightning.data.prompts import request
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.tokens import GroupTokenizer
 from mpo_lightning.errors import RolloutError
+from mpo_lightning.files import adapter_folder
 from mpo_lightning.generation import generate as generation
 from mpo_lightning.generation.generate import ModelSampler, Sampling
 from mpo_lightning.generation.model import ModelConfig, load_sampler, model_identity
 from mpo_lightning.model.loading import LoRA, PolicyConfig, build_policy
 from mpo_lightning.model.policy import PolicyError
-from mpo_lightning.training.checkpoint import adapter_folder
 from tests.conftest import make_tokenizer, tiny_config, tiny_model
 from tests.model.architectures import multimodal_config
 
@@ -421,7 +421,7 @@ def test_what_cannot_be_loaded(base: str, adapter: str, tmp_path: Path) -> None:
     sampling = Sampling()
     with pytest.raises(PolicyError, match=r"^model\.base: .*mpo-lightning export --merged"):
         load_sampler(ModelConfig(base=adapter), sampling)
-    with pytest.raises(RolloutError, match=r"model\.adapter: .*no adapter_config"):
+    with pytest.raises(PolicyError, match=r"model\.adapter: .*no adapter_config"):
         load_sampler(ModelConfig(base=base, adapter=str(tmp_path)), sampling)
     with pytest.raises(RolloutError, match=r"model\.base: name"):
         load_sampler(ModelConfig(), sampling)

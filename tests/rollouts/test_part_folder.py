@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mpo_lightning.data.report import DataReport
-from mpo_lightning.errors import RolloutError
+from mpo_lightning.errors import DamagedError, RolloutError
 from mpo_lightning.rollouts.part_folder import ROWS_WRITTEN, PartFolder, Workers
 
 SETTINGS = {"seed": 0, "model": {"base": "x", "adapter": None}}
@@ -128,7 +128,7 @@ def test_report_on_all_parts(tmp_path: Path) -> None:
         "  noted: 4 empty (first: b:0, b:2)",
     ]
     (tmp_path / "part-00002.report.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(RolloutError, match=r"part-00002\.report\.json: cannot be read"):
+    with pytest.raises(DamagedError, match=r"part-00002\.report\.json is damaged"):
         folder.report()
 
 

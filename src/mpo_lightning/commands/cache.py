@@ -16,7 +16,7 @@ __all__ = ["main"]
 # Rows of a table, each a text for each column.
 Rows = list[tuple[str, ...]]
 CACHE_TITLES = ("name", "responses", "shards", "size", "dtype", "model", "state")
-TOKEN_TITLES = ("name", "groups", "size", "source")
+TOKEN_TITLES = ("name", "groups", "size", "source", "state")
 
 
 def _cache_rows(root: Path) -> Rows:
@@ -36,7 +36,13 @@ def _cache_rows(root: Path) -> Rows:
 
 def _token_rows(root: Path) -> Rows:
     return [
-        (each.folder.name, f"{each.groups:,}", f"{each.bytes / 2**20:,.1f} MiB", each.source)
+        (
+            each.folder.name,
+            "-" if each.groups is None else f"{each.groups:,}",
+            f"{each.bytes / 2**20:,.1f} MiB",
+            each.source or "-",
+            each.problem or "ok",
+        )
         for each in cached_tokens(root)
     ]
 
@@ -85,7 +91,7 @@ def main(args: list[str]) -> None:
         found = _token_rows(root) if given.tokens else _cache_rows(root)
         if found:
             _print_table([TOKEN_TITLES if given.tokens else CACHE_TITLES, *found])
-        if not given.tokens and any(state != "ok" for *_, state in found):
+        if any(state != "ok" for *_, state in found):
             sys.exit(1)
     if not found:
         print(f"No {'token ids' if given.tokens else 'reference cache'} in {root}")

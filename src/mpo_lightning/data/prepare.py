@@ -7,6 +7,7 @@ cache key is a digest of the source, the tokenizer, the settings and the code th
 
 import json
 import os
+import re
 import shutil
 from hashlib import sha256
 from inspect import getsourcefile
@@ -24,6 +25,8 @@ from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.reading import GroupReader
 from mpo_lightning.data.report import BadRows, DataReport
 from mpo_lightning.data.tokens import GroupTokenizer, tokenizer_digest
+from mpo_lightning.digests import SUMS, check_folder
+from mpo_lightning.errors import DamagedError
 from mpo_lightning.files import naming, whole_folder
 
 __all__ = ["CODE", "CachedTokens", "cached_tokens", "prepare", "remove"]
@@ -33,6 +36,7 @@ CHUNK_GROUPS = 500
 # With fewer groups, starting a process takes longer than it saves.
 GROUPS_PER_PROCESS = 4 * CHUNK_GROUPS
 REPORT = "report.json"
+OWN_FOLDER = re.compile(r"[0-9a-f]{32}")
 ANOTHER_PLACE = "That of token ids is data.cache, and MPO_LIGHTNING_CACHE that of all caches."
 # Files of this folder that decide the rows of the cache: this one, the table's columns, and all
 # that reading.py and tokens.py import.
@@ -48,6 +52,7 @@ CODE = (
     "report.py",
     "score_scales.py",
     "sources.py",
+    "part_files.py",
     "row_source.py",
     "csv_files.py",
     "compressed.py",
@@ -92,46 +97,62 @@ def prepare(
 
 
     Raises:
+        DamagedError: if the cached result is not what was written.
         DataError: if rows cannot be used, or none remains; a cached result raises it again.
     """
     from datasets import load_from_disk
 
     folder = root / _key(reader, tokenize)
     # What is complete is only read: it may lie where nothing can be written, not even a lock.
-    if not (folder / REPORT).is_file():
+    if not folder.is_dir():
         with naming(root, remedy=ANOTHER_PLACE):
             root.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{folder}.lock"):
-                if not (folder / REPORT).is_file():
+                if not folder.is_dir():
                     _make(folder, reader, tokenize, processes)
-    report = DataReport.from_json((folder / REPORT).read_text(encoding="utf-8"))
+    _check(folder)
+    report = DataReport.from_json((folder / REPORT).read_bytes())
     report.check(bad_rows)
     return load_from_disk(str(folder)), report
+
+
+def _check(folder: Path) -> None:
+    check_folder(folder, required=None, remedy=f"Remove {folder}, and it is made again.")
 
 
 class CachedTokens(NamedTuple):
     """Cached token ids of a source.
 
     Attributes:
-        folder: their folder.
-        source: name of the source.
-        groups: number of groups.
+        folder: the folder.
+        source: name of the source; empty where it cannot be read.
+        groups: number of groups; None where it cannot be read.
         bytes: size on disk.
+        problem: error with which they are refused; None for sound ones.
     """
 
     folder: Path
     source: str
-    groups: int
+    groups: int | None
     bytes: int
+    problem: str | None
 
 
 def cached_tokens(root: Path) -> list[CachedTokens]:
-    """List the token ids in a cache; other folders are ignored."""
+    """List the token ids in a cache, and check them; other folders are ignored."""
     found = []
-    for path in sorted(root.glob(f"[!.]*/{REPORT}")):
-        report = DataReport.from_json(path.read_text(encoding="utf-8"))
-        size = sum(file.stat().st_size for file in path.parent.iterdir())
-        found.append(CachedTokens(path.parent, report.data, report.kept, size))
+    for folder in sorted(root.iterdir()) if root.is_dir() else []:
+        here = {file.name: file for file in folder.iterdir()} if folder.is_dir() else {}
+        if not OWN_FOLDER.fullmatch(folder.name) or not {SUMS, REPORT} & here.keys():
+            continue
+        size = sum(file.stat().st_size for file in here.values())
+        try:
+            _check(folder)
+            report = DataReport.from_json(here[REPORT].read_bytes())
+        except DamagedError as error:
+            found.append(CachedTokens(folder, "", None, size, str(error)))
+        else:
+            found.append(CachedTokens(folder, report.data, report.kept, size, None))
     return found
 
 

@@ -23,6 +23,7 @@ from mpo_lightning.data.compressed import COMPRESSED, open_unpacked
 from mpo_lightning.data.csv_files import CsvFile
 from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.llama_factory import DESCRIPTIONS, open_described
+from mpo_lightning.data.part_files import check_parts, check_rows, is_of_parts
 from mpo_lightning.data.row_source import (
     Parts,
     RawRow,
@@ -32,6 +33,7 @@ from mpo_lightning.data.row_source import (
     digest_of,
 )
 from mpo_lightning.data.split_files import files_of_split
+from mpo_lightning.digests import SUMS_OF
 from mpo_lightning.files import digest_of_files
 
 __all__ = ["RowSource", "Rows", "open_rows", "open_source", "rename_columns"]
@@ -64,13 +66,15 @@ def open_source(
         subset: configuration of a hub id. Defaults to its own default.
 
     Raises:
-        DataError: if the source is missing, empty, or cannot be read as what it claims to be.
+        DamagedError: if it was written with digests, and is not what was written.
+        DataError: if the source is missing, empty, unfinished, or cannot be read as what it
+            claims to be.
     """
     data = os.path.expanduser(data)
     path = Path(data)
     name, _, split = data.partition(":")
     if path.is_file() and path.name != DESCRIPTIONS:
-        source = _open_file(path, data)
+        source = _open_file(_whole(path), data)
     elif Path(name).is_file() and Path(name).name == DESCRIPTIONS:
         source = open_described(Path(name), split, _open_named)
     elif Path(name).is_dir() and (results := result_files(Path(name), split)):
@@ -160,17 +164,31 @@ def _parts(folder: Path) -> list[Path]:
     """List the files of rows in a folder, such as ``sample`` and ``score`` write them.
 
     Of a data set as the hub keeps it, they are in the folder ``data``.
+
+    Raises:
+        DamagedError: if one that ``sample`` or ``score`` wrote is not what was written.
+        DataError: if their output is unfinished.
     """
     for place in (folder, folder / "data"):
         files = sorted(place.iterdir()) if place.is_dir() else []
         found = [path for path in files if _kind(path) in PART_SUFFIXES]
+        if is_of_parts(place):
+            check_parts(place, found)
         if found:
             return found
     return []
 
 
 def _matches(pattern: str) -> list[Path]:
-    return sorted(path for path in map(Path, glob(pattern, recursive=True)) if path.is_file())
+    found = sorted(path for path in map(Path, glob(pattern, recursive=True)) if path.is_file())
+    return list(map(_whole, found))
+
+
+def _whole(path: Path) -> Path:
+    """Return a file, checked against the digests beside it if it is a part of a folder."""
+    if path.with_suffix(SUMS_OF).is_file():
+        check_rows(path)
+    return path
 
 
 def _open_parts(paths: Sequence[Path], name: str) -> RowSource:

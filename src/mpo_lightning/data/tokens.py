@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from functools import partial
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
@@ -39,6 +40,7 @@ from mpo_lightning.data.rendering import (
 )
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.score_scales import Keep, select_responses
+from mpo_lightning.digests import check_folder
 from mpo_lightning.files import in_transformers
 
 __all__ = [
@@ -87,10 +89,12 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
     """Load a Hugging Face tokenizer from a folder, a GGUF file or a hub id.
 
     Raises:
+        DamagedError: if one of its files is not what was written.
         DataError: if there is none, or it has no end-of-sequence token.
     """
     from transformers import AutoTokenizer
 
+    check_folder(Path(path).expanduser(), large=False)
     try:
         path, in_file = in_transformers(os.path.expanduser(path))
         tokenizer = AutoTokenizer.from_pretrained(

@@ -11,24 +11,17 @@ from typing import Any
 
 from mpo_lightning.checks import check_arguments
 from mpo_lightning.data.tokens import GroupTokenizer, load_tokenizer
+from mpo_lightning.digests import EXPORT, RECORD, SUMS, check_folder
+from mpo_lightning.errors import DamagedError
 from mpo_lightning.export.card import PICTURE, CardFacts, is_hub_id, model_card
 from mpo_lightning.export.curves import draw, read_metrics
 from mpo_lightning.export.merging import Dtype, Merged, Onto, merge
-from mpo_lightning.export.trained_adapter import (
-    CONFIG,
-    WEIGHTS,
-    ExportError,
-    TrainedAdapter,
-    find_adapter,
-)
-from mpo_lightning.files import RECORD, digest_of_files, in_transformers, whole_folder
-from mpo_lightning.generation.model import files_digest
+from mpo_lightning.export.trained_adapter import ExportError, TrainedAdapter, find_adapter
+from mpo_lightning.files import digest_of_files, in_transformers, read_json, whole_folder
+from mpo_lightning.generation.model import CONFIG, WEIGHTS, files_digest
 from mpo_lightning.model.loading import PolicyConfig
 
 __all__ = ["export"]
-
-# File in which an exported folder says what it is.
-DESCRIPTION = "export.json"
 
 
 def export(
@@ -70,6 +63,8 @@ def export(
         trust_remote_code: let a hub model run its own code.
 
     Raises:
+        DamagedError: if a file of the checkpoint, its adapter, the base or the export that ``out``
+            holds already is not what was written.
         ExportError: if there is no such checkpoint, its adapter cannot be merged as asked, or
             ``out`` cannot be written.
         PolicyError: if the base cannot be loaded, or the adapter does not fit it.
@@ -136,9 +131,11 @@ def export(
                 picture=_picture(adapter, partial, said),
             )
             if adapter.record is not None:
-                _write_json(partial / RECORD, {**adapter.record, "metrics_csv": None})
+                _write_json(
+                    partial / RECORD, {**adapter.record, "metrics_csv": None, "checkpoint": None}
+                )
             model_card(adapter, facts).save(partial / "README.md")
-            _write_json(partial / DESCRIPTION, description)
+            _write_json(partial / EXPORT, description)
     except OSError as error:
         raise ExportError(f"{folder} cannot be written: {error}", field="out") from error
     if not named.public:
@@ -155,16 +152,22 @@ def _is_done(out: Path, description: Mapping[str, Any], *, force: bool) -> bool:
     """Whether a folder holds the export of this description already; False if it may be written.
 
     Raises:
+        DamagedError: if it holds an export that is damaged.
         ExportError: if the folder holds something that must not be overwritten.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    try:
-        found = json.loads((out / DESCRIPTION).read_bytes())
-    except (OSError, ValueError):
+    if not (out / EXPORT).is_file() or not (out / SUMS).is_file():
         raise ExportError(
             f"{out} exists and is no export. Name another folder, or remove it.", field="out"
-        ) from None
+        )
+    try:
+        check_folder(out, remedy="Write it again with --force.")
+        found = read_json(out / EXPORT)
+    except DamagedError:
+        if force:
+            return False
+        raise
     if found == description:
         return True
     if force:
@@ -320,7 +323,11 @@ def _picture(adapter: TrainedAdapter, folder: Path, said: list[str]) -> bool:
     if find_spec("matplotlib") is None:
         said.append("No picture of the training: matplotlib is not installed.")
         return False
-    rows = read_metrics(adapter.metrics_csv, steps=adapter.record["steps"])
+    try:
+        rows = read_metrics(adapter.metrics_csv, steps=adapter.record["steps"])
+    except (OSError, ValueError, KeyError) as error:
+        said.append(f"No picture of the training: {adapter.metrics_csv} cannot be read: {error}")
+        return False
     if not draw(rows, folder / PICTURE):
         said.append(f"No picture of the training: {adapter.metrics_csv} holds no values of it.")
         return False

@@ -1,23 +1,17 @@
 """Adapter that a run has left, with the record of its training."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-
-from mpo_lightning.errors import ResumeError, UserError
-from mpo_lightning.files import RECORD
-from mpo_lightning.training.checkpoint import adapter_folder, reading
+from mpo_lightning.digests import RECORD, check_seal
+from mpo_lightning.errors import UserError
+from mpo_lightning.files import adapter_folder, other_save, read_json
+from mpo_lightning.generation.model import check_adapter
+from mpo_lightning.model.policy import PolicyError
 from mpo_lightning.training.record import Record
 
-__all__ = ["CONFIG", "WEIGHTS", "ExportError", "TrainedAdapter", "find_adapter"]
-
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
+__all__ = ["ExportError", "TrainedAdapter", "find_adapter"]
 
 
 class ExportError(UserError, ValueError):
@@ -54,6 +48,7 @@ def find_adapter(checkpoint: str, run: str = ".") -> TrainedAdapter:
         run: the run's folder, ``trainer.default_root_dir``.
 
     Raises:
+        DamagedError: if one of their files is not what was written.
         ExportError: if there is none, or a checkpoint and the folder beside it differ.
     """
     path = Path(run, "checkpoints", "last.ckpt") if checkpoint == "last" else Path(checkpoint)
@@ -71,58 +66,33 @@ def find_adapter(checkpoint: str, run: str = ".") -> TrainedAdapter:
             "the run's folder (--run).",
             field="checkpoint",
         )
-    if not (folder / CONFIG).is_file():
-        raise ExportError(
-            f"{folder} holds no {CONFIG}, so it is no adapter's folder. Those of a run lie in its "
-            "folder checkpoints.",
-            field="checkpoint",
-        )
-    if not (folder / WEIGHTS).is_file():
-        raise ExportError(
-            f"{folder} holds no {WEIGHTS}. Pickled weights (adapter_model.bin) are not loaded.",
-            field="checkpoint",
-        )
-    recorded = (folder / RECORD).is_file()
-    record = json.loads((folder / RECORD).read_text(encoding="utf-8")) if recorded else None
+    try:
+        config = check_adapter(folder)
+    except PolicyError as error:
+        error.field = "checkpoint"
+        raise
+    record = read_json(folder / RECORD) if (folder / RECORD).is_file() else None
     metrics = folder / record["metrics_csv"] if record and record["metrics_csv"] else None
     return TrainedAdapter(
         folder=folder,
-        config=json.loads((folder / CONFIG).read_text(encoding="utf-8")),
+        config=config,
         record=record,
         metrics_csv=metrics if metrics is not None and metrics.is_file() else None,
     )
 
 
 def _same_or_refuse(checkpoint: Path, folder: Path) -> None:
-    """Refuse a folder with other weights than the checkpoint file.
+    """Refuse a folder of another save than the checkpoint file.
 
     A run that is killed while it saves may leave a folder that is newer than the file.
     """
-    if not (folder / WEIGHTS).is_file():
+    check_seal(checkpoint, remedy="Name another checkpoint, or an adapter's folder.")
+    if not folder.is_dir():
         raise ExportError(
             f"beside {checkpoint} there is no {folder.name} with its adapter. Copy that along, or "
             "resume from the checkpoint (--ckpt_path), which writes it again.",
             field="checkpoint",
         )
-    try:
-        with reading(checkpoint):
-            held = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
-        weights = {
-            name.removeprefix("policy.model.").replace(".default", ""): value
-            for name, value in held["state_dict"].items()
-        }
-        stored = load_file(folder / WEIGHTS)
-    except ResumeError as error:
-        raise ExportError(str(error), field="checkpoint") from error
-    except (OSError, KeyError, SafetensorError) as error:
-        raise ExportError(f"{checkpoint} cannot be read: {error}", field="checkpoint") from error
-    same = weights.keys() == stored.keys() and all(
-        torch.equal(value, stored[name]) for name, value in weights.items()
-    )
-    if not same:
-        raise ExportError(
-            f"{checkpoint} and the adapter in {folder.name} beside it are not of the same moment: "
-            "a run was killed while it saved. Name the folder to export its adapter, or resume "
-            "from the checkpoint first (--ckpt_path last).",
-            field="checkpoint",
-        )
+    differing = other_save(folder)
+    if differing:
+        raise ExportError(f"{differing} Name the folder to export its adapter.", field="checkpoint")

@@ -1,6 +1,5 @@
 """Loading of a base model with an adapter, for generation."""
 
-import json
 import os
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -8,17 +7,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
 from mpo_lightning.checks import check_settings
 from mpo_lightning.data.tokens import GroupTokenizer, PromptFormat, load_tokenizer
-from mpo_lightning.errors import RolloutError, fields_below
-from mpo_lightning.files import RECORD, digest_of_files
+from mpo_lightning.digests import AGAIN, RECORD, check_folder
+from mpo_lightning.errors import DamagedError, RolloutError, fields_below
+from mpo_lightning.files import digest_of_files, other_save, read_json
 from mpo_lightning.generation.generate import ModelSampler, Sampling
 from mpo_lightning.model.loading import PolicyConfig, Quantization, load_base
-from mpo_lightning.model.policy import PolicyError
+from mpo_lightning.model.policy import PolicyError, require_finite
 
 __all__ = [
+    "CONFIG",
+    "WEIGHTS",
     "ModelConfig",
+    "check_adapter",
     "choose_device",
     "files_digest",
     "load_group_tokenizer",
@@ -30,6 +36,10 @@ __all__ = [
     "resolve_base",
     "trained_date",
 ]
+
+# Files of an adapter.
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,15 +109,48 @@ def _same_place(one: str, other: str) -> bool:
     return one == other or Path(one).resolve() == Path(other).resolve()
 
 
-def _base_of_adapter(adapter: str) -> str | None:
-    from peft import LoraConfig
+def check_adapter(folder: Path) -> dict[str, Any]:
+    """Check the files of an adapter's folder, from wherever it comes, and return its configuration.
 
-    if not (Path(adapter) / "adapter_config.json").is_file():
-        raise RolloutError(
-            f"model.adapter: {adapter} holds no adapter_config.json, so it is no adapter's folder."
+    Says so if the folder is of another save than the checkpoint beside it.
+
+    Raises:
+        DamagedError: if one of them is not what was written, cannot be read, or holds NaN.
+        PolicyError: if it is no adapter's folder.
+    """
+    check_folder(folder)
+    differing = other_save(folder)
+    if not (folder / CONFIG).is_file():
+        why = differing or f"{folder} holds no {CONFIG}, so it is no adapter's folder."
+        raise PolicyError(why, field="adapter")
+    if not (folder / WEIGHTS).is_file():
+        raise PolicyError(
+            f"{folder} holds no {WEIGHTS}. Pickled weights (adapter_model.bin) are not loaded.",
+            field="adapter",
         )
-    named: str | None = LoraConfig.from_pretrained(adapter).base_model_name_or_path
+    try:
+        weights = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise DamagedError(folder / WEIGHTS, f"cannot be read ({error})", AGAIN) from error
+    require_finite(folder / WEIGHTS, weights)
+    if differing:
+        rank_zero_warn(differing)
+    return read_json(folder / CONFIG)
+
+
+def _base_of_adapter(adapter: str) -> str | None:
+    if not (Path(adapter) / CONFIG).is_file():
+        raise RolloutError(
+            f"model.adapter: {adapter} holds no {CONFIG}, so it is no adapter's folder."
+        )
+    named: str | None = read_json(Path(adapter) / CONFIG).get("base_model_name_or_path")
     return named
+
+
+def _check_adapter_of(config: ModelConfig) -> None:
+    if config.adapter is not None:
+        with fields_below("model"):
+            check_adapter(Path(config.adapter))
 
 
 def policy_config(config: ModelConfig) -> PolicyConfig:
@@ -125,9 +168,11 @@ def load_model(config: ModelConfig) -> Any:
     """Load the model with its adapter, in evaluation mode, on its device.
 
     Raises:
+        DamagedError: if a file of the base or the adapter is not what was written.
         PolicyError: if the base cannot be loaded, or the adapter does not fit it.
     """
     device = choose_device(config.device)
+    _check_adapter_of(config)
     settings = policy_config(config)
     with fields_below("model"):
         model = load_base(settings, device)
@@ -153,7 +198,6 @@ def put_adapter(model: Any, adapter: str) -> Any:
         PolicyError: if the adapter's weights do not fit the model.
     """
     from peft import PeftModel, get_peft_model_state_dict
-    from safetensors import safe_open
 
     def refuse(why: str) -> PolicyError:
         return PolicyError(
@@ -161,13 +205,11 @@ def put_adapter(model: Any, adapter: str) -> Any:
             field="adapter",
         )
 
-    if not (Path(adapter) / "adapter_model.safetensors").is_file():
-        raise refuse("it has no adapter_model.safetensors, and pickled weights are not loaded")
     try:
         adapted = PeftModel.from_pretrained(model, adapter)
-        with safe_open(str(Path(adapter) / "adapter_model.safetensors"), "pt") as weights:
+        with safe_open(str(Path(adapter) / WEIGHTS), "pt") as weights:
             stored = set(weights.keys())
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, KeyError, TypeError) as error:
         raise refuse(str(error)[:300]) from error
     # PEFT ignores weights that fit nowhere, and leaves missing ones at their initial values.
     wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
@@ -199,7 +241,7 @@ def trained_date(config: ModelConfig) -> str | None:
     path = None if config.adapter is None else Path(config.adapter) / RECORD
     if path is None or not path.is_file():
         return None
-    data = json.loads(path.read_text(encoding="utf-8")).get("data") or {}
+    data = read_json(path).get("data") or {}
     date: str | None = data.get("settings", {}).get("date")
     return date
 
@@ -223,7 +265,14 @@ def load_sampler(
 
 
 def model_identity(config: ModelConfig) -> dict[str, Any]:
-    """Return everything that a model's answers depend on: names, and digests of folders."""
+    """Return everything that a model's answers depend on: names, and digests of folders.
+
+    Raises:
+        DamagedError: if a file of the adapter is not what was written.
+        PolicyError: if the adapter's folder holds none.
+        RolloutError: if no base is named.
+    """
+    _check_adapter_of(config)
     base = resolve_base(config)
     no_matter = {"device", "trust_remote_code"}
     return {

@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from mpo_lightning.batch import ModelLimits
 from mpo_lightning.checks import check_settings
+from mpo_lightning.digests import check_folder
 from mpo_lightning.files import in_transformers
 from mpo_lightning.model.attention import SHARED_PROMPT_ATTENTION
 from mpo_lightning.model.continuation import CONTINUED_MODELS
@@ -400,6 +402,7 @@ def _read_settings(config: PolicyConfig) -> Any:
             "base: merge it (mpo-lightning export --merged) and name the merged folder.",
             field="base",
         )
+    check_folder(folder, large=False)
     name, in_file = _name_of_base(config)
     if folder.is_dir() and not in_file and not (folder / "config.json").is_file():
         raise PolicyError(
@@ -478,7 +481,7 @@ def _name_of_base(config: PolicyConfig) -> tuple[str, dict[str, str]]:
 def _loaded(config: PolicyConfig, load: Callable[[], Any]) -> Any:
     try:
         return load()
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise PolicyError(
             f"{config.base} cannot be loaded as a causal language model: {error}", field="base"
         ) from error
@@ -522,8 +525,11 @@ def load_base(config: PolicyConfig, device: torch.device, *, flat_storage: bool 
         flat_storage: see `build_policy`.
 
     Raises:
+        DamagedError: if one of its files is not what was written.
         PolicyError: if the base is not a model, lacks weights or cannot be quantised.
     """
+    if config.loaded is None:
+        check_folder(Path(config.base))
     settings, kwargs = _settings_of_base(config)
     warn_if_slow(_dtype(config, settings), device)
     if config.loaded is not None:

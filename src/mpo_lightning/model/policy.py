@@ -6,7 +6,7 @@ The reference is the same weights with the adapters off, never a second copy.
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from mpo_lightning.batch import GroupBatch, TokenGroup
-from mpo_lightning.errors import UserError
+from mpo_lightning.errors import DamagedError, UserError
 from mpo_lightning.model.decoder import text_decoder
 from mpo_lightning.model.logps import ExactLayout, Layout, exact_layouts, response_logps
 
-__all__ = ["Policy", "PolicyError", "decoder_layers", "digest_of_weights"]
+__all__ = ["Policy", "PolicyError", "decoder_layers", "digest_of_weights", "require_finite"]
 
 # Number of responses that the check of the first batch compares.
 CHECKED_RESPONSES = 8
@@ -339,6 +339,26 @@ def digest_of_weights(model: Any) -> str:
     frozen = sorted((n, v) for n, v in model.state_dict().items() if "lora_" not in n)
     with ThreadPoolExecutor() as pool:
         return hashlib.sha256(b"".join(pool.map(digest, frozen))).hexdigest()
+
+
+def require_finite(path: Path, values: Mapping[str, Any], *, infinity: bool = False) -> None:
+    """Refuse weights that are no numbers.
+
+    Args:
+        path: the file that they were read from.
+        values: tensors by name; other values are ignored.
+        infinity: whether they may be infinite.
+
+    Raises:
+        DamagedError: naming the file and the first such tensor.
+    """
+    for name, value in values.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            continue
+        bad = value.isnan() if infinity else ~value.isfinite()
+        if bool(bad.any()):
+            found = f"holds {int(bad.sum())} NaN or infinite values in {name}"
+            raise DamagedError(path, found, "Take an earlier checkpoint, or train again.")
 
 
 def decoder_layers(model: Any) -> list[nn.Module]:

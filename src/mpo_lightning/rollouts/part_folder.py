@@ -11,19 +11,21 @@ import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
+from mpo_lightning.data.part_files import SETTINGS, check_rows, part_name
 from mpo_lightning.data.report import DataReport
+from mpo_lightning.digests import SUMS_OF, file_digest, sums
 from mpo_lightning.errors import RolloutError
 from mpo_lightning.files import json_line, write_whole
 
 __all__ = ["ROWS_WRITTEN", "PartFolder", "Workers"]
 
 VERSION = 1
-SETTINGS = "settings.json"
 # Titles of a report on rows, for `DataReport.summary`.
 ROWS_WRITTEN = ("rows written", "rows dropped", "noted")
 
@@ -47,7 +49,7 @@ class Workers:
 
 
 class PartFolder:
-    """Output folder: ``settings.json``, and for each part its rows and its report.
+    """Output folder: ``settings.json``, and for each part its rows, its report and their digests.
 
     Args:
         folder: path of the folder, created if missing.
@@ -58,6 +60,7 @@ class PartFolder:
         rows_per_part: number of input rows of one part.
 
     Raises:
+        DamagedError: if a part that is there is not what was written.
         RolloutError: if the folder has other settings or foreign files, or cannot be written.
     """
 
@@ -77,6 +80,8 @@ class PartFolder:
         self.rows_per_part = rows_per_part
         self.settings = {**settings, "rows": rows, "rows_per_part": rows_per_part}
         self._open(kind)
+        # Damaged parts are told before anything is computed.
+        self.report()
 
     def __len__(self) -> int:
         """Number of parts."""
@@ -89,10 +94,10 @@ class PartFolder:
 
     def path(self, part: int) -> Path:
         """Return the path of a part's rows."""
-        return self.folder / f"part-{part:05d}.jsonl"
+        return self.folder / f"{part_name(part)}.jsonl"
 
     def _report_path(self, part: int) -> Path:
-        return self.folder / f"part-{part:05d}.report.json"
+        return self.folder / f"{part_name(part)}.report.json"
 
     def missing(self, workers: Workers | None = None) -> list[int]:
         """List the parts that are missing. Defaults to those of all processes."""
@@ -148,19 +153,28 @@ class PartFolder:
             RolloutError: if it cannot be written.
         """
         # A part counts as complete when its rows exist, so they are written last.
-        self._write(self._report_path(part), f"{report.to_json()}\n".encode())
-        self._write(self.path(part), b"".join(map(json_line, rows)))
+        path = self.path(part)
+        contents = {
+            self._report_path(part): f"{report.to_json()}\n".encode(),
+            path: b"".join(map(json_line, rows)),
+        }
+        digests = {each.name: sha256(content).hexdigest() for each, content in contents.items()}
+        digests[SETTINGS] = file_digest(self.folder / SETTINGS)
+        for file, content in {path.with_suffix(SUMS_OF): sums(digests), **contents}.items():
+            self._write(file, content)
 
     def report(self) -> DataReport:
         """Return the report on all parts that exist.
 
         Raises:
+            DamagedError: if a part is not what was written.
             RolloutError: if a part's report is missing or damaged.
         """
         total = DataReport(str(self.folder))
         for part in range(len(self)):
             if not self.path(part).exists():
                 continue
+            check_rows(self.path(part))
             try:
                 total.add(DataReport.from_json(self._report_path(part).read_bytes()))
             except (OSError, ValueError, KeyError, TypeError) as error:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mpo_lightning.batch import Prompt, Response
@@ -20,6 +21,7 @@ from mpo_lightning.data.conversation import as_text, response_text
 from mpo_lightning.data.groups import bad_field, collect_errors
 from mpo_lightning.data.limits import check_ids, may_exceed
 from mpo_lightning.data.rendering import ChatRenderer
+from mpo_lightning.digests import check_folder
 from mpo_lightning.errors import RolloutError, UserError, fields_below
 from mpo_lightning.files import digest_of_files
 from mpo_lightning.generation.generate import Done, ignore
@@ -364,6 +366,7 @@ def load_reward_model(config: RewardModelConfig) -> RewardModel:
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     assert config.path is not None
+    check_folder(Path(config.path))
     hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     device, arguments = choose_device(config.device), {"dtype": config.dtype, **hub}
     try:
@@ -381,7 +384,7 @@ def load_reward_model(config: RewardModelConfig) -> RewardModel:
         )
     except UserError:
         raise
-    except (OSError, ImportError, KeyError, ValueError) as error:
+    except (OSError, ImportError, KeyError, ValueError, SafetensorError) as error:
         raise RolloutError(
             f"reward_model.path: {config.path} cannot be loaded as a sequence classifier: {error}"
         ) from error

@@ -3,8 +3,7 @@
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,43 +13,54 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from mpo_lightning.digests import check_seal, seal
 from mpo_lightning.errors import CheckpointError, ResumeError, require_same
-from mpo_lightning.files import to_disk, whole_folder
-from mpo_lightning.model.policy import PolicyError
+from mpo_lightning.files import adapter_folder, other_save, to_disk, whole_folder
+from mpo_lightning.model.policy import PolicyError, require_finite
 
 __all__ = [
     "AdapterCheckpointIO",
     "RunCheckpoint",
-    "adapter_folder",
-    "reading",
+    "read_checkpoint",
     "refuse_links",
     "require_same_run",
+    "warn_of_other_save",
 ]
 
-WriteAdapter = Callable[[Path, dict[str, Any]], None]
+# Called with the folder, the checkpoint and its seal.
+WriteAdapter = Callable[[Path, dict[str, Any], str], None]
 
 
-def adapter_folder(checkpoint: str | os.PathLike[str]) -> Path:
-    """Return the adapter folder beside a checkpoint: ``last-adapter`` for ``last.ckpt``."""
-    path = Path(checkpoint)
-    return path.with_name(f"{path.stem}-adapter")
+def read_checkpoint(
+    checkpoint: str | os.PathLike[str], load: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """Check a checkpoint file against its seal, and read it.
 
-
-@contextmanager
-def reading(checkpoint: str | os.PathLike[str]) -> Iterator[None]:
-    """Refuse a checkpoint that torch cannot read as plain values, by its name and in one line.
+    Args:
+        checkpoint: the file.
+        load: reads it, as plain values only.
 
     Raises:
+        DamagedError: if it is not what was written, or holds NaN.
         ResumeError: if it holds code, or is no checkpoint.
     """
+    path = Path(checkpoint)
+    check_seal(path, remedy="Resume from another checkpoint, or begin anew.")
     try:
-        yield
+        content = load()
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
         if "Weights only load failed" in str(error):
             why = "holds code or other objects, which are not loaded: it may be damaged, or not of"
             raise ResumeError(f"{checkpoint} {why} this package.") from error
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise ResumeError(f"{checkpoint} cannot be read as a checkpoint: {why}") from error
+    require_finite(path, content.get("state_dict", {}))
+    for optimizer in content.get("optimizer_states", []):
+        states = {n: s for n, s in optimizer.get("state", {}).items() if isinstance(s, dict)}
+        moments = {f"optimizer state {n}.{k}": v for n, s in states.items() for k, v in s.items()}
+        # A second moment may have become infinite; NaN is no number that training makes.
+        require_finite(path, moments, infinity=True)
+    return content
 
 
 class AdapterCheckpointIO(CheckpointIO):
@@ -87,8 +97,8 @@ class AdapterCheckpointIO(CheckpointIO):
         new_file = file.with_name(f".{file.name}.partial")
         try:
             with whole_folder(folder) as new_folder:
-                self.write_adapter(new_folder, checkpoint)
                 self.inner.save_checkpoint(checkpoint, new_file, storage_options)
+                self.write_adapter(new_folder, checkpoint, seal(new_file))
                 to_disk(new_file)
             new_file.replace(file)
         except OSError as error:
@@ -101,18 +111,29 @@ class AdapterCheckpointIO(CheckpointIO):
             new_file.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Read a checkpoint.
+        """Read a checkpoint, and warn if the adapter folder beside it is of another save.
 
         Raises:
+            DamagedError: if it is not what was written, or holds NaN.
             ResumeError: if it cannot be read as plain values.
         """
-        with reading(path):
-            return self.inner.load_checkpoint(path, *args, **kwargs)
+        content = read_checkpoint(path, lambda: self.inner.load_checkpoint(path, *args, **kwargs))
+        warn_of_other_save(path)
+        return content
 
     def remove_checkpoint(self, path: Any) -> None:
         """Remove a checkpoint and then its adapter folder."""
         self.inner.remove_checkpoint(path)
         shutil.rmtree(adapter_folder(path), ignore_errors=True)
+
+
+def warn_of_other_save(checkpoint: str | os.PathLike[str]) -> None:
+    """Warn if the adapter folder beside a checkpoint is of another save, or lost in one."""
+    folder = adapter_folder(checkpoint)
+    # A checkpoint may have been copied without its folder.
+    lost = folder.with_name(f".{folder.name}.old").is_dir()
+    if (folder.is_dir() or lost) and (found := other_save(folder)):
+        rank_zero_warn(found)
 
 
 def refuse_links(trainer: Trainer) -> None:

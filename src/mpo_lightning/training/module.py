@@ -712,11 +712,11 @@ class MPOModule(LightningModule):
             optimizer_param_indexing=self._optimizer_param_indexing() if training else None,
         )
 
-    def _write_adapter(self, path: Path, checkpoint: dict[str, Any]) -> None:
+    def _write_adapter(self, path: Path, checkpoint: dict[str, Any], seal: str) -> None:
         state_dict = checkpoint["state_dict"]
         weights = {name.removeprefix(ADAPTER_PREFIX): value for name, value in state_dict.items()}
         self._policy.save_adapter(path, weights)
-        write_record(path, checkpoint["training"], self.trainer)
+        write_record(path, checkpoint["training"], self.trainer, seal)
         if self._data is not None and self._data.tokenizer is not None:
             self._data.tokenizer.save_pretrained(path)
 

@@ -18,7 +18,8 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mpo_lightning.files import RECORD, public_name
+from mpo_lightning.digests import RECORD
+from mpo_lightning.files import public_name
 
 __all__ = [
     "Record",
@@ -140,9 +141,12 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def write_record(folder: Path, record: Record, trainer: Trainer) -> None:
-    """Write a record into an adapter's folder, with the relative path of the run's metrics.csv."""
+def write_record(folder: Path, record: Record, trainer: Trainer, checkpoint: str) -> None:
+    """Write a record into an adapter's folder.
+
+    With it go the relative path of the run's metrics.csv and the seal of the checkpoint.
+    """
     logs = [logger.log_dir for logger in trainer.loggers if isinstance(logger, CSVLogger)]
     path = os.path.relpath(Path(logs[0]) / "metrics.csv", folder) if logs else None
-    content = {**record, "metrics_csv": path}
+    content = {**record, "metrics_csv": path, "checkpoint": checkpoint}
     (folder / RECORD).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -18,6 +18,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from mpo_lightning.digests import check_folder
 from mpo_lightning.files import whole_folder
 from mpo_lightning.quiet import quiet
 from mpo_lightning.studies.world.enumeration import enumerate_ends, enumerate_logps
@@ -193,6 +194,7 @@ def load_world(root: Path, seed: int) -> StudyWorld:
         if not folder.is_dir():
             with whole_folder(folder) as unfinished:
                 _write(unfinished, seed)
+    check_folder(folder, required=None, remedy="Remove the folder: it is built again.")
     content = torch.load(folder / "world.pt", weights_only=True)
     return StudyWorld(folder, seed, content["logps"], content["measured"])
 
