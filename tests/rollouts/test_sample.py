@@ -80,16 +80,18 @@ def test_rows(prompts: str, base: str, tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_killed_and_gone_on(prompts: str, base: str, tmp_path: Path) -> None:
-    """SIGKILL while the rows of the second part are written: its report is there already."""
+    """SIGKILL while the rows of the second part are written: its report and digests are there."""
     main(command(prompts, base, tmp_path / "whole"))
     out = tmp_path / "killed"
-    killed = processes.run(killed_run, [4, command(prompts, base, out)])
+    killed = processes.run(killed_run, [6, command(prompts, base, out)])
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     left = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
     assert left == [
         "part-00000.jsonl",
         "part-00000.report.json",
+        "part-00000.sha256",
         "part-00001.report.json",
+        "part-00001.sha256",
         "settings.json",
     ]
     assert len(list(out.glob(".*.partial"))) == 1

@@ -148,7 +148,7 @@ def test_killed_and_gone_on(data: str, function: str, tmp_path: Path) -> None:
     scoring = ["--function", function]
     main(command(data, tmp_path / "whole", *scoring))
     out = tmp_path / "killed"
-    killed = processes.run(killed_run, [5, command(data, out, *scoring)])
+    killed = processes.run(killed_run, [8, command(data, out, *scoring)])
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     assert sorted(path.name for path in out.glob("*.jsonl")) == [
         "part-00000.jsonl",

@@ -220,8 +220,8 @@ class PartFolder:
             ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RolloutError(
-                f"{self.folder}: cannot be used for output: {error}. Name another folder, or "
-                "remove this one."
+                f"{path}: cannot be used for output: {error}. Name another folder, or remove this "
+                "one."
             ) from error
         if found == wanted:
             return
