@@ -88,6 +88,11 @@ def in_python() -> tuple[MPOModule, PreferenceDataModule]:
     return module, PreferenceDataModule(tokenizer="base", loss=loss, groups_per_batch=2, **files)
 
 
+def load_in_python() -> None:
+    policy = PolicyConfig(base="base", lora=LoRA(r=4))
+    MPOModule.load_from_checkpoint(LAST, policy=policy, loss=MPO(beta=0.5, alpha=1.0))
+
+
 def sampler_in_python() -> None:
     load_sampler(ModelConfig(adapter=ADAPTER), Sampling())
 
@@ -103,6 +108,7 @@ COMMANDS: dict[str, list[str] | Callable[[], None]] = {
     "predict": run("predict", f"--ckpt_path={LAST}", "--data.predict=val.jsonl"),
     "Trainer.fit": fit_in_python,
     "Trainer.validate": validate_in_python,
+    "load_from_checkpoint": load_in_python,
     "export CKPT": ["export", LAST, "--out=new"],
     "export FOLDER": ["export", ADAPTER, "--out=new"],
     "export --merged": ["export", ADAPTER, "--merged", "--out=new"],
@@ -326,7 +332,7 @@ KINDS: dict[str, Kind] = {
         path=LAST,
         other=f"{STEP}.ckpt",
         damages={**ANY, **OF_CHECKPOINT, **SWAPPED},
-        commands=[*ON_CHECKPOINT, "export CKPT"],
+        commands=[*ON_CHECKPOINT, "export CKPT", "load_from_checkpoint"],
         # Another checkpoint, sound by itself.
         lenient={"swapped": "told"},
     ),

@@ -87,14 +87,14 @@ def check_sums(path: Path, *, large: bool = True, remedy: str = AGAIN) -> set[st
         DamagedError: naming a file that is missing, unreadable or another than was written.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        *lines, end = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DamagedError(path, f"cannot be read ({error})", remedy) from error
     digests = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate([*lines, end] if end else lines, start=1):
         found = LINE.fullmatch(line)
-        if found is None:
-            raise DamagedError(path, f"is damaged: line {number} is no digest and name", remedy)
+        if found is None or number > len(lines):
+            raise DamagedError(path, f"is damaged in line {number}", remedy)
         digests[found[2].removeprefix("./")] = found[1]
     for name in digests:
         if not (path.parent / name).is_file():

@@ -7,7 +7,6 @@ architecture; these classes choose them.
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
@@ -88,9 +87,7 @@ class FSDP2(ModelParallelStrategy):
         assert isinstance(module, MPOModule)
         assert model is not None
         path = Path(self.broadcast(checkpoint_path))
-        checkpoint = read_checkpoint(
-            path, lambda: torch.load(path, mmap=True, map_location="cpu", weights_only=True)
-        )
+        checkpoint = read_checkpoint(path)
         warn_of_other_save(path)
         # Checked before anything is restored.
         module.check_checkpoint(checkpoint)

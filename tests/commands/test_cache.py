@@ -27,6 +27,15 @@ def test_token_ids_are_shown_and_cleared(
         ("3", paths[0], "ok"),
         ("5", paths[1], "ok"),
     ]
+    # A report that is cut is told, and goes with the others.
+    report = next(root.glob("*/report.json"))
+    report.write_bytes(report.read_bytes()[:9])
+    with pytest.raises(SystemExit) as stopped:
+        main(["cache", "show", "--tokens", str(root)])
+    assert stopped.value.code == 1
+    shown = capsys.readouterr().out
+    assert f"{report} is damaged" in shown
+    assert f"Remove {report.parent}, and it is made again." in shown
     main(["cache", "clear", "--tokens", str(root)])
     assert capsys.readouterr().out.count("Removed") == 2
     main(["cache", "show", "--tokens", str(root)])

@@ -583,6 +583,38 @@ def test_a_killed_export_leaves_nothing_that_looks_whole(
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
+def test_a_damaged_export_is_told_and_written_again_with_force(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = export("last", run=str(run), out=str(tmp_path / "out"))
+    (out / "README.md").write_text("The owner's own words.", encoding="utf-8")
+    export("last", run=str(run), out=str(out))
+    assert "holds this export already" in capsys.readouterr().out
+    for name in ("adapter_model.safetensors", "export.json"):
+        path = out / name
+        path.write_bytes(path.read_bytes()[:-9])
+        with pytest.raises(DamagedError, match=f"{name} is damaged.*again with --force"):
+            export("last", run=str(run), out=str(out))
+        export("last", run=str(run), out=str(out), force=True)
+        export("last", run=str(run), out=str(out))
+    # An adapter's folder has digests, too, and is no export.
+    other = shutil.copytree(run / "checkpoints" / "last-adapter", tmp_path / "other")
+    (other / "training.json").unlink()
+    with pytest.raises(ExportError, match="exists and is no export"):
+        export("last", run=str(run), out=str(other), force=True)
+
+
+def test_metrics_that_cannot_be_read_cost_the_picture_only(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = Path(shutil.copytree(run, tmp_path / "again"))
+    for content in (b"step,train/loss\n1,half a numb", b"\xff\xfe", b"step\n1,2,3\n", b"loss\n1\n"):
+        (again / "logs" / "metrics.csv").write_bytes(content)
+        out = export("last", run=str(again), out=str(tmp_path / "out"), force=True)
+        shutil.rmtree(out)
+        assert "No picture of the training: " in capsys.readouterr().out
+
+
 def test_no_room(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError("No space left on device")

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from mpo_lightning.data.groups import DataError
 from mpo_lightning.data.report import DataReport
+from mpo_lightning.data.sources import open_source
 from mpo_lightning.errors import DamagedError, RolloutError
 from mpo_lightning.rollouts.part_folder import ROWS_WRITTEN, PartFolder, Workers
 
@@ -130,6 +132,29 @@ def test_report_on_all_parts(tmp_path: Path) -> None:
     (tmp_path / "part-00002.report.json").write_text("{}", encoding="utf-8")
     with pytest.raises(DamagedError, match=r"part-00002\.report\.json is damaged"):
         folder.report()
+
+
+def test_unfinished_and_foreign_parts_are_refused_where_rows_are_read(tmp_path: Path) -> None:
+    folder = make(tmp_path / "out")
+    rows = [{"prompt": "a", "responses": ["b", "c"]}]
+    for part in (0, 2):
+        folder.write(part, rows, DataReport("part", groups=3, kept=1))
+    found = r"is unfinished: 2 of 3 parts are there; .* part-00001\.jsonl.*/out/part-\*\.jsonl\.$"
+    with pytest.raises(DataError, match=found):
+        open_source(str(tmp_path / "out"))
+    # What is there can be asked for.
+    assert len(open_source(str(tmp_path / "out" / "part-*.jsonl"))) == 2
+    folder.write(1, rows, DataReport("part", groups=3, kept=1))
+    assert len(open_source(str(tmp_path / "out"))) == 3
+    for suffix in (".jsonl", ".report.json", ".sha256"):
+        part = tmp_path / "out" / f"part-00000{suffix}"
+        content = part.read_text(encoding="utf-8").replace("part-00000", "part-00003")
+        part.with_name(f"part-00003{suffix}").write_text(content, encoding="utf-8")
+    with pytest.raises(DamagedError, match=r"part-00003\.jsonl is none of the 3 parts of"):
+        open_source(str(tmp_path / "out"))
+    (tmp_path / "out" / "part-00003.sha256").unlink()
+    with pytest.raises(DamagedError, match=r"part-00003\.sha256 cannot be read"):
+        open_source(str(tmp_path / "out"))
 
 
 def test_settings_say_what_was_done(tmp_path: Path) -> None:

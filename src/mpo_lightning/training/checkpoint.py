@@ -4,9 +4,11 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -32,13 +34,13 @@ WriteAdapter = Callable[[Path, dict[str, Any], str], None]
 
 
 def read_checkpoint(
-    checkpoint: str | os.PathLike[str], load: Callable[[], dict[str, Any]]
+    checkpoint: str | os.PathLike[str], load: Callable[[], dict[str, Any]] | None = None
 ) -> dict[str, Any]:
     """Check a checkpoint file against its seal, and read it.
 
     Args:
         checkpoint: the file.
-        load: reads it, as plain values only.
+        load: reads it, as plain values only. Defaults to torch's own way, memory-mapped.
 
     Raises:
         DamagedError: if it is not what was written, or holds NaN.
@@ -47,7 +49,7 @@ def read_checkpoint(
     path = Path(checkpoint)
     check_seal(path, remedy="Resume from another checkpoint, or begin anew.")
     try:
-        content = load()
+        content: dict[str, Any] = (load or partial(_load, path))()
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
         if "Weights only load failed" in str(error):
             why = "holds code or other objects, which are not loaded: it may be damaged, or not of"
@@ -61,6 +63,10 @@ def read_checkpoint(
         # A second moment may have become infinite; NaN is no number that training makes.
         require_finite(path, moments, infinity=True)
     return content
+
+
+def _load(path: Path) -> Any:
+    return torch.load(path, mmap=True, map_location="cpu", weights_only=True)
 
 
 class AdapterCheckpointIO(CheckpointIO):

@@ -25,7 +25,7 @@ And for each batch again:
 import warnings
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -58,7 +58,12 @@ from mpo_lightning.model.policy import Policy, PolicyError
 from mpo_lightning.model.reference_cache import ReferenceCache
 from mpo_lightning.model.reference_fill import fill
 from mpo_lightning.optim import RunSchedule, WarmupCosine, optimizer_steps
-from mpo_lightning.training.checkpoint import AdapterCheckpointIO, refuse_links, require_same_run
+from mpo_lightning.training.checkpoint import (
+    AdapterCheckpointIO,
+    read_checkpoint,
+    refuse_links,
+    require_same_run,
+)
 from mpo_lightning.training.failures import EndTogether, FiniteSteps, MemoryAdvice
 from mpo_lightning.training.idioms import (
     check_loaders,
@@ -630,6 +635,19 @@ class MPOModule(LightningModule):
         }
 
     # --------------------------------------------------------------------------- checkpoints
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
+        """Load as Lightning does, from a file that is as it was written.
+
+        Raises:
+            DamagedError: if the file is not what was written, or holds NaN.
+            ResumeError: if it cannot be read as plain values.
+        """
+        if isinstance(checkpoint_path, str | Path):
+            read_checkpoint(checkpoint_path)
+        loaded: Self = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        return loaded
 
     def _adapter_shapes(self) -> dict[str, list[int]]:
         return {n: list(p.shape) for n, p in self.named_parameters() if p.requires_grad}
