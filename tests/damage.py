@@ -674,10 +674,14 @@ def run_matrix(*, quick: bool) -> bool:
     with tempfile.TemporaryDirectory() as temporary:
         began = time.monotonic()
         matrix = Matrix(build(Path(temporary) / "world"), Path(temporary) / "cell")
-        if not quick:
-            for command in COMMANDS:
-                matrix.sound(command)
-        outcomes = {each: matrix.cell(*each) for each in (some_cells() if quick else cells())}
+        outcomes = {}
+        # Slow commands last, and each over sound files first.
+        for command in sorted(COMMANDS, key=lambda command: command in SLOW):
+            matrix.sound(command)
+            for each in some_cells() if quick else cells():
+                if each[2] == command:
+                    outcomes[each] = matrix.cell(*each)
+                    print(*each, *outcomes[each], sep="\t", file=sys.stderr, flush=True)
     print(report(outcomes))
     print(f"{time.monotonic() - began:.0f} seconds")
     return all(as_expected(n, d, outcome) for (n, d, _), (outcome, _) in outcomes.items())
