@@ -32,7 +32,7 @@ def test_other_programs_read_the_digests_of_a_folder(tmp_path: Path) -> None:
     (folder / "config.json").write_text("mine", encoding="utf-8")
     with pytest.raises(DamagedError, match=r"config\.json is damaged or of elsewhere"):
         check_folder(folder)
-    anew = "find . -type f ! -name SHA256SUMS -exec sha256sum {} + > SHA256SUMS"
+    anew = f"find . -type f ! -name {SUMS} -exec sha256sum {{}} + > {SUMS}"
     subprocess.run(["sh", "-c", anew], cwd=folder, check=True)
     check_folder(folder)
 
@@ -70,7 +70,7 @@ def test_files_that_are_missing_or_come_from_elsewhere(tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"other")
     check_folder(folder, large=False)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(DamagedError, match=r"model\.safetensors is missing; SHA256SUMS lists it"):
+    with pytest.raises(DamagedError, match=f"model.safetensors is missing; {SUMS} lists it"):
         check_folder(folder, large=False)
     (folder / SUMS).unlink()
     check_folder(folder)

@@ -1,8 +1,8 @@
 """Digests that are kept with what is written and checked when it is read.
 
-A folder that is written whole holds ``SHA256SUMS``, which ``sha256sum -c`` reads as well. A file
-that is copied and renamed by itself, a checkpoint, ends with the digest of all that is before: its
-*seal*. What comes from elsewhere has neither, and is not checked here.
+A folder that is written whole holds ``mpo-lightning.sha256``, which ``sha256sum -c`` reads as well.
+A file that is copied and renamed by itself, a checkpoint, ends with the digest of all that is
+before: its *seal*. What comes from elsewhere has neither, and is not checked here.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ __all__ = [
     "write_sums",
 ]
 
-SUMS = "SHA256SUMS"
+SUMS = "mpo-lightning.sha256"
 # Suffix of the file of digests of a single file, in the place of its own.
 SUMS_OF = ".sha256"
 # Record of a training run in an adapter's folder, and what an exported folder says that it is.
@@ -64,7 +64,7 @@ def sums(digests: Mapping[str, str]) -> bytes:
 
 
 def write_sums(folder: Path) -> None:
-    """Write ``SHA256SUMS`` for the files of a folder and of those in it."""
+    """Write ``mpo-lightning.sha256`` for the files of a folder and of those in it."""
     found = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
     names = sorted(found.keys() - {SUMS, *OPEN})
     with ThreadPoolExecutor() as pool:
@@ -119,7 +119,7 @@ def check_folder(
     required: Iterable[str] | None = (RECORD, EXPORT),
     remedy: str = AGAIN,
 ) -> None:
-    """Check the files of a folder against its ``SHA256SUMS``; without one it is from elsewhere.
+    """Check the files of a folder against its digests; without them it is from elsewhere.
 
     Args:
         folder: the folder; nothing is done if it is none.

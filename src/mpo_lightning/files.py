@@ -89,7 +89,7 @@ def write_whole(path: Path, data: bytes) -> None:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield an empty hidden folder beside ``path`` to write into; it replaces ``path`` at the end.
 
-    It gets a ``SHA256SUMS``, see `digests.check_folder`.
+    It gets a ``mpo-lightning.sha256``, see `digests.check_folder`.
 
     One process at a time may write a path: what a killed one has left beside it is removed.
 
@@ -172,7 +172,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DamagedError(path, f"cannot be read as JSON ({error})", AGAIN) from error
     if not isinstance(content, dict):
         raise DamagedError(path, "is damaged: it holds no JSON object", AGAIN)

@@ -23,7 +23,7 @@ def is_of_parts(folder: Path) -> bool:
     """Whether a folder is, or was once, one that ``sample`` or ``score`` writes."""
     try:
         found = json.loads((folder / SETTINGS).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         found = None
     ours = isinstance(found, dict) and str(found.get("format")).startswith("mpo-lightning ")
     return ours or any(folder.glob(f"part-*{SUMS_OF}"))
@@ -46,7 +46,7 @@ def check_parts(folder: Path, rows: Sequence[Path]) -> None:
     try:
         found = json.loads(settings.read_bytes())["settings"]
         parts = range(-(-found["rows"] // found["rows_per_part"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError) as error:
         raise DamagedError(settings, f"cannot be read ({error!r})", "Write it anew.") from error
     expected = [folder / f"{part_name(part)}.jsonl" for part in parts]
     for path in rows:

@@ -194,7 +194,7 @@ def load_world(root: Path, seed: int) -> StudyWorld:
         if not folder.is_dir():
             with whole_folder(folder) as unfinished:
                 _write(unfinished, seed)
-    check_folder(folder, required=None, remedy="Remove the folder: it is built again.")
+    check_folder(folder, remedy="Remove the folder: it is built again.")
     content = torch.load(folder / "world.pt", weights_only=True)
     return StudyWorld(folder, seed, content["logps"], content["measured"])
 
