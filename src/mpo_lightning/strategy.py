@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from mpo_lightning.model.policy import Policy, PolicyError
-from mpo_lightning.training.checkpoint import read_checkpoint, warn_of_other_save
+from mpo_lightning.training.checkpoint import read_checkpoint
 from mpo_lightning.training.module import MPOModule
 
 __all__ = ["FSDP1", "FSDP2"]
@@ -88,7 +88,6 @@ class FSDP2(ModelParallelStrategy):
         assert model is not None
         path = Path(self.broadcast(checkpoint_path))
         checkpoint = read_checkpoint(path)
-        warn_of_other_save(path)
         # Checked before anything is restored.
         module.check_checkpoint(checkpoint)
         whole = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)

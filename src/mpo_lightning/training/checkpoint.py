@@ -26,7 +26,6 @@ __all__ = [
     "read_checkpoint",
     "refuse_links",
     "require_same_run",
-    "warn_of_other_save",
 ]
 
 # Called with the folder, the checkpoint and its seal.
@@ -37,6 +36,8 @@ def read_checkpoint(
     checkpoint: str | os.PathLike[str], load: Callable[[], dict[str, Any]] | None = None
 ) -> dict[str, Any]:
     """Check a checkpoint file against its seal, and read it.
+
+    Warns if the adapter folder beside it is of another save, or lost in one.
 
     Args:
         checkpoint: the file.
@@ -62,7 +63,16 @@ def read_checkpoint(
         moments = {f"optimizer state {n}.{k}": v for n, s in states.items() for k, v in s.items()}
         # A second moment may have become infinite; NaN is no number that training makes.
         require_finite(path, moments, infinity=True)
+    _warn_of_other_save(path)
     return content
+
+
+def _warn_of_other_save(checkpoint: Path) -> None:
+    folder = adapter_folder(checkpoint)
+    # A checkpoint may have been copied without its folder.
+    lost = folder.with_name(f".{folder.name}.old").is_dir()
+    if (folder.is_dir() or lost) and (found := other_save(folder)):
+        rank_zero_warn(found)
 
 
 def _load(path: Path) -> Any:
@@ -117,29 +127,18 @@ class AdapterCheckpointIO(CheckpointIO):
             new_file.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Read a checkpoint, and warn if the adapter folder beside it is of another save.
+        """Read a checkpoint.
 
         Raises:
             DamagedError: if it is not what was written, or holds NaN.
             ResumeError: if it cannot be read as plain values.
         """
-        content = read_checkpoint(path, lambda: self.inner.load_checkpoint(path, *args, **kwargs))
-        warn_of_other_save(path)
-        return content
+        return read_checkpoint(path, lambda: self.inner.load_checkpoint(path, *args, **kwargs))
 
     def remove_checkpoint(self, path: Any) -> None:
         """Remove a checkpoint and then its adapter folder."""
         self.inner.remove_checkpoint(path)
         shutil.rmtree(adapter_folder(path), ignore_errors=True)
-
-
-def warn_of_other_save(checkpoint: str | os.PathLike[str]) -> None:
-    """Warn if the adapter folder beside a checkpoint is of another save, or lost in one."""
-    folder = adapter_folder(checkpoint)
-    # A checkpoint may have been copied without its folder.
-    lost = folder.with_name(f".{folder.name}.old").is_dir()
-    if (folder.is_dir() or lost) and (found := other_save(folder)):
-        rank_zero_warn(found)
 
 
 def refuse_links(trainer: Trainer) -> None:
