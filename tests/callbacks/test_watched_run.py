@@ -370,6 +370,11 @@ def test_logger_without_its_library_says_what_to_install(recipe: dict[str, Any])
         fit(recipe, "--trainer.logger=WandbLogger")
 
 
+def test_what_lightning_refuses_takes_one_line(recipe: dict[str, Any]) -> None:
+    with pytest.raises(SystemExit, match=r"^error: To use .*must have DeepSpeed installed\. .*$"):
+        fit(recipe, "--trainer.strategy=deepspeed")
+
+
 def test_documented_metrics_are_those_of_the_code() -> None:
     """In order, and with the direction that is better."""
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
