@@ -119,10 +119,6 @@ COMMANDS: dict[str, list[str] | Callable[[], None]] = {
     ],
     "export elsewhere": ["export", "elsewhere", "--out=new"],
     "export --merged elsewhere": ["export", "elsewhere", "--merged", "--out=new"],
-    "sample adapter": [
-        *("sample", "--prompts=prompts.jsonl", f"--model.adapter={ADAPTER}", "--out=new"),
-        *("--n=2", "--max_new_tokens=2", QUIET),
-    ],
     "load_sampler": sampler_in_python,
 }
 
