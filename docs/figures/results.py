@@ -20,8 +20,13 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 STUDY = ROOT / "docs" / "results" / "methods" / "summary.json"
 BENCH = ROOT / "benchmarks" / "results" / "compute.json"
-# Losses that see one pair of a group, and losses that see all of it.
-PAIR = {"DPO random pair": "DPO, random pair", "DPO best-worst": "DPO, best and worst"}
+# Losses that see one pair of a group, those that see all of it, and as many responses in pairs.
+PAIR = {
+    "DPO random pair": "DPO, random pair",
+    "DPO fresh random pair": "DPO, a random pair an epoch",
+    "DPO best-worst": "DPO, best and worst",
+}
+EQUAL = {"DPO 640 x 2": "DPO, 640 prompts x 2"}
 GROUP = {
     "DPO all pairs": "DPO, all pairs",
     "MPO": "MPO",
@@ -30,12 +35,16 @@ GROUP = {
     "InfoNCA 1": "InfoNCA",
     "IPO all pairs": "IPO, all pairs",
 }
+BETAS = ("0.1", "1")
 
 
-def quality() -> dict[str, dict[str, float]]:
-    """Expected gold score at 1 nat from the reference: mean, low and high of each method."""
-    found = json.loads(STUDY.read_text(encoding="utf-8"))["at_1_nat"]
-    return {name: found[name]["gold"] for name in (*PAIR, *GROUP)}
+def quality() -> dict[str, dict[str, dict[str, float]]]:
+    """Expected gold score at 0.5 nat from the reference, by method and beta."""
+    found = json.loads(STUDY.read_text(encoding="utf-8"))["measures"]["0.5"]
+    return {
+        name: {beta: found[f"beta {beta}: {name}"]["gold"] for beta in BETAS}
+        for name in (*PAIR, *EQUAL, *GROUP)
+    }
 
 
 def speed() -> list[dict[str, Any]]:
@@ -45,18 +54,32 @@ def speed() -> list[dict[str, Any]]:
 
 
 def draw_quality(axis: Axes) -> None:
-    """One line a method, with its interval over seeds."""
-    for height, (name, gold) in enumerate(reversed(quality().items())):
-        color = REJECTED if name in PAIR else CHOSEN
-        axis.plot([gold["low"], gold["high"]], [height, height], color=color)
-        axis.scatter([gold["mean"]], [height], color=color)
-    axis.set_yticks(range(len(quality())), [(PAIR | GROUP)[name] for name in reversed(quality())])
+    """Two lines a method, one a beta, where all worlds have come that far."""
+    found = quality()
+    worlds = max(int(gold["count"]) for golds in found.values() for gold in golds.values())
+    for height, (name, golds) in enumerate(reversed(found.items())):
+        color = REJECTED if name in PAIR else PROMPT if name in EQUAL else CHOSEN
+        for above, (beta, gold) in zip((0.15, -0.15), golds.items(), strict=True):
+            if gold["count"] < worlds:
+                continue
+            at = [height + above]
+            axis.plot([gold["low"], gold["high"]], at * 2, color=color)
+            face = color if beta == BETAS[0] else "white"
+            axis.scatter([gold["mean"]], at, edgecolors=color, facecolors=face, zorder=3)
+    names = PAIR | EQUAL | GROUP
+    axis.set_yticks(range(len(found)), [names[name] for name in reversed(found)])
     axis.set(
         title="quality at the same distance from the reference",
-        xlabel="expected gold score at 1 nat, 95% intervals over 10 seeds",
+        xlabel=f"expected gold score at 0.5 nat, 95% intervals over {worlds} worlds",
     )
-    axis.text(0.03, 0.12, "one pair of each group", color=REJECTED, transform=axis.transAxes)
-    axis.text(0.03, 0.05, "all responses of it", color=CHOSEN, transform=axis.transAxes)
+    legend = {
+        "one pair of each group": REJECTED,
+        "as many responses, in pairs": PROMPT,
+        "all responses of a group": CHOSEN,
+        "filled: beta 0.1, hollow: beta 1": PLAIN,
+    }
+    for height, (text, color) in enumerate(reversed(legend.items())):
+        axis.text(0.03, 0.05 + 0.07 * height, text, color=color, transform=axis.transAxes)
 
 
 def draw_speed(axis: Axes) -> None:

@@ -9,6 +9,7 @@ around the tables is written by hand.
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,115 +17,254 @@ from mpo_lightning.markdown import table
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = ROOT / "docs" / "results.md"
-MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n\n)(?:\|.*\n)*")
+RESULTS = ROOT / "docs" / "results"
+MARKED = re.compile(r"(<!-- table: ([\w.-]+) -->\n\n)(?:\|.*\n)*")
+BETAS = ("0.1", "1")
+PRIMARY = "0.5"
+STUDIES = (
+    *("methods", "deviation", "calibration", "correlation", "sets", "skew", "levels"),
+    *("responses", "scaling"),
+)
+# Studies of scenarios by methods, and whether the scenarios are the table's rows.
+GRIDS = {"deviation": False, "sets": False, "skew": False, "levels": False}
+GRIDS |= {"calibration": True, "correlation": True}
+# What is not known: of too few values.
+NONE = "-"
 
 Summary = dict[str, Any]
 
 
 def summary(study: str) -> Summary:
     """What is kept of a study."""
-    path = ROOT / "docs" / "results" / study / "summary.json"
+    path = RESULTS / study / "summary.json"
     found: Summary = json.loads(path.read_text(encoding="utf-8"))
     return found
 
 
-def number(value: float, *, signed: bool = False, digits: int = 3) -> str:
+def number(value: float | None, *, signed: bool = False, digits: int = 3) -> str:
     """Without a minus before zeros."""
-    return f"{value:{'+' if signed else 'z'}.{digits}f}"
+    return NONE if value is None else f"{value:{'+' if signed else 'z'}.{digits}f}"
 
 
 def interval(of: dict[str, Any], *, signed: bool = False, digits: int = 3) -> str:
     """Mean and 95 % interval."""
     mean, low, high = (number(of[k], signed=signed, digits=digits) for k in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
+    return mean if low == NONE else f"{mean} [{low}, {high}]"
 
 
-def probability(p: float) -> str:
+def probability(p: float | None) -> str:
     """A p-value, to two digits, or three below a tenth."""
+    if p is None:
+        return NONE
     if p < 0.0005:
         return "< .001"
     return "1" if p > 0.995 else f"{p:.{3 if p < 0.0995 else 2}f}".removeprefix("0")
 
 
-def seeds(of: dict[str, Any], most: int) -> str:
-    """How many seeds a value rests on, where not all of them came to the divergence."""
-    return "" if of["count"] == most else f" ({of['count']} seeds)"
+def difference(row: dict[str, Any]) -> str:
+    """Difference with its interval, and in how many worlds it is positive."""
+    return f"{interval(row['difference'], signed=True)}, {row['won']} of {row['worlds']}"
 
 
-def gold(found: Summary, label: str) -> dict[str, Any]:
-    """Gold score at 1 nat of a condition."""
-    value: dict[str, Any] = found["at_1_nat"][label]["gold"]
-    return value
+def means(measures: dict[str, dict[str, Any]], label: str, most: int) -> str:
+    """Gold of a condition, and of how many worlds, where not all have come to the divergence."""
+    gold = measures[label]["gold"]
+    return interval(gold) + ("" if gold["count"] == most else f" ({gold['count']} worlds)")
 
 
-def most_seeds(found: Summary) -> int:
+def most_worlds(measures: dict[str, dict[str, Any]]) -> int:
     """Of any condition: those of the study."""
-    return max(int(condition["gold"]["count"]) for condition in found["at_1_nat"].values())
+    return max(int(condition["gold"]["count"]) for condition in measures.values())
 
 
-def difference(found: Summary, first: str, second: str, p: str = "p") -> str:
-    """Of two conditions' gold, with p before or after adjustment."""
-    for row in found["comparisons"]:
-        if (row["first"], row["second"]) == (first, second):
-            text = interval(row["difference"], signed=True)
-            if row[p] is not None:
-                text += f", p {probability(row[p])}"
-            return text + seeds(row["difference"], most_seeds(found))
-    raise KeyError(f"{first!r} is not compared with {second!r}")
+def contrasts(study: str) -> str:
+    """The comparisons that were named beforehand."""
+    heads = ["contrast", "expected", "difference", "p, Holm", "p, Wilcoxon", "worlds won"]
+    return table(
+        [*heads, "would have shown"],
+        [
+            [
+                row["name"],
+                {"none": "level", "-": "\N{MINUS SIGN}"}.get(row["expected"], row["expected"]),
+                interval(row["difference"], signed=True),
+                probability(row["p_holm"]),
+                probability(row["p_wilcoxon"]),
+                f"{row['won']} of {row['worlds']}",
+                number(row["detectable_after_holm"], digits=2),
+            ]
+            for row in summary(study)["contrasts"]
+        ],
+    )
 
 
-def parts(found: Summary) -> list[str]:
-    """The scenarios of a grid."""
-    return list(dict.fromkeys(label.split(": ")[0] for label in found["at_1_nat"]))
-
-
-def methods() -> str:
-    """All methods, beside MPO."""
+def methods(beta: str) -> str:
+    """All methods at a beta, beside MPO."""
     found = summary("methods")
-    compared = {row["first"]: row for row in found["comparisons"]}
-    early = {row["first"]: row for row in found["comparisons_at_0.25_nat"]}
+    at, end = found["measures"][PRIMARY], found["measures"]["end"]
+    less = {row["first"]: row for row in found["differences"][PRIMARY]}
+    near = {row["first"]: row for row in found["differences"]["0.25"]}
     rows = []
-    for name, at in found["at_1_nat"].items():
-        less, p, less_early = "", "", ""
-        if name in compared:
-            less = interval(compared[name]["difference"], signed=True)
-            p = probability(compared[name]["p_holm"])
-            less_early = interval(early[name]["difference"], signed=True)
+    for label, of in at.items():
+        of_beta, name = label.split(": ")
+        if of_beta != f"beta {beta}":
+            continue
         rows.append(
             [
                 name,
-                f"{found['learning_rates'][name]['lr']:g}",
-                interval(at["gold"]),
-                less,
-                p,
-                less_early,
-                number(at["bias"]["mean"]),
-                number(at["win_rate"]["mean"]),
-                number(at["chosen_shift"]["mean"], digits=2),
-                str(at["gold"]["count"]),
+                f"{found['learning_rates'][label]['lr']:g}",
+                interval(of["gold"]),
+                interval(less[label]["difference"], signed=True) if label in less else "",
+                f"{less[label]['won']} of {less[label]['worlds']}" if label in less else "",
+                interval(near[label]["difference"], signed=True) if label in near else "",
+                number(of["outside"]["mean"]),
+                number(of["gold_of_all"]["mean"]),
+                number(of["bias"]["mean"]),
+                number(of["effective_chosen"]["mean"], digits=2),
+                number(of["chosen_shift"]["mean"], digits=2),
+                str(of["gold"]["count"]),
+                *(number(end[label][m]["mean"]) for m in ("kl", "gold", "gold_of_all")),
             ]
         )
-    heads = ["method", "learning rate", "gold at 1 nat", "less MPO's", "p"]
-    heads += ["less MPO's at 0.25 nat", "bias", "win rate", "chosen's logp", "seeds at 1 nat"]
+    heads = ["method", "learning rate", "gold at 0.5 nat", "less MPO's", "worlds won"]
+    heads += ["less MPO's at 0.25 nat", "outside", "gold of all", "bias", "effective chosen"]
+    heads += ["chosen's logp", "worlds at 0.5 nat", "at the end: KL", "gold", "gold of all"]
     return table(heads, rows)
 
 
-def deviation() -> str:
-    """Weights against none, by noise."""
-    found = summary("deviation")
-    noises = [name.removeprefix("noise ") for name in found["best_alpha"]]
-    alphas = dict.fromkeys(row["first"].split(", ")[0] for row in found["comparisons"])
+def maps() -> str:
+    """The score-to-coefficient map of each method, and gold where it should decide."""
+    found = summary("methods")
+    of, near = found["maps"], found["measures"]["0.25"]
+    names = list(dict.fromkeys(label.split(": ")[1] for label in of))
+    heads = ["method", "signal-to-noise", *(f"gold at 0.25 nat, beta {beta}" for beta in BETAS)]
+    heads += [*(f"cosine at 0.5 nat, beta {beta}" for beta in BETAS), "gold of a population"]
     return table(
-        [r"less $\alpha$ = 0", *(f"noise {noise}" for noise in noises)],
+        heads,
         [
             [
-                alpha.removeprefix("alpha "),
-                *(
-                    difference(found, f"{alpha}, noise {n}", f"alpha 0, noise {n}", "p_holm")
-                    for n in noises
-                ),
+                name,
+                number(of[f"beta {BETAS[0]}: {name}"]["snr"]["mean"], digits=2),
+                *(number(near[f"beta {beta}: {name}"]["gold"]["mean"]) for beta in BETAS),
+                *(number(of[f"beta {beta}: {name}"]["cosine"]["mean"]) for beta in BETAS),
+                number(of[f"beta {BETAS[0]}: {name}"]["population_gold"]["mean"]),
             ]
-            for alpha in alphas
+            for name in names
+        ],
+    )
+
+
+def predicted() -> str:
+    """How well the maps predict gold near the reference, over methods."""
+    return table(
+        ["beta", "methods", "Pearson", "p", "Spearman"],
+        [
+            [
+                beta.removeprefix("beta "),
+                str(of["methods"]),
+                number(of["pearson"], digits=2),
+                probability(of["pearson_p"]),
+                number(of["spearman"], digits=2),
+            ]
+            for beta, of in summary("methods")["predicted"].items()
+        ],
+    )
+
+
+def parts(label: str) -> tuple[str, str, str]:
+    """Scenario, beta and method of the label of a grid's condition."""
+    place, method = label.split(": ")
+    scenario, beta = place.split(", beta ")
+    return scenario, beta, method
+
+
+def grid(study: str, beta: str) -> str:
+    """Differences of methods by scenario, and the gold of the method that stands first."""
+    found = summary(study)
+    measures = found["measures"]
+    most = most_worlds(measures)
+    scenarios = list(dict.fromkeys(parts(label)[0] for label in measures))
+    baseline = parts(next(iter(measures)))[2]
+    columns: dict[str, dict[str, str]] = {
+        f"{baseline}: gold": {
+            s: means(measures, f"{s}, beta {beta}: {baseline}", most) for s in scenarios
+        }
+    }
+    for row in found["differences"]:
+        (scenario, of_beta, first), (other, _, second) = (
+            parts(row[k]) for k in ("first", "second")
+        )
+        if (of_beta, scenario) == (beta, other):
+            columns.setdefault(f"{first} less {second}", {})[scenario] = difference(row)
+    if GRIDS[study]:
+        return table(
+            [study, *columns], [[s, *(of[s] for of in columns.values())] for s in scenarios]
+        )
+    return table(
+        ["", *scenarios], [[name, *(of[s] for s in scenarios)] for name, of in columns.items()]
+    )
+
+
+def agreement() -> str:
+    """Judges beside gold, before any training."""
+    heads = ["judge", r"Kendall's $\tau$", "responses in gold's set", "chosen"]
+    return table(
+        heads,
+        [
+            [
+                judge,
+                number(of["kendall_tau"], digits=2),
+                *(f"{100 * of[name]:.0f} %" for name in ("same_set", "chosen_share")),
+            ]
+            for judge, of in summary("calibration")["agreement_with_gold"].items()
+        ],
+    )
+
+
+def beside(beta: str) -> str:
+    """Gold by kind of group, less that of groups without what makes the kind."""
+    found = summary("correlation")
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for row in found["differences"]:
+        (kind, of_beta, method), (plain, _, _) = (parts(row[k]) for k in ("first", "second"))
+        if of_beta == beta and kind != plain:
+            rows.setdefault((kind, plain), {})[method] = difference(row)
+    bias = found["sample_bias_of_chosen"]
+    return table(
+        ["groups; less others", "sample bias of the chosen", *next(iter(rows.values()))],
+        [
+            [f"{kind}; less {plain}", f"{bias[kind]:.3f}; {bias[plain]:.3f}", *of.values()]
+            for (kind, plain), of in rows.items()
+        ],
+    )
+
+
+def capacity() -> str:
+    """What the adapted model comes to when it is taught the ideal policy itself."""
+    return table(
+        ["quality", "gold", "ideal policy's", "share", "at KL", "outside"],
+        [
+            [
+                utility,
+                interval(of["gold"]),
+                number(of["ideal_gold"]["mean"]),
+                f"{100 * of['gold']['mean'] / of['ideal_gold']['mean']:.0f} %",
+                number(of["kl"]["mean"], digits=2),
+                number(of["outside"]["mean"]),
+            ]
+            for utility, of in summary("correlation")["capacity"].items()
+        ],
+    )
+
+
+def reliability() -> str:
+    """Groups that noise leaves as they are, by rule and size."""
+    found = summary("skew")["reliability"]
+    sizes = list(found["mean"])
+    return table(
+        ["groups as without noise", *(f"n = {n}" for n in sizes)],
+        [
+            [rule, *(f"{100 * of_n[n]['mean']:.0f} %" for n in sizes)]
+            for rule, of_n in found.items()
         ],
     )
 
@@ -148,195 +288,93 @@ def samples() -> str:
 
 
 def policies() -> str:
-    """Slopes of the trained policies' bias on n, and what would be left for n without end."""
+    """Bias of trained policies over n, in its parts."""
     found = summary("responses")
-    slopes, floors = found["policy_bias_slopes"], found["policy_bias_floors"]
-    most = max(slope["count"] for slope in slopes.values())
-    early, late = ("0.25 nat", "1 nat")
-    trained = dict.fromkeys(label.rpartition(", ")[0] for label in slopes)
+    slopes, bias = found["policy_bias_slopes"], found["policy_bias"]
+    sizes = list(next(iter(bias.values())))
+    heads = ["policy", "part of its bias", "slope on $n$, log-log", "worlds"]
     return table(
-        ["policy of", f"slope at {early}", f"floor at {early}", f"slope at {late}"],
+        [*heads, *(f"n = {n}" for n in sizes)],
         [
             [
-                name,
-                *(
-                    interval(of[f"{name}, {where}"]) + seeds(of[f"{name}, {where}"], most)
-                    for of, where in ((slopes, early), (floors, early), (slopes, late))
-                ),
+                *name.split(": "),
+                interval(slopes[name]),
+                str(slopes[name]["count"]),
+                *(number(bias[name][n]["mean"]) for n in sizes),
             ]
-            for name in trained
+            for name in bias
         ],
     )
 
 
-def calibration() -> str:
-    """Methods and remedies by judge."""
-    found = summary("calibration")
-    pairs = [
-        ("W-MPO 1 per score", "MPO"),
-        ("W-MPO 1 per std", "W-MPO 1 per score"),
-        ("W-MPO 1 on ranks", "W-MPO 1 per score"),
-        ("MPO median", "MPO"),
-        ("InfoNCA on z-scores", "InfoNCA"),
-        ("InfoNCA on ranks", "InfoNCA"),
-        ("DPO best-worst", "MPO"),
-    ]
-    agreement = found["agreement_with_gold"]
-    heads = ["judge", r"agrees with gold, $\tau$", "MPO's gold"]
-    heads += [f"{first} less {second}" for first, second in pairs]
-    most = most_seeds(found)
+def budgets(beta: str) -> str:
+    """Gold of 1,280 scored responses, as prompts by responses of a prompt."""
+    measures = summary("responses")["measures"]
+    most = most_worlds(measures)
+    rows: dict[str, list[str]] = {}
+    sizes: dict[str, None] = {}
+    for label in measures:
+        of_beta, name = label.split(": ")
+        if of_beta == f"beta {beta}":
+            method, size = name.rsplit(", ", 1)
+            sizes[size] = None
+            rows.setdefault(method, []).append(means(measures, label, most))
     return table(
-        heads,
-        [
-            [
-                judge,
-                number(agreement[judge]["kendall_tau"], digits=2),
-                number(gold(found, f"{judge}: MPO")["mean"])
-                + seeds(gold(found, f"{judge}: MPO"), most),
-                *(difference(found, f"{judge}: {one}", f"{judge}: {two}") for one, two in pairs),
-            ]
-            for judge in parts(found)
-        ],
-    )
-
-
-def correlation() -> str:
-    """Gold by kind of group."""
-    found = summary("correlation")
-    compared = ["MPO", "W-MPO 1", "InfoNCA 1", "DPO best-worst"]
-    most = most_seeds(found)
-    return table(
-        ["groups", "sample bias of the chosen", *compared],
-        [
-            [
-                groups,
-                number(found["sample_bias_of_chosen"][groups]),
-                *(
-                    interval(gold(found, f"{groups}: {name}"))
-                    + seeds(gold(found, f"{groups}: {name}"), most)
-                    for name in compared
-                ),
-            ]
-            for groups in parts(found)
-        ],
-    )
-
-
-def beside() -> str:
-    """Gold by kind of group, less that of groups without what makes the kind."""
-    found = summary("correlation")
-    rows: dict[tuple[str, str], list[str]] = {}
-    methods: dict[str, None] = {}
-    for row in found["beside"]:
-        (kind, method), (plain, _) = (row[place].split(": ") for place in ("first", "second"))
-        text = f"{interval(row['difference'], signed=True)}, p {probability(row['p'])}"
-        rows.setdefault((kind, plain), []).append(text)
-        methods[method] = None
-    return table(
-        ["groups; less others", *methods],
-        [[f"{kind}; less {plain}", *texts] for (kind, plain), texts in rows.items()],
-    )
-
-
-def skew() -> str:
-    """Rules by shape."""
-    found = summary("skew")
-    shapes = parts(found)
-    rules = {
-        "MPO, median": "MPO median",
-        "MPO, top quarter": "MPO top quarter",
-        "MPO, trimmed mean": "MPO trimmed mean",
-        "W-MPO 1, mean": "W-MPO 1 mean",
-        "InfoNCA": "InfoNCA 1",
-        "DPO, best-worst": "DPO best-worst",
-    }
-    of_mean = [gold(found, f"{shape}: MPO mean") for shape in shapes]
-    first = [number(of["mean"]) + seeds(of, most_seeds(found)) for of in of_mean]
-    return table(
-        ["gold at 1 nat, less the split at the mean", *shapes],
-        [
-            ["(MPO, mean: its gold)", *first],
-            *(
-                [
-                    title,
-                    *(difference(found, f"{s}: {name}", f"{s}: MPO mean") for s in shapes),
-                ]
-                for title, name in rules.items()
-            ),
-        ],
-    )
-
-
-def reliability() -> str:
-    """Groups that noise leaves as they are, by rule and size."""
-    found = summary("skew")["reliability"]
-    sizes = list(found["mean"])
-    return table(
-        ["groups as without noise", *(f"n = {n}" for n in sizes)],
-        [
-            [rule, *(f"{100 * of_n[n]['mean']:.0f} %" for n in sizes)]
-            for rule, of_n in found.items()
-        ],
-    )
-
-
-def levels() -> str:
-    """Methods by number of levels."""
-    found = summary("levels")
-    names = ["multi-level", "Plackett-Luce", "DPO all pairs", "W-MPO 1", "InfoNCA 1"]
-    kinds = {"noise 0": "clean judge", "noise 1": "noisy judge"}
-    counts = list(dict.fromkeys(part.split(", ")[0] for part in parts(found)))
-    return table(
-        ["gold at 1 nat, less MPO's", *counts],
-        [
-            [
-                f"{name}, {kind}",
-                *(difference(found, f"{n}, {noise}: {name}", f"{n}, {noise}: MPO") for n in counts),
-            ]
-            for noise, kind in kinds.items()
-            for name in names
-        ],
+        ["prompts x responses", *sizes], [[method, *texts] for method, texts in rows.items()]
     )
 
 
 def scaling() -> str:
     """Time, memory and gold by n."""
     found = summary("scaling")
-    time, memory = found["step_ms"], found["memory_mib"]
-    ways = ["at once", "64 at a time"]
-    most = most_seeds(found)
+    time, memory, measures = found["step_ms"], found["memory_mib"], found["measures"]
+    ways = list(time)
+    most = most_worlds(measures)
     heads = ["n", f"step, ms: {ways[0]}", ways[1]]
-    heads += [f"memory beyond libraries and model, MiB: {ways[0]}", ways[1], "gold at 1 nat"]
+    heads += [f"memory beyond libraries and model, MiB: {ways[0]}", ways[1]]
     return table(
-        heads,
+        [*heads, *(f"gold at 0.5 nat, beta {beta}" for beta in BETAS)],
         [
             [
                 n,
                 *(f"{time[way][n]['mean']:.0f}" for way in ways),
                 *(f"{memory[way][n]['mean']:.0f}" for way in ways),
-                interval(gold(found, f"n={n}, {ways[0]}"))
-                + seeds(gold(found, f"n={n}, {ways[0]}"), most),
+                *(means(measures, f"beta {beta}: n={n}", most) for beta in BETAS),
             ]
             for n in time[ways[0]]
         ],
     )
 
 
-TABLES: dict[str, Callable[[], str]] = {
-    made.__name__: made
-    for made in (
-        methods,
-        deviation,
-        samples,
-        policies,
-        calibration,
-        correlation,
-        beside,
-        skew,
-        reliability,
-        levels,
-        scaling,
+def population() -> str:
+    """Gold at 0.25 nat that infinitely many groups of n responses would teach."""
+    found = summary("scaling")["population_gold"]
+    return table(
+        ["loss", *(f"n = {n}" for n in next(iter(found.values())))],
+        [[loss, *(number(value["mean"]) for value in of.values())] for loss, of in found.items()],
     )
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    **{f"contrasts-{study}": partial(contrasts, study) for study in STUDIES},
+    **{f"methods-beta-{beta}": partial(methods, beta) for beta in BETAS},
+    **{f"{study}-beta-{beta}": partial(grid, study, beta) for study in GRIDS for beta in BETAS},
+    **{f"beside-beta-{beta}": partial(beside, beta) for beta in BETAS},
+    **{f"budgets-beta-{beta}": partial(budgets, beta) for beta in BETAS},
+    **{
+        made.__name__: made
+        for made in (
+            maps,
+            predicted,
+            agreement,
+            capacity,
+            reliability,
+            samples,
+            policies,
+            scaling,
+            population,
+        )
+    },
 }
 
 

@@ -1,64 +1,43 @@
-"""The number of responses: slopes of made-up bias, and the quick form through the command."""
+"""The number of responses: the parts of a bias that was planted, and their slopes."""
 
-import csv
-from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from mpo_lightning.cli import main
 from mpo_lightning.studies.lab.conditions import Form
-from mpo_lightning.studies.responses import study
-from tests.studies.made_up import MadeUp, quick
+from mpo_lightning.studies.responses import _parts, study
+from tests.studies.made_up import MadeUp
+
+
+def test_parts_of_planted_gaps() -> None:
+    generator = torch.Generator().manual_seed(0)
+    constant = 0.05 * torch.randn(4000, generator=generator)
+    shared = constant.square().mean().sqrt().item()
+    for n in (2, 40):
+        noise = 0.2 * torch.randn(4, 4000, generator=generator) / n**0.5
+        found = _parts((constant + noise).tolist())
+        # Of few draws and many attributes, so that chance is small.
+        assert found["sampling"] == pytest.approx(0.2 / n**0.5, rel=0.03)
+        assert found["shared"] == pytest.approx(shared, rel=0.1)
+        assert found["whole"] == pytest.approx((constant + noise).abs().mean().item())
+    # The bias as a whole is no sum of rates: it falls from one part to the other.
+    only = _parts((0.2 * torch.randn(4, 4000, generator=generator)).tolist())
+    assert only["shared"] < 0.25 * only["sampling"]
 
 
 def test_slopes_of_made_up_bias() -> None:
     runner: Any = MadeUp()
-    found = study(runner, Form(seeds=1))
-    assert found.summary["sample_bias_slope"] == pytest.approx(-0.5)
-    slopes = found.summary["policy_bias_slopes"]
-    assert slopes["MPO, prompts fixed, 1 nat"]["mean"] == pytest.approx(-0.5)
-    fits = found.summary["policy_bias_floors"]["MPO, prompts fixed, 1 nat"]
-    assert fits["mean"] == pytest.approx(0, abs=1e-6)
-
-
-def test_responses_quick(
-    study_worlds: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    # With all methods it runs on made-up results above.
-    monkeypatch.setattr("mpo_lightning.studies.responses.QUICK_COMPARED", ("MPO",))
-    out = tmp_path / "out"
-    summary = quick("responses", out, study_worlds)
-    assert -0.55 < summary["sample_bias_slope"] < -0.45
-    assert -0.6 < summary["sample_bias_slopes"]["chosen"]["mean"] < -0.4
-    gold = {label: values["gold"] for label, values in summary["at_1_nat"].items()}
-    # Five times the data.
-    more, less = gold["MPO, n=10, prompts fixed"], gold["MPO, n=2, prompts fixed"]
-    assert more["mean"] > less["mean"] + 0.05
-    with (out / "runs.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert {row["seed"] for row in rows} == {"0"}
-    assert len(rows) == 3 * len(summary["at_1_nat"])
-    header, rule, *lines = (out / "table.md").read_text(encoding="utf-8").splitlines()
-    assert header == "| bias of | at | log-log slope | floor |"
-    assert rule == "| --- | --- | --- | --- |"
-    slope = summary["policy_bias_slopes"]["MPO, prompts fixed, 1 nat"]["mean"]
-    assert f"| policy: MPO, prompts fixed | 1 nat | {slope:.3f} |" in "\n".join(lines)
-    assert all((out / f"{name}.png").stat().st_size > 5000 for name in ("gold", "policy_bias"))
-    assert "5 runs made now" in capsys.readouterr().out
-    # Again: nothing is left to do. One result lost: that one is made, and the same is found.
-    quick("responses", out, study_worlds)
-    assert "0 runs made now" in capsys.readouterr().out
-    next(iter(sorted((out / "runs").iterdir()))).unlink()
-    again = quick("responses", out, study_worlds)
-    assert "\n1 runs made now" in capsys.readouterr().out
-    # To rounding: the least squares that draw the grammar may differ in their last bits.
-    for label, values in again["at_1_nat"].items():
-        for measure, found in values.items():
-            expected = summary["at_1_nat"][label][measure]["mean"]
-            assert found["mean"] == pytest.approx(expected, rel=1e-6), (label, measure)
-    with pytest.raises(SystemExit, match="is of responses, not of methods"):
-        main(["study", "methods", "--out", str(out)])
+    found = study(runner, Form(seeds=1)).summary
+    assert found["sample_bias_slopes"]["acceptable"]["mean"] == pytest.approx(-0.5)
+    slopes = {name: slope["mean"] for name, slope in found["policy_bias_slopes"].items()}
+    assert len(slopes) == 3 * 3
+    for place in ("MPO, beta 0.1, at 0.5 nat", "InfoNCA, beta 1, converged"):
+        # Draws differ as one over root n, and share what does not fall, but for what the mean of
+        # four draws leaves of the noise.
+        assert slopes[f"{place}: sampling"] == pytest.approx(-0.5, abs=1e-6)
+        assert -0.4 < slopes[f"{place}: whole"] < -0.05
+    # Every world's responses and noise are drawn four times.
+    biased = [run for run in runner.seen if run.prompts == 128 and run.responses == 5]
+    draws = {(run.sampling.draw, getattr(run.judge, "draw", None)) for run in biased}
+    assert draws == {(draw, draw) for draw in range(4)}

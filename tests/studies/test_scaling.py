@@ -11,7 +11,15 @@ from tests.studies.made_up import assert_same
 
 
 def test_cost(study_worlds: Path) -> None:
-    run = Cost(seed=0, loss=MPO(), lr=2e-3, prompts=16, responses=512, epochs=1, measured_every=8)
+    run = Cost(
+        seed=0,
+        loss=MPO(),
+        prompts=16,
+        responses=512,
+        epochs=1,
+        until=None,
+        measured_every=8,
+    )
     found = run(study_worlds)
     assert_same(found["trajectory"], train(run, study_worlds).trajectory)
     assert found["step_ms"] == pytest.approx(1000 * found["seconds"] / 8)

@@ -1,6 +1,8 @@
 """``mpo-lightning study NAME --out DIR``: check the paper's claims in a world of known rewards."""
 
 import csv
+import gzip
+import io
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -25,7 +27,8 @@ STUDIES = {
     "responses": "Bias over the number of responses: of samples, and of trained policies.",
     "deviation": "Strength of the deviation weights, with clean and noisy scores.",
     "calibration": "Miscalibrated judges, with and without remedies.",
-    "correlation": "Responses that are not independent, qualities that do not add up.",
+    "correlation": "Responses that are not independent, a quality that does not add up.",
+    "sets": "Labels of sets by their sum, best, mean or worst response.",
     "skew": "Shapes of score distributions, and rules that split groups.",
     "levels": "Ordinal levels: multi-level losses against two sets.",
     "scaling": "Time, memory and quality with 2 to 512 responses.",
@@ -33,6 +36,7 @@ STUDIES = {
 SUMMARY = "summary.json"
 # The printed table, as Markdown.
 TABLE = "table.md"
+CSV = ".csv.gz"
 
 
 class StudyError(UserError):
@@ -105,7 +109,7 @@ def run_study(name: str, form: "Form", out: Path, *, workers: int) -> "Findings"
 
 def _files(findings: "Findings") -> list[str]:
     return [
-        *(f"{table}.csv" for table in findings.tables),
+        *(f"{table}{CSV}" for table in findings.tables),
         *(f"{figure}.png" for figure in findings.figures),
     ]
 
@@ -126,7 +130,7 @@ def _refuse_other(name: str, out: Path) -> None:
 
 def _write(name: str, form: "Form", out: Path, findings: "Findings") -> None:
     for title, rows in findings.tables.items():
-        _write_csv(out / f"{title}.csv", rows)
+        _write_csv(out / f"{title}{CSV}", rows)
     for figure, draw in findings.figures.items():
         draw().savefig(out / f"{figure}.png", dpi=150)
     content = {"study": name, "form": "quick" if form.quick else "full", **findings.summary}
@@ -137,10 +141,12 @@ def _write(name: str, form: "Form", out: Path, findings: "Findings") -> None:
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(rows)
+    # Without a time of writing, equal tables are equal files.
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, names)
+    writer.writeheader()
+    writer.writerows(rows)
+    path.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
 
 
 def _show(rows: Sequence[Mapping[str, str]]) -> None:

@@ -1,66 +1,85 @@
-"""Responses that are not independent, and qualities that do not add up.
+"""Responses that are not independent, and a quality that does not add up within a response.
 
-The theorem assumes independent responses, and the loss adds utilities. Violations may affect sample
-bias and the trained policy differently, so both are measured.
+The theorem assumes independent responses. Violations may affect sample bias and the trained policy
+differently, so both are measured. Where every loss does badly the model may be to blame: it is also
+taught the ideal policy itself.
 """
 
+from functools import partial
 from statistics import fmean
+from typing import Any
 
 from mpo_lightning.losses import DPO, MPO, InfoNCA
-from mpo_lightning.studies.lab.conditions import Findings, Form, comparisons
-from mpo_lightning.studies.lab.grid import Grid, Method, Scenario, label
+from mpo_lightning.studies.lab.conditions import Contrast, Findings, Form
+from mpo_lightning.studies.lab.distillation import Distillation
+from mpo_lightning.studies.lab.grid import Grid, Method, Scenario, label, within
 from mpo_lightning.studies.lab.runner import Runner
 from mpo_lightning.studies.lab.sample_bias import SampleBias
-from mpo_lightning.studies.lab.training import BETA
+from mpo_lightning.studies.lab.statistics import mean_interval
+from mpo_lightning.studies.lab.training import BETAS
+from mpo_lightning.studies.world.grammar import Utility
 from mpo_lightning.studies.world.judges import NoisyJudge
 from mpo_lightning.studies.world.world import GroupSampling
 
 __all__ = ["study"]
 
+FIRST_SEED = 4000
 CLEAN = NoisyJudge(noise=0.0)
+
+
+def _beside(scenario: str, other: str, expected: str) -> list[Contrast]:
+    """Name the contrast of MPO in two scenarios, at each beta."""
+    return [
+        Contrast(
+            f"beta {beta:g}: MPO, {scenario} less {other}",
+            (label(scenario, "MPO", beta),),
+            (label(other, "MPO", beta),),
+            expected,
+        )
+        for beta in BETAS
+    ]
+
+
 GRID = Grid(
     scenarios={
         "independent": Scenario(),
         "independent, clean": Scenario(judge=CLEAN),
-        "shared 0.5": Scenario(sampling=GroupSampling(shared=0.5)),
         "shared 0.9": Scenario(sampling=GroupSampling(shared=0.9)),
         "shared 0.9, clean": Scenario(sampling=GroupSampling(shared=0.9), judge=CLEAN),
         "5 copies of 2": Scenario(sampling=GroupSampling(copies=5)),
         "2 responses": Scenario(responses=2),
         "temperature 0.5": Scenario(sampling=GroupSampling(temperature=0.5)),
-        "temperature 1.5": Scenario(sampling=GroupSampling(temperature=1.5)),
         "product of symbols": Scenario(judge=NoisyJudge(utility="product")),
-        "crowding": Scenario(judge=NoisyJudge(crowding=0.5)),
-        "crowding, shared 0.5": Scenario(
-            judge=NoisyJudge(crowding=0.5), sampling=GroupSampling(shared=0.5)
-        ),
     },
     methods={
-        "MPO": Method(loss=MPO(beta=BETA)),
-        "W-MPO 1": Method(loss=MPO(beta=BETA, alpha=1.0, alpha_unit="std")),
-        "InfoNCA 1": Method(loss=InfoNCA(beta=BETA)),
-        "DPO best-worst": Method(loss=DPO(beta=BETA)),
+        "MPO": Method(loss=MPO),
+        "W-MPO 0.5": Method(loss=partial(MPO, alpha=0.5, alpha_unit="std")),
+        "InfoNCA 0.5": Method(loss=partial(InfoNCA, temperature=0.5)),
+        "DPO best-worst": Method(loss=DPO),
     },
-    pairs=[("W-MPO 1", "MPO"), ("InfoNCA 1", "MPO"), ("DPO best-worst", "MPO")],
-    quick_scenarios=["independent", "shared 0.9", "5 copies of 2", "2 responses"],
-    quick_methods=["MPO", "DPO best-worst"],
+    contrasts=[
+        *_beside("shared 0.9", "independent", "-"),
+        *_beside("shared 0.9, clean", "independent, clean", "-"),
+        *_beside("5 copies of 2", "2 responses", "none"),
+        *within("product of symbols", "InfoNCA 0.5", "MPO", "+"),
+    ],
+    pairs=[("W-MPO 0.5", "MPO"), ("InfoNCA 0.5", "MPO"), ("DPO best-worst", "MPO")],
+    quick_scenarios=["5 copies of 2", "2 responses"],
+    quick_methods=["MPO"],
 )
 # The kind of groups that each kind is compared with, by the same method.
 BESIDE = {
-    "shared 0.5": "independent",
     "shared 0.9": "independent",
     "shared 0.9, clean": "independent, clean",
     "5 copies of 2": "2 responses",
     "temperature 0.5": "independent",
-    "temperature 1.5": "independent",
-    "crowding": "independent",
-    "crowding, shared 0.5": "shared 0.5",
 }
+UTILITIES: tuple[Utility, ...] = ("additive", "product")
 
 
 def study(runner: Runner, form: Form) -> Findings:
-    """Train every method on every kind of groups, and measure the groups themselves."""
-    grid, seeds = GRID.in_form(form), form.seeds_of(full=6)
+    """Train every method on every kind of groups, and measure the groups and the model."""
+    grid, seeds = GRID.in_form(form), form.seeds_of(FIRST_SEED, full=12)
     outcomes = grid.train(runner, seeds, "Groups")
     tasks = [
         (
@@ -76,11 +95,20 @@ def study(runner: Runner, form: Form) -> Findings:
         {"scenario": name, "seed": seed, "bias": next(iter(sample["chosen"].values()))}
         for (name, seed, _), sample in zip(tasks, samples, strict=True)
     ]
-    beside = [
-        (label(kind, method), label(BESIDE[kind], method))
-        for kind in BESIDE
-        if kind in grid.scenarios
-        for method in grid.methods
+    taught = {
+        utility: runner(
+            [
+                Distillation(seed=seed, utility=utility, steps=8 if form.quick else 200)
+                for seed in seeds
+            ],
+            "Capacity",
+        )
+        for utility in UTILITIES
+    }
+    capacity: list[dict[str, Any]] = [
+        {"utility": utility, "seed": seed, **of}
+        for utility, found in taught.items()
+        for seed, of in zip(seeds, found, strict=True)
     ]
     return grid.findings(
         outcomes,
@@ -89,7 +117,20 @@ def study(runner: Runner, form: Form) -> Findings:
                 name: fmean(row["bias"] for row in rows if row["scenario"] == name)
                 for name in grid.scenarios
             },
-            "beside": comparisons(outcomes, beside),
+            "capacity": {
+                utility: {
+                    measure: mean_interval([of[measure] for of in found]).to_json()
+                    for measure in found[0]
+                }
+                for utility, found in taught.items()
+            },
         },
-        tables={"samples": rows},
+        tables={"samples": rows, "capacity": capacity},
+        beside=[
+            (label(kind, method, beta), label(BESIDE[kind], method, beta))
+            for beta in grid.betas
+            for kind in BESIDE
+            if {kind, BESIDE[kind]} <= set(grid.scenarios)
+            for method in grid.methods
+        ],
     )

@@ -1,188 +1,317 @@
-"""The number of responses: does bias fall as one over root n?
+"""The number of responses: does bias fall as one over root n, and what is a response worth?
 
 The paper's argument does not distinguish two biases. *Sample bias* is a property of draws, and the
 theorem's object. *Policy bias* is that of the trained policy: how far its attributes are from those
-of the ideal policy of the same divergence.
+of the ideal policy of the same divergence. Only a part of it comes from the sample: the data are
+drawn several times in each world, and the part that all draws share is told from the part that
+differs. Policies are read early, on the optimizer's path, and where a loss with a finite optimum
+has converged.
 
-n varies with the number of prompts fixed (more responses are more data), and with the number of
-responses fixed (more responses are fewer prompts). The responses of a prompt are the first n of one
-pool.
+At the same number of scored responses, n varies against the number of prompts.
 """
 
-import math
+from collections.abc import Sequence
 from functools import partial
+from math import sqrt
 from statistics import fmean
 from typing import Any
 
+from mpo_lightning.losses import DPO, MPO, InfoNCA
 from mpo_lightning.studies.lab.conditions import (
-    DIVERGENCES,
+    END,
     PRIMARY,
     Condition,
+    Contrast,
     Findings,
     Form,
     RunOutcome,
     as_json,
+    contrasts,
     estimates,
     perform,
     run_tables,
+    shown_contrasts,
 )
-from mpo_lightning.studies.lab.figures import lines, panels
+from mpo_lightning.studies.lab.figures import dots_of_seeds, lines, panels
 from mpo_lightning.studies.lab.runner import Runner
 from mpo_lightning.studies.lab.sample_bias import SampleBias
-from mpo_lightning.studies.lab.statistics import (
-    Interval,
-    least_squares_slope,
-    log_log_slope,
-    mean_interval,
-)
+from mpo_lightning.studies.lab.statistics import Interval, log_log_slope, mean_interval
 from mpo_lightning.studies.lab.training import TrainingRun
-from mpo_lightning.studies.methods import METHODS
+from mpo_lightning.studies.methods import METHODS, Budgeted
+from mpo_lightning.studies.world.grammar import ATTRIBUTES
+from mpo_lightning.studies.world.judges import NoisyJudge
+from mpo_lightning.studies.world.world import GroupSampling
 
 __all__ = ["study"]
 
+FIRST_SEED = 7000
 PROMPTS = 128
-TOTAL = 1280
 SIZES = (2, 3, 5, 10, 20, 40)
 QUICK_SIZES = (2, 10)
-COMPARED = ("MPO", "W-MPO 1", "InfoNCA 1", "DPO best-worst", "DPO random pair", "DPO all pairs")
-QUICK_COMPARED = ("MPO", "DPO best-worst")
-DESIGNS = {"prompts fixed": PROMPTS, "responses fixed": None}
+DRAWS = 4
+GAPS = tuple(f"gap {number}" for number in range(ATTRIBUTES))
+# Where the bias of policies is read: early at a divergence, and at a converged optimum.
+PLACES: dict[str, tuple[partial[TrainingRun], float | str]] = {
+    "MPO, beta 0.1, at 0.5 nat": (partial(TrainingRun, loss=MPO(beta=0.1)), PRIMARY),
+    "MPO, beta 1, at 0.5 nat": (partial(TrainingRun, loss=MPO(beta=1.0)), PRIMARY),
+    "InfoNCA, beta 1, converged": (
+        partial(TrainingRun, loss=InfoNCA(beta=1.0), until=None, epochs=12, measured_every=8),
+        END,
+    ),
+}
+# Methods and sizes of the same 1,280 scored responses.
+EQUAL = {
+    "MPO": Budgeted(MPO),
+    "W-MPO 0.5": METHODS["W-MPO 0.5"],
+    "DPO all pairs": Budgeted(partial(DPO, pairs="all")),
+    "DPO best-worst": Budgeted(DPO),
+    "DPO random pair": Budgeted(partial(DPO, pairs="random")),
+}
+EQUAL_SIZES = (2, 5, 10, 20, 40)
 
 
-def _conditions(methods: tuple[str, ...], sizes: tuple[int, ...]) -> list[Condition]:
-    return [
-        Condition(
-            f"{method}, n={n}, {design}",
-            partial(TrainingRun, loss=METHODS[method], prompts=prompts, responses=n),
-            {"method": method, "n": n, "design": design, "prompts": prompts},
-        )
-        for design, fixed in DESIGNS.items()
-        for method in methods
-        for n in sizes
-        for prompts in [fixed or TOTAL // n]
-    ]
-
-
-def _sample_slope(results: list[dict[str, Any]], kind: str) -> Interval:
-    """Return the slope of the log of the bias on the log of n, over seeds."""
-    return mean_interval(
-        [
-            log_log_slope([float(n) for n in result[kind]], list(result[kind].values()))
-            for result in results
-        ]
+def _of_draw(make: partial[TrainingRun], seed: int, n: int, draw: int) -> TrainingRun:
+    return make(
+        seed=seed,
+        prompts=PROMPTS,
+        responses=n,
+        sampling=GroupSampling(draw=draw),
+        judge=NoisyJudge(draw=draw),
     )
 
 
+def _bias_conditions(
+    places: Sequence[str], sizes: Sequence[int], draws: int, **settings: int
+) -> list[Condition]:
+    return [
+        Condition(
+            f"{place}, n={n}, draw {draw}",
+            partial(_of_draw, partial(PLACES[place][0], **settings), n=n, draw=draw),
+            {"place": place, "n": n, "draw": draw},
+        )
+        for place in places
+        for n in sizes
+        for draw in range(draws)
+    ]
+
+
+def _equal_label(method: str, n: int, beta: float) -> str:
+    return f"beta {beta:g}: {method}, {1280 // n} x {n}"
+
+
+def _equal_conditions(
+    betas: Sequence[float], methods: Sequence[str], sizes: Sequence[int]
+) -> list[Condition]:
+    return [
+        Condition(
+            _equal_label(method, n, beta),
+            partial(Budgeted(EQUAL[method].loss, n).run, beta=beta),
+            {"method": method, "n": n, "beta": beta},
+        )
+        for beta in betas
+        for method in methods
+        for n in sizes
+    ]
+
+
+def _parts(gaps: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Split the bias of a world's draws into what they share and what differs.
+
+    Args:
+        gaps: signed gap of each attribute, by draw; at least two draws.
+
+    Returns:
+        ``whole``, the mean absolute gap; ``sampling``, the root mean square of the draws'
+        deviations from their mean; and ``shared``, that of the mean without the part of its square
+        that the deviations explain.
+    """
+    draws = len(gaps)
+    means = [fmean(of) for of in zip(*gaps, strict=True)]
+    variances = [
+        sum((gap - mean) ** 2 for gap in of) / (draws - 1)
+        for of, mean in zip(zip(*gaps, strict=True), means, strict=True)
+    ]
+    shared = fmean(mean**2 for mean in means) - fmean(variances) / draws
+    return {
+        "whole": fmean(abs(gap) for of in gaps for gap in of),
+        "sampling": sqrt(fmean(variances)),
+        "shared": sqrt(max(shared, 0.0)),
+    }
+
+
 def _policy_bias(
-    outcomes: list[RunOutcome],
-    method: str,
-    design: str,
-    seeds: list[int],
-    where: float,
-) -> list[dict[int, float]]:
-    """Return the policy's bias by n, for each seed that reached the divergence with every n."""
+    outcomes: Sequence[RunOutcome],
+    places: Sequence[str],
+    sizes: Sequence[int],
+    seeds: Sequence[int],
+) -> list[dict[str, Any]]:
+    """Return a row for each place, size and seed with the parts of its bias.
+
+    A world of which a draw did not reach the divergence is left out there.
+    """
+    rows = []
+    for place in places:
+        for seed in seeds:
+            for n in sizes:
+                points = [
+                    o.at(PLACES[place][1])
+                    for o in outcomes
+                    if (o.condition.columns["place"], o.condition.columns["n"]) == (place, n)
+                    and o.seed == seed
+                ]
+                reached = [[point[gap] for gap in GAPS] for point in points if point is not None]
+                if len(reached) == len(points):
+                    rows.append({"place": place, "seed": seed, "n": n, **_parts(reached)})
+    return rows
+
+
+def _slopes(
+    rows: Sequence[dict[str, Any]], place: str, part: str, sizes: Sequence[int]
+) -> Interval:
+    """Return the slope of log bias on log n, over worlds in which it is above zero at every n."""
     found = []
-    for seed in seeds:
-        points = {
-            o.condition.columns["n"]: o.at(where)
-            for o in outcomes
-            if (o.condition.columns["method"], o.condition.columns["design"], o.seed)
-            == (method, design, seed)
-        }
-        reached = {n: point["bias"] for n, point in points.items() if point is not None}
-        if len(reached) == len(points):
-            found.append(reached)
-    return found
-
-
-def _floor(sizes: list[int], biases: list[float]) -> float:
-    """Return the limit of the bias for large n: bias ** 2 = floor ** 2 + c / n, least squares."""
-    x, y = [1 / n for n in sizes], [bias**2 for bias in biases]
-    return math.sqrt(max(fmean(y) - least_squares_slope(x, y) * fmean(x), 0.0))
+    of_place = [row for row in rows if row["place"] == place]
+    for seed in sorted({row["seed"] for row in of_place}):
+        values = [row[part] for row in of_place if row["seed"] == seed]
+        if len(values) == len(sizes) and all(value > 0 for value in values):
+            found.append(log_log_slope(list(sizes), values))
+    return mean_interval(found)
 
 
 def study(runner: Runner, form: Form) -> Findings:
-    """Measure samples, then train with every n, method and design."""
-    sizes = QUICK_SIZES if form.quick else SIZES
-    methods = QUICK_COMPARED if form.quick else COMPARED
-    seeds = form.seeds_of(full=8)
-    outcomes = perform(runner, _conditions(methods, sizes), seeds, "Responses")
+    """Measure samples, then train with every n."""
+    betas, sizes = form.betas, QUICK_SIZES if form.quick else SIZES
+    places = list(PLACES)[:: 2 if form.quick else 1]
+    draws = 2 if form.quick else DRAWS
+    # Enough for half a nat, and far from converged.
+    shorter = {"epochs": 4} if form.quick else {}
+    methods = ("MPO",) if form.quick else tuple(EQUAL)
+    equal_sizes = QUICK_SIZES if form.quick else EQUAL_SIZES
+    seeds = form.seeds_of(FIRST_SEED, full=10, quick=1)
     samples = runner([SampleBias(seed=seed, sizes=SIZES) for seed in seeds], "Samples")
+    of_bias = _bias_conditions(places, sizes, draws, **shorter)
+    biased = perform(runner, of_bias, seeds, "Bias")
+    equal = perform(runner, _equal_conditions(betas, methods, equal_sizes), seeds, "Equal budgets")
     sample_bias = {
         kind: {n: mean_interval([result[kind][str(n)] for result in samples]) for n in SIZES}
         for kind in ("acceptable", "chosen")
     }
-    sample_slopes = {kind: _sample_slope(samples, kind) for kind in sample_bias}
+    sample_slopes = {
+        kind: mean_interval(
+            [
+                log_log_slope([float(n) for n in result[kind]], list(result[kind].values()))
+                for result in samples
+            ]
+        )
+        for kind in sample_bias
+    }
+    rows = _policy_bias(biased, places, sizes, seeds)
+    parts = ("whole", "sampling", "shared")
     policy_bias = {
-        f"{method}, {design}, {where:g} nat": _policy_bias(outcomes, method, design, seeds, where)
-        for where in DIVERGENCES
-        for design in DESIGNS
-        for method in methods
+        f"{place}: {part}": {
+            n: mean_interval([r[part] for r in rows if (r["place"], r["n"]) == (place, n)])
+            for n in sizes
+        }
+        for place in places
+        for part in parts
     }
-    policy_slopes = {
-        label: mean_interval([log_log_slope(list(of_n), list(of_n.values())) for of_n in by_seed])
-        for label, by_seed in policy_bias.items()
+    slopes = {
+        f"{place}: {part}": _slopes(rows, place, part, sizes) for place in places for part in parts
     }
-    floors = {
-        label: mean_interval([_floor(list(of_n), list(of_n.values())) for of_n in by_seed])
-        for label, by_seed in policy_bias.items()
-    }
-    found = {where: estimates(outcomes, where) for where in DIVERGENCES}
-
-    def curves(measure: str, label: str) -> Any:
-        figure, axes = panels(list(DESIGNS), "responses of a prompt, n")
-        for axis, design in zip(axes, DESIGNS, strict=True):
-            for method in methods:
-                of_n = [found[PRIMARY][f"{method}, n={n}, {design}"][measure] for n in sizes]
-                lines(axis, sizes, of_n, method)
-            axis.set_xscale("log")
-            axis.set_xticks(sizes, [str(n) for n in sizes])
-            axis.minorticks_off()
-        axes[0].set_ylabel(f"{label} at {PRIMARY:g} nat")
-        axes[0].legend(fontsize=7)
-        return figure
+    named = [
+        Contrast(
+            f"beta {beta:g}, 1,280 responses: {name}",
+            (_equal_label(*first, beta),),
+            (_equal_label(*second, beta),),
+            expected,
+        )
+        for beta in betas
+        for name, first, second, expected in (
+            ("MPO 128 x 10 less DPO 640 x 2", ("MPO", 10), ("DPO all pairs", 2), "none"),
+            ("MPO 32 x 40 less MPO 128 x 10", ("MPO", 40), ("MPO", 10), "-"),
+            ("DPO best-worst 32 x 40 less MPO 32 x 40", ("DPO best-worst", 40), ("MPO", 40), "-"),
+        )
+        if not form.quick
+    ]
+    tested = contrasts(equal, named)
+    golds = estimates(equal)
 
     def of_samples() -> Any:
-        figure, (axis,) = panels(["Attribute bias of samples"], "n")
+        figure, (axis,) = panels(["Attribute bias of samples"], "n", width=6.0)
         for kind, of_kind in sample_bias.items():
             slope = sample_slopes[kind]
             lines(axis, list(of_kind), list(of_kind.values()), f"{kind}: slope {slope.mean:.2f}")
-        axis.set_xscale("log")
-        axis.set_yscale("log")
-        axis.legend()
+        _root_line(axis, SIZES, sample_bias["acceptable"][SIZES[0]].mean)
         return figure
 
-    fits: list[tuple[str, str, Interval, Interval | str]] = [
-        (f"samples: {kind}", "-", slope, "-") for kind, slope in sample_slopes.items()
+    def of_policies() -> Any:
+        figure, axes = panels(places, "responses of a prompt, n")
+        for axis, place in zip(axes, places, strict=True):
+            for part in parts:
+                slope = slopes[f"{place}: {part}"]
+                values = [policy_bias[f"{place}: {part}"][n] for n in sizes]
+                lines(axis, sizes, values, f"{part}: slope {slope.mean:.2f}")
+            _root_line(axis, sizes, policy_bias[f"{place}: sampling"][sizes[0]].mean)
+        axes[0].set_ylabel("attribute bias of the policy")
+        return figure
+
+    def of_gold() -> Any:
+        figure, axes = panels([f"beta {beta:g}" for beta in betas], "responses of a prompt, n")
+        for axis, beta in zip(axes, betas, strict=True):
+            for method in methods:
+                values = [golds[_equal_label(method, n, beta)]["gold"] for n in equal_sizes]
+                lines(axis, equal_sizes, values, method)
+            axis.set_xscale("log")
+            axis.set_xticks(equal_sizes, [str(n) for n in equal_sizes])
+            axis.minorticks_off()
+        axes[0].set_ylabel(f"gold at {PRIMARY:g} nat, 1,280 scored responses")
+        axes[0].legend(fontsize=7)
+        return figure
+
+    shown = [
+        {"contrast": f"bias of {name}", "difference": f"slope {slope}"}
+        for name, slope in (
+            *((f"samples, {kind}", slope) for kind, slope in sample_slopes.items()),
+            *slopes.items(),
+        )
     ]
-    for label, slope in policy_slopes.items():
-        of, _, where = label.rpartition(", ")
-        fits.append((f"policy: {of}", where, slope, floors[label]))
+    columns = [*shown_contrasts(tested), *shown]
+    names = list(dict.fromkeys(name for row in columns for name in row))
     return Findings(
         summary={
-            "sample_bias_slope": sample_slopes["acceptable"].mean,
+            "primary": f"gold at {PRIMARY:g} nat",
+            "contrasts": tested,
             "sample_bias_slopes": {kind: slope.to_json() for kind, slope in sample_slopes.items()},
-            "policy_bias_slopes": {of: slope.to_json() for of, slope in policy_slopes.items()},
-            "policy_bias_floors": {of: floor.to_json() for of, floor in floors.items()},
             "sample_bias": as_json(sample_bias),
-            **{f"at_{where:g}_nat": as_json(of_place) for where, of_place in found.items()},
+            "policy_bias_slopes": {name: slope.to_json() for name, slope in slopes.items()},
+            "policy_bias": as_json(policy_bias),
+            "measures": as_json(golds),
         },
         tables={
-            **run_tables(outcomes),
+            **run_tables([*biased, *equal], GAPS),
             "samples": [
                 {"seed": seed, "of": kind, "n": n, "bias": value}
                 for seed, result in zip(seeds, samples, strict=True)
                 for kind in sample_bias
                 for n, value in result[kind].items()
             ],
+            "policy_bias": rows,
         },
         figures={
-            "policy_bias": partial(curves, "bias", "attribute bias of the policy"),
-            "gold": partial(curves, "gold", "gold score"),
+            "policy_bias": of_policies,
+            "equal_budgets": of_gold,
             "sample_bias": of_samples,
+            **({"contrasts": partial(dots_of_seeds, equal, named)} if named else {}),
         },
-        shown=[
-            {"bias of": of, "at": where, "log-log slope": str(slope), "floor": str(floor)}
-            for of, where, slope, floor in fits
-        ],
+        shown=[{name: row.get(name, "") for name in names} for row in columns],
     )
+
+
+def _root_line(axis: Any, sizes: Sequence[int], start: float) -> None:
+    """Draw a line of slope -1/2 through the first point, on logarithmic axes."""
+    values = [start * sqrt(sizes[0] / n) for n in sizes]
+    axis.plot(sizes, values, "--", color="grey", linewidth=1, label="slope -1/2")
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_xticks(sizes, [str(n) for n in sizes])
+    axis.legend(fontsize=7)

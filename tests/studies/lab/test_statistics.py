@@ -4,13 +4,16 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from mpo_lightning.studies.lab.statistics import (
     Interval,
+    detectable,
     holm,
     log_log_slope,
     mean_interval,
     paired_t_test,
+    wilcoxon,
 )
 
 # Student's sleep data of 1908, as R's `sleep` has them: hours of sleep gained with two drugs.
@@ -47,7 +50,7 @@ def test_intervals_of_few_values() -> None:
 
 
 def test_paired_t_test_of_students_own_data() -> None:
-    found = paired_t_test(*SLEEP)
+    found = paired_t_test([a - b for a, b in zip(*SLEEP, strict=True)])
     # R: t.test(extra ~ group, data = sleep, paired = TRUE)
     assert found.p == pytest.approx(0.002833, abs=5e-7)
     assert (found.difference.low, found.difference.high) == pytest.approx(
@@ -56,11 +59,33 @@ def test_paired_t_test_of_students_own_data() -> None:
 
 
 def test_paired_t_test_of_equal_differences() -> None:
-    assert paired_t_test([1.0, 2.0], [1.0, 2.0]).p == 1
-    assert paired_t_test([1.5, 2.5], [1.0, 2.0]).p == 0
-    assert math.isnan(paired_t_test([1.0], [0.0]).p)
-    with pytest.raises(ValueError, match="argument 2"):
-        paired_t_test([1.0, 2.0], [1.0])
+    assert paired_t_test([0.0, 0.0]).p == 1
+    assert paired_t_test([0.5, 0.5]).p == 0
+    assert math.isnan(paired_t_test([1.0]).p)
+
+
+def test_wilcoxon() -> None:
+    # Exact by hand: all 2 ** 6 signs are equally likely, and both extremes have rank sums as far.
+    values = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    assert wilcoxon(values) == pytest.approx(2 / 64)
+    # One extreme world hides the others from the t test, and counts by its rank here.
+    assert wilcoxon([*values[:-1], 60.0]) == wilcoxon(values)
+    assert paired_t_test([*values[:-1], 60.0]).p > 0.3
+    assert paired_t_test(values).p < 0.01
+    assert wilcoxon([0.0, 0.0, 0.0]) == 1
+    assert math.isnan(wilcoxon([1.0]))
+
+
+@pytest.mark.parametrize(("count", "tests"), [(10, 1), (16, 1), (16, 14)])
+def test_detectable_is_found_four_times_in_five(count: int, tests: int) -> None:
+    values = np.random.default_rng(count).normal(0.3, 2, count)
+    found = detectable(values.tolist(), tests=tests)
+    # Power of the two-sided test at that difference, by the noncentral t distribution.
+    far = found / (values.std(ddof=1) / count**0.5)
+    at = stats.t.ppf(1 - 0.025 / tests, count - 1)
+    power = stats.nct.sf(at, count - 1, far) + stats.nct.cdf(-at, count - 1, far)
+    assert power == pytest.approx(0.8, abs=0.03)
+    assert math.isnan(detectable([1.0]))
 
 
 def test_holm_by_hand() -> None:

@@ -1,5 +1,6 @@
 """Judges: what they change, and what they leave."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mpo_lightning.studies.lab.agreement import Agreement
-from mpo_lightning.studies.world.judges import NoisyJudge, remedied
+from mpo_lightning.studies.world.judges import NoisyJudge, SetJudge, SetRule, remedied
 from mpo_lightning.studies.world.learnt_judge import LearntJudge
 from mpo_lightning.studies.world.world import GroupSampling, StudyWorld, load_world
 
@@ -39,6 +40,38 @@ def test_noise_is_of_the_response(world: StudyWorld) -> None:
     twice = world.sample(trained, 2, GroupSampling(copies=2))
     found = NoisyJudge()(world, trained, twice)
     assert torch.equal(found[:, 0], found[:, 1])
+
+
+def test_another_draw_is_another_judge_of_the_same_kind(world: StudyWorld) -> None:
+    noise, other = (scores(world, draw=draw) - scores(world, noise=0.0) for draw in (0, 1))
+    assert other.std() == pytest.approx(1, abs=0.1)
+    # Five standard errors of a correlation of 2000.
+    assert abs(torch.corrcoef(torch.stack([noise.flatten(), other.flatten()]))[0, 1]) < 0.12
+
+
+def test_judge_of_sets(world: StudyWorld) -> None:
+    trained = world.trained(300)
+    drawn = world.sample(trained, 6, GroupSampling())
+    # The same noise as that of a judge of responses.
+    noisy = NoisyJudge()(world, trained, drawn).tolist()
+    better = {
+        "sum": lambda half: sum(math.exp(score) for score in half),
+        "max": max,
+        "mean": lambda half: sum(half) / 3,
+        "min": min,
+    }
+    rules: tuple[SetRule, ...] = ("sum", "max", "mean", "min")
+    found = {}
+    for rule in rules:
+        found[rule] = SetJudge(rule=rule)(world, trained, drawn)
+        for row, given in zip(noisy, found[rule].tolist(), strict=True):
+            one, two = better[rule](row[:3]), better[rule](row[3:])
+            # Halves that share their best or worst response are level.
+            assert given == [float(one >= two)] * 3 + [float(two >= one)] * 3
+    # The best and the worst response often stand in different halves; the sum is near the best.
+    agree = {rule: (found[rule] == found["sum"]).double().mean().item() for rule in rules}
+    assert agree["max"] > agree["mean"] > agree["min"]
+    assert agree["min"] < 0.85
 
 
 @pytest.mark.parametrize("shape", ["exp", "log", "uniform", "bimodal", "rank"])

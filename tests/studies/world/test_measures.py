@@ -36,7 +36,7 @@ def test_measures_written_out(yardstick: Yardstick) -> None:
                 better = float(gold[x][i] > gold[x][j]) + 0.5 * (gold[x][i] == gold[x][j])
                 wins += p[x][i] * q[x][j] * better / 3
     assert found["kl"] == pytest.approx(kl)
-    assert found["gold"] == pytest.approx(gain)
+    assert found["gold"] == found["gold_of_all"] == pytest.approx(gain)
     assert found["win_rate"] == pytest.approx(wins)
     acceptable = torch.zeros(2, dtype=torch.float64)
     of_policy = torch.zeros(2, dtype=torch.float64)
@@ -50,20 +50,35 @@ def test_measures_written_out(yardstick: Yardstick) -> None:
     assert found["acceptable_bias"] == pytest.approx(off)
 
 
-def test_anything_else_is_the_last_outcome() -> None:
-    gold, attributes = normal(3, 5, seed=1), normal(5, 2, seed=2).sign()
-    logps = normal(3, 5, seed=0).log_softmax(1) + torch.tensor(0.9).log()
-    found = Yardstick.of_responses(logps, gold, attributes)
-    torch.testing.assert_close(found.reference[:, :-1], logps)
-    assert found.reference[:, -1].exp().tolist() == pytest.approx([0.1] * 3)
-    assert torch.equal(found.gold[:, -1], gold.amin(1))
-    # A policy that writes nothing else is of the worst, and far from the reference.
-    nothing = torch.full((3, 6), -30.0, dtype=torch.float64)
-    nothing[:, -1] = 0
-    measured = found(nothing.log_softmax(1))
-    assert measured["outside"] == pytest.approx(1)
-    assert measured["gold"] == pytest.approx(gold.amin(1).mean().item())
-    assert measured["kl"] == pytest.approx(-torch.tensor(0.1).log().item())
+def test_measures_are_of_the_responses(yardstick: Yardstick) -> None:
+    logps = normal(3, 6, seed=3).log_softmax(1)
+    # Each prompt leaves the responses by another share.
+    kept = torch.tensor([[0.9], [0.5], [1.0]], dtype=torch.float64)
+    inside, found = yardstick(logps), yardstick(logps + kept.log())
+    assert found["outside"] == pytest.approx(0.2)
+    assert inside["outside"] == pytest.approx(0)
+    for name in set(found) - {"outside", "gold_of_all"}:
+        assert found[name] == pytest.approx(inside[name], abs=1e-9), name
+    gold = (logps.exp() * yardstick.gold).sum(1, keepdim=True)
+    worst = yardstick.gold.amin(1, keepdim=True)
+    of_all = (kept * gold + (1 - kept) * worst).mean().item()
+    assert found["gold_of_all"] == pytest.approx(of_all)
+    assert of_all < found["gold"]
+
+
+def test_gaps_are_the_bias_with_its_signs(yardstick: Yardstick) -> None:
+    logps = normal(3, 6, seed=5).log_softmax(1)
+    found = yardstick(logps)
+    ideal = yardstick.ideal(found["kl"]).exp()
+    for number in range(2):
+        gap = sum(
+            (logps[x, i].exp() - ideal[x, i]).item() * yardstick.attributes[i, number].item() / 3
+            for x in range(3)
+            for i in range(6)
+        )
+        assert found[f"gap {number}"] == pytest.approx(gap / (2 * found["kl"]) ** 0.5)
+    gaps = [abs(found[f"gap {number}"]) for number in range(2)]
+    assert found["bias"] == pytest.approx(sum(gaps) / 2)
 
 
 def test_ideal_is_the_best_of_its_divergence(yardstick: Yardstick) -> None:

@@ -8,9 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from mpo_lightning.data.datamodule import PreferenceDataModule
-from mpo_lightning.studies.world.enumeration import enumerate_ends, enumerate_logps, with_rest
+from mpo_lightning.studies.world.enumeration import enumerate_ends, enumerate_logps
 from mpo_lightning.studies.world.grammar import CONTEXTS, SYMBOLS, Grammar, prompts, responses
-from mpo_lightning.studies.world.world import GroupSampling, StudyWorld, load_world
+from mpo_lightning.studies.world.world import GroupSampling, StudyWorld, draw_seed, load_world
 
 
 @pytest.fixture(scope="module")
@@ -44,19 +44,21 @@ def test_gold_is_orthogonal_to_the_attributes() -> None:
     # Over all responses alike, no attribute says anything on a prompt's gold.
     gold = grammar.gold()
     assert (gold @ grammar.attributes).abs().max() < 1e-9
-    # An interaction: what is good depends on the prompt, and half as good at most.
-    spread = (gold - gold.mean(0)).std()
-    assert 0.2 < spread / gold.std() < 0.5
+    # An interaction: a third of the variance within prompts depends on the prompt.
+    gold = gold - gold.mean(1, keepdim=True)
+    share = (gold - gold.mean(0)).square().mean() / gold.square().mean()
+    assert share.item() == pytest.approx(0.7**2 / (1 + 0.7**2), abs=0.01)
 
 
 def test_product_utility_is_in_neither_symbol() -> None:
     grammar = Grammar.draw(0)
-    gold = grammar.gold("product").view(1000, 32, 32) - (
-        grammar.gold("additive") - Grammar.gold(grammar, "additive")
-    ).view(1000, 32, 32)
-    taste = 0.3 * grammar.leaning[:, None] * grammar.taste[None] * 2**0.5 / 2
-    of_first = gold.mean(2) - taste
-    assert of_first.abs().max() < 1e-9
+    taste = (grammar.taste[:, None] + grammar.taste[None, :]).flatten() / 2**0.5
+    gold = grammar.gold("product") - 0.7 * grammar.leaning[:, None] * taste
+    assert gold.view(1000, 32, 32).mean(2).abs().max() < 1e-9
+    # Beside it, the same dependence on the prompt.
+    worth = (grammar.worth[:, None] + grammar.worth[None, :]).flatten() / 2**0.5
+    same = grammar.gold() - worth
+    torch.testing.assert_close(same, grammar.gold("product") - gold)
 
 
 # ----------------------------------------------------------------------------------- the model
@@ -93,16 +95,15 @@ def test_enumeration_equals_whole_sequences(world: StudyWorld) -> None:
             assert found[row, response].item() == pytest.approx(sum(of_tokens[3:5]), abs=1e-5)
             assert ends[row, response].item() == pytest.approx(of_tokens[5], abs=1e-5)
     torch.testing.assert_close(found, world.logps[numbers], atol=1e-4, rtol=0)
-    whole = with_rest(found)
-    torch.testing.assert_close(whole[:, :-1], found, atol=1e-9, rtol=0)
-    torch.testing.assert_close(whole.exp().sum(1), torch.ones(3, dtype=torch.float64))
     with torch.no_grad():
         logits = model(input_ids=ids, logits_to_keep=1).logits[:, -1]
     first = logits.double().softmax(-1)
     others = torch.ones(first.shape[1], dtype=torch.bool)
     others[symbols] = False
-    # More than what is no symbol in the first place already.
-    assert (whole[:, -1].exp() > 0.999 * first[:, others].sum(1)).all()
+    # More than what is no symbol in the first place already, and no more than in both.
+    outside = 1 - found.exp().sum(1)
+    assert (outside > 0.999 * first[:, others].sum(1)).all()
+    assert (outside < 0.01).all()
 
 
 def test_second_build_reuses(world: StudyWorld, study_worlds: Path) -> None:
@@ -132,6 +133,19 @@ def test_samples_follow_the_reference_and_are_nested(world: StudyWorld) -> None:
     assert set(world.held_out.tolist()).isdisjoint(world.trained(936).tolist())
     with pytest.raises(ValueError, match="936 prompts, not 937"):
         world.trained(937)
+
+
+def test_draws_differ_and_are_nested_alike(world: StudyWorld) -> None:
+    trained = world.trained(50)
+    first, second = (world.sample(trained, 20, GroupSampling(draw=draw)) for draw in (0, 1))
+    # Of responses that are alike by chance alone.
+    alike = (first == second).double().mean().item()
+    shares = world.reference[trained].exp()
+    assert alike == pytest.approx(shares.square().sum(1).mean().item(), abs=0.02)
+    assert torch.equal(second[:10, :5], world.sample(trained[:10], 5, GroupSampling(draw=1)))
+    assert draw_seed(7, 0) == 7
+    # Of no other world: seeds are far below.
+    assert draw_seed(7, 1) > 20_000
 
 
 def test_dependent_samples(world: StudyWorld) -> None:

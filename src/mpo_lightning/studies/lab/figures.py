@@ -1,11 +1,12 @@
 """Panels and ways of drawing intervals that the studies' figures share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from mpo_lightning.studies.lab.statistics import Interval
+from mpo_lightning.studies.lab.conditions import PRIMARY, Contrast, RunOutcome, paired
+from mpo_lightning.studies.lab.statistics import Interval, mean_interval
 
-__all__ = ["bars", "lines", "panels", "rows_of_points"]
+__all__ = ["differences_over", "dots_of_seeds", "lines", "panels"]
 
 
 def panels(
@@ -28,17 +29,6 @@ def _label_rows(axis: Any, labels: Sequence[str]) -> None:
     axis.set_ylim(len(labels) - 0.5, -0.5)
 
 
-def bars(axis: Any, labels: Sequence[str], values: Sequence[Interval]) -> None:
-    """Draw means as points with their intervals, one row a label, the first on top."""
-    for row, value in enumerate(values):
-        if value.count == 0:
-            continue
-        axis.plot(value.mean, row, "o", color="C0")
-        if value.count > 1:
-            axis.plot([value.low, value.high], [row, row], color="C0")
-    _label_rows(axis, labels)
-
-
 def lines(axis: Any, x: Sequence[float], values: Sequence[Interval], label: str) -> None:
     """Draw means over x with their intervals as a band; what no seed has reached is left out."""
     points = [(at, value) for at, value in zip(x, values, strict=True) if value.count]
@@ -49,25 +39,31 @@ def lines(axis: Any, x: Sequence[float], values: Sequence[Interval], label: str)
         axis.fill_between(x, low, high, color=line.get_color(), alpha=0.15)
 
 
-def rows_of_points(
-    axis: Any, rows: Sequence[str], values: Mapping[str, Sequence[Interval]]
+def differences_over(
+    axis: Any, x: Sequence[float], outcomes: Sequence[RunOutcome], labels: Sequence[str], name: str
 ) -> None:
-    """Draw one row a scenario and one colour a method: means with their intervals."""
-    count = len(values)
-    for number, (name, of_rows) in enumerate(values.items()):
-        shift = (number - (count - 1) / 2) * 0.7 / count
-        color = f"C{number % 10}"
-        marker = "os^Dv"[number // 10]
-        shown = [(row + shift, value) for row, value in enumerate(of_rows) if value.count]
-        axis.plot(
-            [value.mean for _, value in shown],
-            [row for row, _ in shown],
-            marker,
-            color=color,
-            label=name,
-            markersize=4,
-        )
-        for row, value in shown:
-            if value.count > 1:
-                axis.plot([value.low, value.high], [row, row], color=color, linewidth=1)
-    _label_rows(axis, rows)
+    """Draw the paired differences of conditions from the first of them over x, a dot a seed."""
+    differences = [list(paired(outcomes, (label,), labels[:1]).values()) for label in labels]
+    lines(axis, x, [mean_interval(values) for values in differences], name)
+    color = axis.lines[-1].get_color()
+    for at, values in zip(x, differences, strict=True):
+        axis.plot([at] * len(values), values, ".", color=color, alpha=0.3, markersize=3)
+    axis.axhline(0, color="grey", linewidth=1)
+
+
+def dots_of_seeds(outcomes: Sequence[RunOutcome], named: Sequence[Contrast]) -> Any:
+    """Draw each contrast's paired differences: a dot a seed, the mean and its interval."""
+    figure, (axis,) = panels(
+        [f"Difference of gold at {PRIMARY:g} nat"], width=8.0, height=1 + 0.35 * len(named)
+    )
+    for row, contrast in enumerate(named):
+        values = list(paired(outcomes, contrast.plus, contrast.minus).values())
+        axis.plot(values, [row + 0.18] * len(values), "o", color="C0", alpha=0.35, markersize=3)
+        mean = mean_interval(values)
+        if mean.count:
+            axis.plot(mean.mean, row - 0.12, "D", color="black", markersize=4)
+        if mean.count > 1:
+            axis.plot([mean.low, mean.high], [row - 0.12] * 2, color="black")
+    axis.axvline(0, color="grey", linewidth=1)
+    _label_rows(axis, [contrast.name for contrast in named])
+    return figure

@@ -47,7 +47,7 @@ class SampleBias:
         world = load_world(worlds, self.seed)
         prompts = world.held_out
         gold, attributes = world.gold()[prompts], world.grammar.attributes
-        mean = Yardstick.of_responses(world.logps[prompts], gold, attributes).acceptable
+        mean = Yardstick(world.reference[prompts], gold, attributes).acceptable
         return {
             "acceptable": self._of_acceptable(world, gold, mean),
             "chosen": self._of_chosen(world, mean),

@@ -5,7 +5,7 @@ The policy is measured exactly before training and every few optimizer steps.
 
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +14,29 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from torch import Tensor
 
 from mpo_lightning.data.datamodule import PreferenceDataModule
+from mpo_lightning.data.rendering import RenderingRules
 from mpo_lightning.losses import AboveMean, SetLoss
 from mpo_lightning.model.loading import LoRA, PolicyConfig
 from mpo_lightning.quiet import quiet
-from mpo_lightning.studies.world.enumeration import enumerate_logps, with_rest
+from mpo_lightning.studies.lab.pairs import FreshPairDPO
+from mpo_lightning.studies.world.enumeration import enumerate_logps
 from mpo_lightning.studies.world.judges import Judge, NoisyJudge
 from mpo_lightning.studies.world.measures import Yardstick, group_measures
 from mpo_lightning.studies.world.world import GroupSampling, StudyWorld, load_world
 from mpo_lightning.training.module import MPOModule
 
-__all__ = ["BETA", "LEARNING_RATE", "TrainingResult", "TrainingRun", "train"]
+__all__ = ["BETAS", "LEARNING_RATE", "PRIMARY", "TrainingResult", "TrainingRun", "train"]
 
-BETA = 0.1
+# Betas at which every study of methods is run. Where policies are compared, beta times the
+# log-ratios is small at the first, and all losses are nearly linear; at the second it is not.
+BETAS = (0.1, 1.0)
 # Learning rate of the studies that do not tune it: the middle one of those that `methods` tries.
 LEARNING_RATE = 1e-3
 # Number of groups whose responses' log-probabilities are followed.
-FOLLOWED = 64
+FOLLOWED = 32
 STEPS_PER_EPOCH = 8
+# Divergence from the reference of the primary measure, nats.
+PRIMARY = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +52,7 @@ class TrainingRun:
         sampling: draws the responses.
         judge: scores the responses.
         epochs: number of epochs, each of 8 optimizer steps, whatever the number of groups.
+        until: divergence from the reference, nats, at which training ends early. Defaults to none.
         responses_per_pass: responses that go through the model at a time. Defaults to all of a
             batch.
         measured_every: optimizer steps between measurements.
@@ -58,7 +65,8 @@ class TrainingRun:
     responses: int = 10
     sampling: GroupSampling = field(default_factory=GroupSampling)
     judge: Judge = field(default_factory=NoisyJudge)
-    epochs: int = 5
+    epochs: int = 16
+    until: float | None = PRIMARY
     responses_per_pass: int | None = None
     measured_every: int = 2
 
@@ -90,8 +98,7 @@ class _Measuring(Callback):
     def __init__(self, run: TrainingRun, world: StudyWorld, drawn: Tensor, scores: Tensor) -> None:
         prompts = world.trained(run.prompts)[:FOLLOWED]
         held_out = world.held_out
-        self.every = run.measured_every
-        self.beta = run.loss.beta
+        self.run = run
         self.seconds = 0.0
         self.trajectory: list[dict[str, float]] = []
         self.drawn = drawn[:FOLLOWED]
@@ -103,30 +110,38 @@ class _Measuring(Callback):
         self.ids = world.prompt_ids(torch.cat([held_out, prompts]))
         self.symbol_ids = world.symbol_ids
         gold = world.gold(getattr(run.judge, "utility", "additive"))
-        self.yardstick = Yardstick.of_responses(
-            world.logps[held_out], gold[held_out], world.grammar.attributes
+        self.yardstick = Yardstick(
+            world.reference[held_out], gold[held_out], world.grammar.attributes
         )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._measure(trainer, pl_module)
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, MPOModule)
+        if isinstance(pl_module.loss, FreshPairDPO):
+            pl_module.loss = replace(pl_module.loss, epoch=trainer.current_epoch)
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         last = trainer.global_step == trainer.estimated_stepping_batches
-        if trainer.global_step % self.every == 0 or last:
+        if trainer.global_step % self.run.measured_every == 0 or last:
             self._measure(trainer, pl_module)
+            until = self.run.until
+            trainer.should_stop = until is not None and self.trajectory[-1]["kl"] >= until
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
         started = time.perf_counter()
         assert isinstance(pl_module, MPOModule)
         assert pl_module.policy is not None
-        found = enumerate_logps(pl_module.policy.causal_lm, self.ids, self.symbol_ids)
+        with torch.no_grad():
+            found = enumerate_logps(pl_module.policy.causal_lm, self.ids, self.symbol_ids)
         held_out = len(self.yardstick.reference)
         log_ratios = (found[held_out:] - self.reference).gather(1, self.drawn)
         self.trajectory.append(
             {
                 "step": float(trainer.global_step),
-                **self.yardstick(with_rest(found[:held_out])),
-                **group_measures(log_ratios, self.chosen, self.beta),
+                **self.yardstick(found[:held_out]),
+                **group_measures(log_ratios, self.chosen, self.run.loss.beta),
             }
         )
         self.seconds += time.perf_counter() - started
@@ -161,6 +176,8 @@ def train(run: TrainingRun, worlds: Path) -> TrainingResult:
             groups_per_batch=max(1, run.prompts // STEPS_PER_EPOCH),
             loss=run.loss,
             prompt_format="text",
+            # A response may stand in both halves of a group that a `SetJudge` labels.
+            rendering=RenderingRules(equal_tokens="keep"),
             seed=run.seed,
             # No other run reads these groups.
             cache=f"{folder}/tokens",

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["enumerate_ends", "enumerate_logps", "with_rest"]
+__all__ = ["enumerate_ends", "enumerate_logps"]
 
 
 def _two_steps(model: Any, prompt_ids: Tensor, symbol_ids: Tensor) -> tuple[Tensor, Any]:
@@ -21,13 +21,12 @@ def _two_steps(model: Any, prompt_ids: Tensor, symbol_ids: Tensor) -> tuple[Tens
     return (first[:, :, None] + second).flatten(1), output.past_key_values
 
 
-@torch.no_grad()
 def enumerate_logps(model: Any, prompt_ids: Tensor, symbol_ids: Tensor) -> Tensor:
     """Compute the log-probability of every pair of symbols after every prompt, float64 (P, R).
 
     The end-of-sequence token after the pair is not part of it (see `enumerate_ends`). The
-    exponentials sum to less than one: the rest, which `with_rest` adds, is the probability of other
-    tokens in the symbols' places.
+    exponentials sum to less than one: the rest is the probability of other tokens in the symbols'
+    places.
 
     Args:
         model: a causal language model.
@@ -49,9 +48,3 @@ def enumerate_ends(model: Any, prompt_ids: Tensor, symbol_ids: Tensor, end_id: i
         logits = model(input_ids=pairs, past_key_values=cache).logits[:, -1]
         ends.append(logits.double().log_softmax(-1)[:, end_id])
     return torch.stack(ends)
-
-
-def with_rest(logps: Tensor) -> Tensor:
-    """Append the log-probability of anything but the responses: (P, R) to (P, R + 1)."""
-    rest = (1 - logps.exp().sum(1, keepdim=True)).clamp(min=1e-15)
-    return torch.cat([logps, rest.log()], dim=1).log_softmax(1)

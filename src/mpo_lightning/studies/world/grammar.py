@@ -21,8 +21,8 @@ CONTEXTS = "ABCDEFGHIJ"
 PROMPT_LENGTH = 3
 RESPONSES = len(SYMBOLS) ** 2
 ATTRIBUTES = 16
-# Share of the gold score's spread that depends on the prompt.
-INTERACTION = 0.3
+# Factor of the part of the gold score that depends on the prompt: a third of its variance.
+INTERACTION = 0.7
 
 Utility = Literal["additive", "product"]
 
@@ -112,7 +112,7 @@ class Grammar:
 
         Args:
             utility: "additive" is the mean worth of the two symbols; "product" the product of the
-                two, a quality that neither symbol has by itself. Both with an interaction of 0.3
+                two, a quality that neither symbol has by itself. Both with an interaction of 0.7
                 between a prompt's leaning and the symbols.
         """
         worth = (

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from mpo_lightning.studies.world.grammar import RESPONSES, SYMBOLS, Utility
-from mpo_lightning.studies.world.world import StudyWorld
+from mpo_lightning.studies.world.world import StudyWorld, draw_seed
 
-__all__ = ["Judge", "NoisyJudge", "Remedy", "Shape", "remedied"]
+__all__ = ["Judge", "NoisyJudge", "Remedy", "SetJudge", "SetRule", "Shape", "remedied"]
 
 Shape = Literal["as-is", "exp", "log", "uniform", "bimodal", "rank", "levels"]
 Remedy = Literal["none", "z-score", "rank"]
+SetRule = Literal["sum", "max", "mean", "min"]
 
 
 class Judge(Protocol):
@@ -48,6 +49,7 @@ class NoisyJudge:
         factor: factor of the scores.
         corrupted_tops: share of the responses in the worse half of a group that get its best score.
         corrupted_bottoms: share of the better half that get its worst score.
+        draw: number of the draw of the noise: another one is another judge of the same kind.
         remedy: scores as they are ("none"), or they ("z-score") or their ranks ("rank") with mean 0
             and standard deviation 1 within the group.
     """
@@ -61,6 +63,7 @@ class NoisyJudge:
     factor: float = 1.0
     corrupted_tops: float = 0.0
     corrupted_bottoms: float = 0.0
+    draw: int = 0
     remedy: Remedy = "none"
 
     def __call__(self, world: StudyWorld, prompts: Tensor, drawn: Tensor) -> Tensor:
@@ -73,9 +76,10 @@ class NoisyJudge:
         if self.taste:
             attribute = world.grammar.attributes[:, 0]
             scores = scores + self.taste * (attribute / attribute.square().mean().sqrt())[drawn]
-        scores = scores + self.noise * _per_response(world.seed, prompts, drawn)
+        seed = draw_seed(world.seed, self.draw)
+        scores = scores + self.noise * _per_response(seed, prompts, drawn)
         scores = self.factor * _shaped(scores, self.shape, self.levels)
-        scores = self._corrupted(scores, world.seed, prompts, drawn)
+        scores = self._corrupted(scores, seed, prompts, drawn)
         return remedied(scores, self.remedy)
 
     def _corrupted(self, scores: Tensor, seed: int, prompts: Tensor, drawn: Tensor) -> Tensor:
@@ -89,6 +93,42 @@ class NoisyJudge:
         bottoms = better & (chance < self.corrupted_bottoms)
         changed = torch.where(tops, scores.amax(1, keepdim=True), scores)
         return torch.where(bottoms, scores.amin(1, keepdim=True), changed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetJudge:
+    """A judge of sets: of the two halves of a group, the better one's responses all score 1.
+
+    What a half is worth does not have to be the sum over its responses that the losses assume.
+
+    Args:
+        rule: worth of a half: "sum" is log sum exp of its noisy gold, "max", "mean" or "min" that
+            of the noisy gold.
+        noise: standard deviation of normal noise on each response.
+        draw: number of the draw of the noise.
+        remedy: as of a `NoisyJudge`.
+    """
+
+    rule: SetRule
+    noise: float = 1.0
+    draw: int = 0
+    remedy: Remedy = "none"
+
+    def __call__(self, world: StudyWorld, prompts: Tensor, drawn: Tensor) -> Tensor:
+        """Return the scores of the responses, (G, N) with an even N."""
+        gold = world.gold()[prompts[:, None], drawn]
+        noise = _per_response(draw_seed(world.seed, self.draw), prompts, drawn)
+        halves = (gold + self.noise * noise).view(len(gold), 2, -1)
+        rules: dict[SetRule, Callable[[], Tensor]] = {
+            "sum": lambda: halves.logsumexp(2),
+            "max": lambda: halves.amax(2),
+            "mean": lambda: halves.mean(2),
+            "min": lambda: halves.amin(2),
+        }
+        worth = rules[self.rule]()
+        better = worth == worth.amax(1, keepdim=True)
+        scores = better.double().repeat_interleave(halves.shape[2], dim=1)
+        return remedied(scores, self.remedy)
 
 
 def remedied(scores: Tensor, remedy: Remedy) -> Tensor:

@@ -1,9 +1,9 @@
 """Exact measures of a policy: sums over all responses to held-out prompts.
 
-Shapes: ``P`` prompts, ``R`` outcomes, ``K`` attributes. All float64; log-probabilities are
-normalised over the outcomes of a prompt: its responses and, last, anything else that a policy may
-write there, which is as good as the worst response and has no attributes. So a policy that stops
-writing responses pays for it in every measure.
+Shapes: ``P`` prompts, ``R`` responses, ``K`` attributes. All float64. Policies are compared by what
+they write where they write a response: probabilities are normalised over the responses, and the
+probability of anything else is a measure of its own. Otherwise a policy that leaves the responses
+would spend a part of the divergence, at which policies are compared, on leaving.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,8 +13,6 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
-
-from mpo_lightning.studies.world.enumeration import with_rest
 
 __all__ = ["Point", "Yardstick", "at_divergence", "group_measures"]
 
@@ -26,7 +24,7 @@ class Yardstick:
     """Measures policies on some prompts.
 
     Attributes:
-        reference: log-probability of each outcome under the reference, (P, R).
+        reference: log-probability of each response under the reference, normalised, (P, R).
         gold: true quality, (P, R).
         attributes: (R, K).
     """
@@ -34,22 +32,6 @@ class Yardstick:
     reference: Tensor
     gold: Tensor
     attributes: Tensor
-
-    @classmethod
-    def of_responses(cls, logps: Tensor, gold: Tensor, attributes: Tensor) -> "Yardstick":
-        """Make the yardstick whose outcomes are the responses, and anything else.
-
-        Args:
-            logps: log-probabilities of the responses under the reference, whose exponentials sum to
-                less than one, (P, responses).
-            gold: gold of the responses, mean 0 and, on average, variance 1, (P, responses).
-            attributes: attributes of the responses, (responses, K).
-        """
-        return cls(
-            with_rest(logps),
-            torch.cat([gold, gold.amin(1, keepdim=True)], dim=1),
-            torch.cat([attributes, torch.zeros_like(attributes[:1])]),
-        )
 
     def tilt(self, strength: float) -> Tensor:
         """Return the policy of most gold at its divergence, reference * exp(strength * gold)."""
@@ -93,38 +75,51 @@ class Yardstick:
         return weights / weights.sum(1, keepdim=True) @ self.attributes
 
     def __call__(self, logps: Tensor) -> dict[str, float]:
-        """Return all measures of a policy's log-probabilities, (P, R).
+        """Return all measures of a policy.
 
-        - ``kl``: divergence from the reference, nats; all other texts are one outcome, so the
-          divergence over all texts is at least as large;
-        - ``outside``: probability that it is no response;
+        - ``kl``: divergence from the reference, nats;
+        - ``outside``: probability that it writes anything but a response;
         - ``gold``: expected gold score, in standard deviations of the reference, of which the
           reference has 0;
+        - ``gold_of_all``: the same where anything else is as good as the worst response;
         - ``ideal_gold``: the most that any policy of this divergence has;
         - ``win_rate``: against the reference, ties half;
         - ``bias``: mean over attributes of how far the expected attribute (mean over prompts) is
           from that of the ideal policy of the same divergence, divided by root (2 kl);
-        - ``acceptable_bias``: the same from the reference's acceptable responses, not divided;
+        - ``gap 0``, ``gap 1``, ...: the same of each attribute, with its sign;
+        - ``acceptable_bias``: mean over attributes of how far the expected attribute is from that
+          of the reference's acceptable responses, not divided;
         - ``distance``: total variation distance from the ideal policy;
         - ``rarity``: how much less likely than the ideal policy's its responses are under the
           reference, nats.
+
+        All but ``outside`` and ``gold_of_all`` are of the policy's responses.
+
+        Args:
+            logps: log-probability of each response, whose exponentials sum to at most one, (P, R).
         """
+        outside = (1 - logps.exp().sum(1)).clamp(min=0.0)
+        logps = logps.log_softmax(1)
         shares = logps.exp()
         divergence = self.divergence(logps)
         ideal = self.ideal(divergence).exp()
-        gaps = ((shares - ideal) @ self.attributes).mean(0).abs().mean().item()
+        # At the reference itself there is no direction yet.
+        scale = (2 * divergence) ** -0.5 if divergence > 1e-9 else 0.0
+        gaps = scale * ((shares - ideal) @ self.attributes).mean(0)
         off = (shares @ self.attributes - self.acceptable).mean(0).abs().mean().item()
+        gold = (shares * self.gold).sum(1)
         return {
             "kl": divergence,
-            "gold": (shares * self.gold).sum(1).mean().item(),
+            "gold": gold.mean().item(),
+            "gold_of_all": torch.lerp(gold, self.gold.amin(1), outside).mean().item(),
             "ideal_gold": (ideal * self.gold).sum(1).mean().item(),
-            "outside": shares[:, -1].mean().item(),
+            "outside": outside.mean().item(),
             "win_rate": (shares * self._worse_under_reference).sum(1).mean().item(),
-            # At the reference itself there is no direction yet.
-            "bias": gaps / (2 * divergence) ** 0.5 if divergence > 1e-9 else 0.0,
+            "bias": gaps.abs().mean().item(),
             "acceptable_bias": off,
             "distance": (shares - ideal).abs().sum(1).mean().item() / 2,
             "rarity": ((ideal - shares) * self.reference).sum(1).mean().item(),
+            **{f"gap {number}": gap for number, gap in enumerate(gaps.tolist())},
         }
 
 

@@ -31,10 +31,10 @@ from mpo_lightning.studies.world.grammar import (
     responses,
 )
 
-__all__ = ["BuildWorld", "GroupSampling", "StudyWorld", "load_world"]
+__all__ = ["BuildWorld", "GroupSampling", "StudyWorld", "draw_seed", "load_world"]
 
 # Part of a world's folder name. Raise it when a change of this code changes the worlds it builds.
-VERSION = 1
+VERSION = 2
 BEGIN, END, PAD = "<begin>", "<end>", "<pad>"
 HELD_OUT = 64
 # The model, and its training: optimizer steps, prompts with two symbols a step, peak learning rate.
@@ -54,11 +54,18 @@ class GroupSampling:
             (its second symbol is drawn behind it); 0 is independent sampling.
         copies: number of times that each drawn response stands in its group.
         temperature: temperature of the draws; 1 is the reference itself.
+        draw: number of the draw: another one gives other responses of the same world.
     """
 
     shared: float = 0.0
     copies: int = 1
     temperature: float = 1.0
+    draw: int = 0
+
+
+def draw_seed(seed: int, draw: int) -> int:
+    """Return a seed for a draw in the world of a seed; the world's own for draw 0."""
+    return seed + 100_000 * draw
 
 
 @dataclass(frozen=True)
@@ -132,7 +139,8 @@ class StudyWorld:
         rows = []
         first = self.reference.view(-1, len(SYMBOLS), len(SYMBOLS))
         for prompt in prompts.tolist():
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + prompt)
+            start = draw_seed(self.seed, sampling.draw) * 1_000_003 + prompt
+            generator = torch.Generator().manual_seed(start)
             joint = (self.reference[prompt] / sampling.temperature).softmax(0)
             drawn = joint.multinomial(512, replacement=True, generator=generator)
             if sampling.shared > 0:
@@ -266,7 +274,8 @@ def _write(folder: Path, seed: int) -> None:
     with quiet():
         model.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
-    found = enumerate_logps(model, prompt_ids, symbol_ids)
+    with torch.no_grad():
+        found = enumerate_logps(model, prompt_ids, symbol_ids)
     reference = found.log_softmax(1)
     ends = enumerate_ends(model, prompt_ids[:: len(prompt_ids) // 8], symbol_ids, end)
     measured = {
