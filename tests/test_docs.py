@@ -316,10 +316,33 @@ def test_formulas_need_no_network() -> None:
     assert "http" not in str(site_settings().get("extra_javascript", ""))
 
 
-def test_tables_of_the_results_are_those_of_the_kept_summaries() -> None:
+def test_every_table_of_the_results_is_on_the_page() -> None:
+    marked = list(tables.MARKED.finditer(TEXTS["docs/results.md"]))
+    found = [f"{m['study']}/{m['name']}" for m in marked if m["kind"] == "table"]
+    assert sorted(found) == sorted(tables.TABLES)
+    assert tables.filled(TEXTS["docs/results.md"]) == TEXTS["docs/results.md"], "run: make figures"
+
+
+@pytest.mark.parametrize("study", tables.STUDIES)
+def test_results_of_a_study_are_kept_and_shown(study: str) -> None:
+    folder = tables.RESULTS / study
+    assert tables.is_kept(study), (
+        f"copy summary.json, *.csv.gz and *.png of a full form to {folder}"
+    )
+    summary = tables.summary(study)
+    assert (summary["study"], summary["form"]) == (study, "full")
+    marked = tables.MARKED.finditer(TEXTS["docs/results.md"])
+    shown = {m["name"] for m in marked if (m["kind"], m["study"]) == ("figure", study)}
+    assert shown == {path.stem for path in folder.glob("*.png")}
+
+
+def test_a_study_that_is_not_kept_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     page = TEXTS["docs/results.md"]
-    assert sorted(match[2] for match in tables.MARKED.finditer(page)) == sorted(tables.TABLES)
-    assert tables.filled(page) == page, "run: make figures"
+    monkeypatch.setattr(tables, "RESULTS", ROOT / "nowhere")
+    empty = tables.filled(page)
+    assert not re.search(r"^(\||!\[)", empty, re.MULTILINE)
+    monkeypatch.undo()
+    assert tables.filled(empty) == page
 
 
 # ------------------------------------------------------------------------------- citation

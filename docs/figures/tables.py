@@ -1,14 +1,15 @@
-"""Fills the tables of docs/results.md from the summaries that are kept beside it.
+"""Fills the tables and figures of docs/results.md from what is kept of the studies beside it.
 
     python docs/figures/tables.py
 
-A comment `<!-- table: NAME -->` says which table follows it; what was there is replaced. The text
-around the tables is written by hand.
+A comment `<!-- table: STUDY/NAME -->` says which table follows it, `<!-- figure: STUDY/NAME: TEXT
+-->` which figure; what was there is replaced. Of a study of which nothing is kept there is none.
+The text around them is written by hand.
 """
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,11 @@ from mpo_lightning.markdown import table
 ROOT = Path(__file__).parent.parent.parent
 PAGE = ROOT / "docs" / "results.md"
 RESULTS = ROOT / "docs" / "results"
-MARKED = re.compile(r"(<!-- table: ([\w.-]+) -->\n\n)(?:\|.*\n)*")
+# A mark, and lines of a table, or a figure, after it.
+MARKED = re.compile(
+    r"(?P<mark><!-- (?P<kind>table|figure): (?P<study>\w+)/(?P<name>[\w.-]+)"
+    r"(?:: (?P<text>.+?))? -->\n)(?:\n(?:\|.*\n)+|\n!\[.*\n)?"
+)
 BETAS = ("0.1", "1")
 PRIMARY = "0.5"
 STUDIES = (
@@ -220,6 +225,67 @@ def agreement() -> str:
     )
 
 
+def warned(of: dict[str, int], worlds: int, other: Collection[str]) -> str:
+    """Warnings given in half of the worlds or more, but for others, and in how many."""
+    return ", ".join(
+        f"`{name}`" + ("" if count == worlds else f" ({count})")
+        for name, count in of.items()
+        if 2 * count >= worlds and name not in other
+    )
+
+
+def checks() -> str:
+    """What the check of the data says of each judge, and the method that this leads to.
+
+    Without what it says of every world's responses, whatever their scores: they are short, and some
+    are equal.
+    """
+    found = summary("calibration")["checks"]
+    of_texts = ["near-empty-responses", "duplicate-responses"]
+    rows = []
+    for judge, said in found.items():
+        none = said["none"]
+        worlds = sum(none["methods"].values())
+        with_labels = [
+            warned(of["warnings"], worlds, {*none["warnings"], *of_texts}) or NONE
+            for labels, of in said.items()
+            if labels != "none"
+        ]
+        methods = [
+            ", ".join(f"{method} ({count})" for method, count in of["methods"].items())
+            for of in said.values()
+        ]
+        rows.append(
+            [judge, warned(none["warnings"], worlds, of_texts) or NONE, *with_labels, *methods]
+        )
+    labels = [labels for labels in next(iter(found.values())) if labels != "none"]
+    heads = ["judge", "without labels", *(f"with {each} also" for each in labels)]
+    heads += ["leads to (worlds)", *(f"with {each}" for each in labels)]
+    return table(heads, rows)
+
+
+def following(beta: str) -> str:
+    """Gold of W-MPO per score as it is, and of what the check's advice leads to."""
+    rows = [row for row in summary("calibration")["following"] if f"{row['beta']:g}" == beta]
+    columns = {
+        f"{'no' if labels == 'none' else labels} labels: advised less {text}": f"{labels} labels "
+        f"less {name}"
+        for labels in summary("calibration")["checks"][rows[0]["judge"]]
+        for name, text in (("as_it_is", "as it is"), ("plain", "MPO"))
+    }
+    return table(
+        ["judge", "W-MPO 1 per score as it is", *columns],
+        [
+            [
+                row["judge"],
+                interval(row["as_it_is"]),
+                *(difference(row[c]) for c in columns.values()),
+            ]
+            for row in rows
+        ],
+    )
+
+
 def beside(beta: str) -> str:
     """Gold by kind of group, less that of groups without what makes the kind."""
     found = summary("correlation")
@@ -356,31 +422,42 @@ def population() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    **{f"contrasts-{study}": partial(contrasts, study) for study in STUDIES},
-    **{f"methods-beta-{beta}": partial(methods, beta) for beta in BETAS},
-    **{f"{study}-beta-{beta}": partial(grid, study, beta) for study in GRIDS for beta in BETAS},
-    **{f"beside-beta-{beta}": partial(beside, beta) for beta in BETAS},
-    **{f"budgets-beta-{beta}": partial(budgets, beta) for beta in BETAS},
-    **{
-        made.__name__: made
-        for made in (
-            maps,
-            predicted,
-            agreement,
-            capacity,
-            reliability,
-            samples,
-            policies,
-            scaling,
-            population,
-        )
-    },
+    **{f"{study}/contrasts": partial(contrasts, study) for study in STUDIES},
+    **{f"methods/beta-{beta}": partial(methods, beta) for beta in BETAS},
+    **{f"{study}/beta-{beta}": partial(grid, study, beta) for study in GRIDS for beta in BETAS},
+    **{f"correlation/beside-{beta}": partial(beside, beta) for beta in BETAS},
+    **{f"responses/budgets-{beta}": partial(budgets, beta) for beta in BETAS},
+    **{f"calibration/following-{beta}": partial(following, beta) for beta in BETAS},
+    "methods/maps": maps,
+    "methods/predicted": predicted,
+    "calibration/agreement": agreement,
+    "calibration/checks": checks,
+    "correlation/capacity": capacity,
+    "skew/reliability": reliability,
+    "responses/samples": samples,
+    "responses/policies": policies,
+    "scaling/costs": scaling,
+    "scaling/population": population,
 }
 
 
+def is_kept(study: str) -> bool:
+    """Whether there are results of a study."""
+    return (RESULTS / study / "summary.json").is_file()
+
+
 def filled(page: str) -> str:
-    """A page with its marked tables made anew."""
-    return MARKED.sub(lambda match: f"{match[1]}{TABLES[match[2]]()}\n", page)
+    """A page with its marked tables and figures made anew."""
+
+    def of(match: re.Match[str]) -> str:
+        study, name = match["study"], match["name"]
+        if not is_kept(study):
+            return match["mark"]
+        if match["kind"] == "table":
+            return f"{match['mark']}\n{TABLES[f'{study}/{name}']()}\n"
+        return f"{match['mark']}\n![{match['text']}](results/{study}/{name}.png)\n"
+
+    return MARKED.sub(of, page)
 
 
 if __name__ == "__main__":

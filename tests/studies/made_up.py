@@ -44,6 +44,11 @@ class MadeUp:
                 kind: {str(n): n**-0.5 for n in task.sizes} for kind in ("acceptable", "chosen")
             },
             "Agreement": lambda: dict.fromkeys(("kendall_tau", "same_set", "chosen_share"), 0.5),
+            "DataCheck": lambda: {
+                "none": ["outliers"],
+                "48": ["outliers", "wrong-best"],
+                "480": ["outliers", "wrong-best", "skewed-scores"],
+            },
             "Reliability": lambda: {
                 name: {str(n): 1 / n for n in (2, 4, 8, 16, 32)}
                 for name in ("mean", "median", "full ranking")

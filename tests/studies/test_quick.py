@@ -10,6 +10,7 @@ import pytest
 
 from mpo_lightning.cli import main
 from mpo_lightning.commands.study import STUDIES
+from mpo_lightning.studies.lab.advice import LABELLED
 from tests.studies.made_up import quick
 
 
@@ -72,12 +73,30 @@ def check_skew(summary: dict[str, Any], found: dict[str, float]) -> None:
     assert left["mean"] != pytest.approx(normal["mean"], abs=1e-3)
 
 
+def check_calibration(summary: dict[str, Any], found: dict[str, float]) -> None:
+    # A scale that data check sees without labels, and with them.
+    said = summary["checks"]["exp"]
+    assert {"skewed-scores", "scale-varies", "weight-dominance"} <= said["none"]["warnings"].keys()
+    assert [of["methods"] for of in said.values()] == [{"MPO median": 1}] * len(LABELLED)
+    (row,) = summary["following"]
+    median, plain, as_it_is = (
+        found[f"exp, beta 0.1: {method}"] for method in ("MPO median", "MPO", "W-MPO 1 per score")
+    )
+    assert row["as_it_is"]["mean"] == pytest.approx(as_it_is)
+    for name, other in (("plain", plain), ("as_it_is", as_it_is)):
+        less = row[f"48 labels less {name}"]
+        assert less["difference"]["mean"] == pytest.approx(median - other)
+    # The remedies mend what weights per score do here.
+    assert min(median, plain) > as_it_is + 0.05
+
+
 def check_scaling(summary: dict[str, Any], found: dict[str, float]) -> None:
     assert found["beta 0.1: n=32"] > 0.4
     assert set(summary["step_ms"]) == {"64 at a time"}
 
 
 CHECKS = {
+    "calibration": check_calibration,
     "responses": check_responses,
     "correlation": check_correlation,
     "skew": check_skew,
