@@ -95,7 +95,7 @@ def contrasts(study: str) -> str:
                 probability(row["p_holm"]),
                 probability(row["p_wilcoxon"]),
                 f"{row['won']} of {row['worlds']}",
-                number(row["detectable_after_holm"], digits=2),
+                number(row["detectable_after_holm"]),
             ]
             for row in summary(study)["contrasts"]
         ],

@@ -294,12 +294,21 @@ def _draw_maps(
         [f"beta {beta:g}" for beta in betas], "signal-to-noise ratio of the coefficients", width=6.0
     )
     for axis, beta in zip(axes, betas, strict=True):
+        points: dict[str, tuple[float, float]] = {}
         for method in methods:
             name = _label(method, beta)
             at, gold = maps[name]["snr"]["mean"], near[name]["gold"]
             if gold.count:
                 axis.plot(at, gold.mean, "o", color="C0", markersize=4)
-                axis.annotate(method, (at, gold.mean), **LETTERING)
+                points[method] = (at, gold.mean)
+        across, up = (max(ends) - min(ends) for ends in (axis.get_xlim(), axis.get_ylim()))
+        named: list[tuple[float, float]] = []
+        for method in sorted(points, key=lambda method: points[method]):
+            at, height = points[method]
+            # A name that would be written over another one is left out.
+            if all(abs(at - x) > across / 5 or abs(height - y) > up / 40 for x, y in named):
+                axis.annotate(method, (at, height), **LETTERING)
+                named.append((at, height))
     axes[0].set_ylabel(f"gold at {min(DIVERGENCES):g} nat")
     return figure
 
