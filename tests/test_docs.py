@@ -326,9 +326,11 @@ def test_every_table_of_the_results_is_on_the_page() -> None:
 @pytest.mark.parametrize("study", tables.STUDIES)
 def test_results_of_a_study_are_kept_and_shown(study: str) -> None:
     folder = tables.RESULTS / study
-    assert tables.is_kept(study), (
-        f"copy summary.json, *.csv.gz and *.png of a full form to {folder}"
-    )
+    if not tables.is_kept(study):
+        # The page says so, and nothing of it lies about.
+        assert not folder.exists()
+        assert f"<!-- table: {study}/contrasts -->\n\n{tables.NOT_RUN}" in TEXTS["docs/results.md"]
+        return
     summary = tables.summary(study)
     assert (summary["study"], summary["form"]) == (study, "full")
     marked = tables.MARKED.finditer(TEXTS["docs/results.md"])
