@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["filter_known_warnings", "quiet"]
+__all__ = ["filter_known_warnings", "quiet", "without_bars"]
 
 # Deprecations between libraries, and a summary that counts weights as 32-bit ones.
 WARNINGS = (
@@ -30,10 +30,17 @@ WARNINGS_OF_SMALL_RUNS = (
     ".*is_gradient_checkpointing.*",
     ".*Total length of `list` across ranks is zero.*",
 )
-# By logger: advertising, and an inference kernel that is not used here.
+# By logger: advertising, what the settings or the run's last lines say anyway, devices that are not
+# asked for, and an inference kernel that is not used here.
 NOTES = {
-    "lightning.pytorch.utilities.rank_zero": "try installing [litlogger]",
-    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
+    "lightning.pytorch.utilities.rank_zero": (
+        "try installing [litlogger]",
+        "TPU available",
+        "`Trainer.fit` stopped: `max_",
+    ),
+    "lightning.fabric.utilities.rank_zero": ("Seed set to",),
+    "lightning.fabric.utilities.seed": ("Seed set to",),
+    "bitsandbytes.backends.cpu.ops": ("Failed to load CPU gemm_4bit_forward",),
 }
 # Lowest level that is still shown. bitsandbytes warns when imported that a package is missing.
 LEVELS = {
@@ -52,7 +59,35 @@ def filter_known_warnings() -> None:
 
 
 def _is_of_interest(record: logging.LogRecord) -> bool:
-    return NOTES[record.name] not in record.getMessage()
+    return not any(note in record.getMessage() for note in NOTES[record.name])
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Hide transformers' bars of loading and saving for a while; those of downloads stay.
+
+    With the environment's ``TRANSFORMERS_VERBOSITY=info`` they are shown.
+    """
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        are_progress_bars_disabled,
+        enable_progress_bars,
+    )
+    from transformers.utils import logging as of_transformers
+
+    if (
+        not of_transformers.is_progress_bar_enabled()
+        or of_transformers.get_verbosity() <= of_transformers.INFO
+    ):
+        yield
+        return
+    downloads = not are_progress_bars_disabled()
+    of_transformers.disable_progress_bar()
+    if downloads:
+        enable_progress_bars()
+    try:
+        yield
+    finally:
+        of_transformers.enable_progress_bar()
 
 
 @contextmanager

@@ -138,6 +138,10 @@ def test_run_is_watched_from_the_start_to_the_end(
         assert early["prompt"] == late["prompt"]
         assert early["before"] == late["before"]
         assert early["source"].endswith(("val.jsonl:1", "val.jsonl:2"))
+    # Prompts as their rows have them, not as the template writes them.
+    text, (system, user) = (row["prompt"] for row in example_rows(5, seed=1)[:2])
+    assert samples[0]["prompt"] == text
+    assert samples[1]["prompt"] == f"system: {system['content']}\nuser: {user['content']}"
     lengths = [float(row["samples/length"]) for row in rows if row["samples/length"]]
     after = [row["after_tokens"] for row in samples]
     assert lengths == [sum(after[:2]) / 2, sum(after[2:]) / 2]

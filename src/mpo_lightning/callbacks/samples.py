@@ -13,7 +13,9 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
+from mpo_lightning.batch import Prompt
 from mpo_lightning.checks import check_settings
+from mpo_lightning.data.conversation import as_messages, as_text, response_text
 from mpo_lightning.data.datamodule import PreferenceDataModule
 from mpo_lightning.data.limits import check_ids
 from mpo_lightning.data.tokens import GroupTokenizer
@@ -38,6 +40,7 @@ class SamplesError(UserError, ValueError):
 class _Prompt:
     ids: list[int]
     source: str
+    text: str
 
     @property
     def key(self) -> bytes:
@@ -153,11 +156,14 @@ class Samples(Callback):
         if self.prompts is not None:
             sources = [f"samples.prompts[{number}]" for number in range(len(self.prompts))]
             return [
-                _Prompt(tokenizer.prompt_ids(prompt, source), source)
+                _Prompt(tokenizer.prompt_ids(prompt, source), source, prompt)
                 for prompt, source in zip(self.prompts, sources, strict=True)
             ]
-        groups = data.datasets["val" if "val" in data.datasets else "train"].groups
-        return [_Prompt(group.prompt.tolist(), group.source) for group in groups[: self.count]]
+        first = data.first_prompts("val" if "val" in data.datasets else "train", self.count)
+        return [
+            _Prompt(group.prompt.tolist(), group.source, _conversation(prompt))
+            for group, prompt in first
+        ]
 
     def _answers(self, trainer: Trainer, module: MPOModule, *, reference: bool) -> list[Answers]:
         """Generate one response to each prompt."""
@@ -190,9 +196,8 @@ class Samples(Callback):
         assert isinstance(pl_module, MPOModule)
         assert self._sampler is not None
         after = self._answers(trainer, pl_module, reference=False)
-        decode = self._sampler.tokenizer.tokenizer.decode
         self.shown = [
-            (decode(prompt.ids, skip_special_tokens=True).strip(), _one(old), _one(new))
+            (prompt.text, _one(old), _one(new))
             for prompt, old, new in zip(self._prompts, self._before, after, strict=True)
         ]
         self._step = trainer.global_step
@@ -239,6 +244,15 @@ class Samples(Callback):
             # Not markup: a response may hold brackets.
             table.add_row(*(Text(printable(part)) for part in (text, _text(before), _text(after))))
         Console().print(table)
+
+
+def _conversation(prompt: Prompt) -> str:
+    """Return a prompt as its reader sees it: of several messages, who says what."""
+    if (text := as_text(prompt)) is not None:
+        return text
+    return "\n".join(
+        f"{message['role']}: {response_text(message)}" for message in as_messages(prompt)
+    )
 
 
 def _one(answers: Answers) -> Sample | str:

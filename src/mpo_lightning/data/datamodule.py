@@ -11,7 +11,14 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
-from mpo_lightning.batch import GroupBatch, ModelLimits, PromptBatch, RunModel
+from mpo_lightning.batch import (
+    GroupBatch,
+    ModelLimits,
+    Prompt,
+    PromptBatch,
+    RunModel,
+    TokenGroup,
+)
 from mpo_lightning.checks import check_settings
 from mpo_lightning.data.dataset import GroupDataset, Groups
 from mpo_lightning.data.groups import DataError, bad_field
@@ -227,6 +234,7 @@ class PreferenceDataModule(LightningDataModule):
         self.reports: list[DataReport] = []
         # Sources of each role, for the training record.
         self._read: dict[Role, list[dict[str, Any]]] = {}
+        self._readers: dict[Role, list[GroupReader]] = {}
         # Order of groups in the checkpoint that the run resumes from.
         self._resumed_order: dict[str, Any] | None = None
 
@@ -358,7 +366,7 @@ class PreferenceDataModule(LightningDataModule):
         contrasts = role != "predict"
         tokenize = self._tokenize(min_responses=2 if contrasts else 1)
         parts: list[Groups] = []
-        self._read[role] = []
+        self._read[role], self._readers[role] = [], []
         for source in self.sources[role]:
             opened = self._open(source, role)
             self._require_same_on_all(opened)
@@ -380,6 +388,7 @@ class PreferenceDataModule(LightningDataModule):
                 show_groups(groups[: self.show], self.tokenizer, sets)
             self.reports.append(report)
             self._read[role].append(_source_record(reader, report))
+            self._readers[role].append(reader)
             parts.append(groups)
         starts = np.cumsum([0, *(len(part.data) for part in parts)]).tolist()
         groups = Groups(
@@ -394,6 +403,19 @@ class PreferenceDataModule(LightningDataModule):
         dataset = GroupDataset(groups)
         self._warn_of_large_groups(role, dataset)
         return dataset
+
+    def first_prompts(self, role: Role, count: int) -> list[tuple[TokenGroup, Prompt]]:
+        """Return the first groups of a role, each with its prompt as its row has it."""
+        found: list[tuple[TokenGroup, Prompt]] = []
+        wanted = list(self.datasets[role].groups[:count])
+        for reader in self._readers[role]:
+            for result in reader.results():
+                if len(found) == len(wanted):
+                    return found
+                # Rows that were left out have no group.
+                if result.group and result.source == wanted[len(found)].source:
+                    found.append((wanted[len(found)], result.group.prompt))
+        return found
 
     def _open(self, source: str | Rows, role: Role) -> RowSource:
         """Open a source by its name, or rows in memory under the name of their role."""

@@ -20,6 +20,7 @@ from mpo_lightning.export.trained_adapter import ExportError, TrainedAdapter, fi
 from mpo_lightning.files import digest_of_files, in_transformers, read_json, whole_folder
 from mpo_lightning.generation.model import CONFIG, WEIGHTS, files_digest
 from mpo_lightning.model.loading import PolicyConfig
+from mpo_lightning.quiet import without_bars
 
 __all__ = ["export"]
 
@@ -115,7 +116,8 @@ def export(
     try:
         with whole_folder(folder) as partial:
             if model is not None:
-                model.save_pretrained(partial, max_shard_size=max_shard_size)
+                with without_bars():
+                    model.save_pretrained(partial, max_shard_size=max_shard_size)
             else:
                 _write_adapter(adapter, named, partial)
                 if generation is not None:

@@ -37,6 +37,7 @@ from mpo_lightning.model.logps import (
     exact_layouts,
 )
 from mpo_lightning.model.policy import Policy, PolicyError, decoder_layers
+from mpo_lightning.quiet import without_bars
 
 __all__ = [
     "LoRA",
@@ -545,12 +546,13 @@ def load_base(config: PolicyConfig, device: torch.device, *, flat_storage: bool 
     name, in_file = _name_of_base(config)
     # A file in GGUF is dequantised as it is read.
     how: dict[str, Any] = {**in_file} if in_file else {"use_safetensors": True}
-    model, loaded = _loaded(
-        config,
-        lambda: auto_class(settings).from_pretrained(
-            name, config=settings, output_loading_info=True, **how, **kwargs
-        ),
-    )
+    with without_bars():
+        model, loaded = _loaded(
+            config,
+            lambda: auto_class(settings).from_pretrained(
+                name, config=settings, output_loading_info=True, **how, **kwargs
+            ),
+        )
     if in_file:
         # The weights are plain ones now; and adapters name the file, one of a folder's perhaps.
         model.hf_quantizer.remove_quantization_config(model)

@@ -33,6 +33,7 @@ from mpo_lightning.model.loading import (
     fix_bitsandbytes_modes,
     quantised_arguments,
 )
+from mpo_lightning.quiet import without_bars
 
 __all__ = [
     "FunctionScorer",
@@ -379,9 +380,10 @@ def load_reward_model(config: RewardModelConfig) -> RewardModel:
                 quantised = quantised_arguments(as_policy, settings, device)
             quantised["quantization_config"].llm_int8_skip_modules = HEADS
             arguments |= quantised
-        model, loaded = AutoModelForSequenceClassification.from_pretrained(
-            config.path, use_safetensors=True, output_loading_info=True, **arguments
-        )
+        with without_bars():
+            model, loaded = AutoModelForSequenceClassification.from_pretrained(
+                config.path, use_safetensors=True, output_loading_info=True, **arguments
+            )
     except UserError:
         raise
     except (OSError, ImportError, KeyError, ValueError, SafetensorError) as error:
