@@ -21,7 +21,7 @@ Write = Callable[..., str]
 CASES: dict[str, tuple[Rows, dict[str, Any]]] = {
     "equal-scores": (plain() + [group(100 + i, [2.0, 2.0]) for i in range(10)], {}),
     "ties": (plain() + [group(100 + i, [1.0, 1.0, 1.0, 1.0, 3.0, 3.0]) for i in range(60)], {}),
-    "score-ceiling": (plain() + [group(100 + i, [4.0, 4.0, 2.0, 1.0]) for i in range(60)], {}),
+    "score-ceiling": (plain() + [group(100 + i, [4.0, 4.0, 4.0, 1.0]) for i in range(60)], {}),
     "skewed-scores": (plain() + [group(100 + i, [1.0, 2.0, 3.0, 30.0]) for i in range(8)], {}),
     "outliers": ([*plain(400), group(500, [1.0, 2.0, 3.0, 90.0])], {}),
     "lopsided-sets": ([group(i, [1.0, 2.0, 3.0, 9.0]) for i in range(60)], {}),
@@ -152,3 +152,11 @@ def test_rows_that_training_would_refuse_are_counted_with_the_setting(tmp_path: 
     trimmed = "whose white space the chat template removes or changes (data.rendering.white_space)"
     assert report.rendered.changed[trimmed] == 2
     assert report.total.read.kept == 3
+
+
+def test_pairs_have_no_ceiling(tmp_path: Path) -> None:
+    """Of chosen and rejected, the one always has the highest score."""
+    rows = [group(i, [1.0, 0.0]) for i in range(60)]
+    report = check(write_rows(tmp_path / "pairs.jsonl", rows))
+    assert report.ties.at_highest == 60
+    assert "score-ceiling" not in names(report)

@@ -130,6 +130,7 @@ class Ties:
         best: groups in which several responses share the best score.
         highest: highest score of all.
         at_highest: responses that have it.
+        sharing_highest: those of them whose group has several.
     """
 
     groups: int
@@ -138,6 +139,7 @@ class Ties:
     best: int
     highest: float | None
     at_highest: int
+    sharing_highest: int
 
 
 @dataclass(frozen=True, kw_only=True)

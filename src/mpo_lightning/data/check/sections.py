@@ -143,13 +143,15 @@ def _ties(groups: ScoredGroups) -> Ties:
     runs = np.diff(starts)
     best = runs[np.searchsorted(starts, groups.bounds[1:]) - 1]
     highest = float(groups.scores.max()) if len(groups.scores) else None
+    at_highest = groups.sums((groups.scores == highest).astype(np.int64))
     return Ties(
         groups=len(np.unique(groups.of_responses(starts[:-1][runs > 1]))),
         pairs=int((groups.counts * (groups.counts - 1) // 2).sum()),
         tied_pairs=int((runs * (runs - 1) // 2).sum()),
         best=int((best > 1).sum()),
         highest=highest,
-        at_highest=int((groups.scores == highest).sum()),
+        at_highest=int(at_highest.sum()),
+        sharing_highest=int(at_highest[at_highest > 1].sum()),
     )
 
 

@@ -174,7 +174,7 @@ def _ties(report: CheckReport, threshold: float) -> Found | None:
 @_kind(
     "score-ceiling",
     threshold=0.3,
-    when="share of responses that have the highest score of all",
+    when="share of responses that have the highest score of all, as others of their group do",
     why="The judge does not tell good responses apart, and those just below the top are "
     "pushed away as rejected.",
     remedy="Score on a wider scale, or by comparison within the group.",
@@ -182,10 +182,10 @@ def _ties(report: CheckReport, threshold: float) -> Found | None:
 def _score_ceiling(report: CheckReport, threshold: float) -> Found | None:
     ties, responses = report.ties, report.total.responses
     varies = report.total.scores.low != report.total.scores.high
-    if not varies or ties.at_highest <= threshold * responses:
+    if not varies or ties.sharing_highest <= threshold * responses:
         return None
-    share = _of(ties.at_highest, responses, "responses")
-    return f"{share} have the highest score, {ties.highest:g}", []
+    share = _of(ties.sharing_highest, responses, "responses")
+    return f"{share} have the highest score, {ties.highest:g}, as others of their group do", []
 
 
 @_kind(
