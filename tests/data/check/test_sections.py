@@ -71,8 +71,9 @@ def test_statistics_are_those_of_plain_loops(
     assert report.ties.groups == sum(len(set(r["scores"])) < len(r["scores"]) for r in rows)
     assert report.ties.best == sum(r["scores"].count(max(r["scores"])) > 1 for r in rows)
     assert (report.ties.highest, report.ties.at_highest) == (31, int((every == 31).sum()))
-    tops = [row["scores"].count(31) for row in rows]
-    assert report.ties.sharing_highest == sum(count for count in tops if count > 1)
+    assert report.ties.sharing_highest == sum(
+        c for c in (row["scores"].count(31) for row in rows) if c > 1
+    )
 
     limit = 5 * delta.std()
     assert report.outliers.limit == pytest.approx(limit)
