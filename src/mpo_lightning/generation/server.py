@@ -144,7 +144,7 @@ class ServerSampler:
                 raise
 
     async def _only_model(self, session: aiohttp.ClientSession) -> str:
-        what = "the list of its models"
+        what = "the list of its models (server.model names none)"
         status, content = await self._reply(session, what, "models")
         if status != 200:
             raise self._failed(what, f"HTTP status {status}: {_error(content)}")
