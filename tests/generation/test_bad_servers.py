@@ -428,6 +428,42 @@ def test_secrets_are_in_no_message_log_or_file(
         assert secret[:5] not in told
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--server.url", "URL", "--print_config"],
+        ["--config", "CONFIG", "--print_config"],
+        ["--config", "CONFIG", "--server.retries", "x"],
+        ["--server", "URL"],
+        ["--server.timeout", "URL"],
+        ["--prompts", "URL", "--out", "out", "--server.url", "http://localhost:9/v1"],
+        ["--config", "URL"],
+        ["URL"],
+    ],
+    ids=" ".join,
+)
+def test_secrets_are_in_no_echo_of_settings(
+    secret_url: str,
+    arguments: list[str],
+    tmp_path: Any,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = tmp_path / "server.yaml"
+    config.write_text(f"server:\n  url: {secret_url}\n", encoding="utf-8")
+    values = {"URL": secret_url, "CONFIG": str(config)}
+    with pytest.raises(SystemExit) as stopped:
+        main(["sample", *(values.get(each, each) for each in arguments)])
+    told = f"{stopped.value} {''.join(capsys.readouterr())}"
+    assert "127.0.0.1" not in told or "http://***@127.0.0.1" in told
+    for secret in (PASSWORD, "pass%3A", TOKEN):
+        assert secret[:5] not in told
+
+
+def test_an_address_without_its_secrets_is_none(server: Server) -> None:
+    with pytest.raises(RolloutError, match="server.url: found .* Give it whole"):
+        sampler(server, url=server.url.replace("//", "//***@"))
+
+
 def test_a_proxy_and_its_password(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     proxy = server.url.replace("//", "//someone:pass%3Aw%2Frd@").removesuffix("/v1")
     for name in ("no_proxy", "NO_PROXY"):

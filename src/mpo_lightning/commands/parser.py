@@ -26,7 +26,7 @@ from jsonargparse._common import lenient_check, parser_context
 from mpo_lightning.commands.named_classes import make_classes_only
 from mpo_lightning.commands.replaced_classes import TOLD, start_from_defaults
 from mpo_lightning.commands.settings_file import YAML, UnusableError, load_settings, refused
-from mpo_lightning.printable import printable
+from mpo_lightning.printable import printable, without_secrets
 
 __all__ = ["WORDS", "SettingsParser", "alternatives", "check_environment"]
 
@@ -78,6 +78,10 @@ class SettingsParser(ArgumentParser):
         except UnicodeDecodeError as error:
             self.error(str(error), error)
 
+    def dump(self, *args: Any, **settings: Any) -> str:
+        """Return settings as text, as ``--print_config`` shows and a run saves them."""
+        return without_secrets(str(super().dump(*args, **settings)))
+
     def _apply_actions(self, *args: Any, **more: Any) -> Any:
         """Check the values of a file or mapping; paths in it are relative to the current folder."""
         with chdir(self._folder):
@@ -116,7 +120,8 @@ class SettingsParser(ArgumentParser):
         parser = self
         if self._subcommands_action is not None and self.args:
             parser = self._subcommands_action._name_parser_map.get(self.args[0], self)
-        sys.stderr.write(f"error: {printable(_in_one_line(_explain(message, ex, parser)))}\n")
+        told = without_secrets(printable(_in_one_line(_explain(message, ex, parser))))
+        sys.stderr.write(f"error: {told}\n")
         self.exit(2)
         raise AssertionError("exit returned")
 
