@@ -31,6 +31,7 @@ from copy import deepcopy
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from unittest.mock import patch
 
 import pyarrow
 import pyarrow.parquet
@@ -583,7 +584,9 @@ def outcome_of_config(parser: ArgumentParser, content: bytes, path: Path) -> tup
 def fuzz_configs(count: int, seed: int) -> Iterator[tuple[str, str, str]]:
     """Yield name of the configuration, outcome and what was found, for each of ``count``."""
     chance = random.Random(seed)
-    parser = capture_parser(lambda: run_command.main(["fit"]))
+    # Lightning's command line looks at the arguments of the process.
+    with patch("sys.argv", ["mpo-lightning", "fit"]):
+        parser = capture_parser(lambda: run_command.main(["fit"]))
     with tempfile.TemporaryDirectory() as folder:
         for number in range(count):
             config = CONFIGS[number % len(CONFIGS)]
@@ -622,8 +625,6 @@ if __name__ == "__main__":
     parser.add_argument("--configs", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
-    # Lightning's command line looks at the arguments of the process.
-    sys.argv = ["mpo-lightning", "fit"]
     began = time.monotonic()
     table, faults = run(chosen.rows, chosen.configs, chosen.seed)
     print(table, *faults, f"{time.monotonic() - began:.0f} seconds", sep="\n")
