@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mpo_lightning.printable import printable
+from mpo_lightning.printable import printable, without_secrets
 
 __all__ = [
     "CheckpointError",
@@ -37,7 +37,7 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         """Return the message, printable, after the setting at fault if it is known."""
-        message = printable(super().__str__())
+        message = without_secrets(printable(super().__str__()))
         return message if self.field is None else f"{self.field}: {message}"
 
 

@@ -467,7 +467,7 @@ def test_what_may_be_any_value_stays_a_value(
             "data: {train: a\0}",
             "c.yaml: not YAML: special characters are not allowed at character 15.",
         ),
-        ("- a", "Unexpected config: - a"),
+        ("- a", "c.yaml: found no settings; expected a mapping of them."),
     ],
     ids=lambda text: text[:20],
 )

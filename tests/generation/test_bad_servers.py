@@ -259,7 +259,7 @@ def test_a_server_that_only_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
         config = ServerConfig(url=url, timeout=0.3, retries=0)
-        with pytest.raises(RolloutError, match="list of its models: no whole answer within 0.3"):
+        with pytest.raises(RolloutError, match="list of its models .*: no whole answer within 0.3"):
             ServerSampler(config, Sampling())
 
 
@@ -277,7 +277,8 @@ def test_a_server_that_only_listens() -> None:
 )
 def test_wrong_lists_of_models(server: Server, listed: object, expected: str) -> None:
     server.reply = whole(listed)
-    with pytest.raises(RolloutError, match=f"^{server.url}: the list of its models: {expected}"):
+    what = r"the list of its models \(server\.model names none\)"
+    with pytest.raises(RolloutError, match=f"^{server.url}: {what}: {expected}"):
         sampler(server, model=None)
 
 
@@ -425,6 +426,42 @@ def test_secrets_are_in_no_message_log_or_file(
     # Beginnings, too: messages cut what they show.
     for secret in (KEY, PASSWORD, "pass%3Aw%2Frd", TOKEN):
         assert secret[:5] not in told
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--server.url", "URL", "--print_config"],
+        ["--config", "CONFIG", "--print_config"],
+        ["--config", "CONFIG", "--server.retries", "x"],
+        ["--server", "URL"],
+        ["--server.timeout", "URL"],
+        ["--prompts", "URL", "--out", "out", "--server.url", "http://localhost:9/v1"],
+        ["--config", "URL"],
+        ["URL"],
+    ],
+    ids=" ".join,
+)
+def test_secrets_are_in_no_echo_of_settings(
+    secret_url: str,
+    arguments: list[str],
+    tmp_path: Any,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = tmp_path / "server.yaml"
+    config.write_text(f"server:\n  url: {secret_url}\n", encoding="utf-8")
+    values = {"URL": secret_url, "CONFIG": str(config)}
+    with pytest.raises(SystemExit) as stopped:
+        main(["sample", *(values.get(each, each) for each in arguments)])
+    told = f"{stopped.value} {''.join(capsys.readouterr())}"
+    assert "127.0.0.1" not in told or "http://***@127.0.0.1" in told
+    for secret in (PASSWORD, "pass%3A", TOKEN):
+        assert secret[:5] not in told
+
+
+def test_an_address_without_its_secrets_is_none(server: Server) -> None:
+    with pytest.raises(RolloutError, match="server.url: found .* Give it whole"):
+        sampler(server, url=server.url.replace("//", "//***@"))
 
 
 def test_a_proxy_and_its_password(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

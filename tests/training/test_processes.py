@@ -197,7 +197,7 @@ def endless(base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         "ddp rank 0 killed at start",
         "ddp rank 1 killed at start",
-        "ddp rank 1 failed at data",
+        "fsdp2 rank 1 failed at data",
         "ddp rank 0 killed at model",
         "ddp rank 1 killed at reference",
         "fsdp2 rank 1 failed at model",

@@ -10,6 +10,7 @@ from mpo_lightning.commands.parser import SettingsParser
 from mpo_lightning.data.prepare import cached_tokens, remove
 from mpo_lightning.files import cache_folder
 from mpo_lightning.model.reference_maintenance import clear, inspect
+from mpo_lightning.printable import printable
 
 __all__ = ["main"]
 
@@ -48,8 +49,9 @@ def _token_rows(root: Path) -> Rows:
 
 
 def _print_table(rows: Rows) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
+    shown = [[printable(cell).replace("\n", " ") for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    for row in shown:
         print("  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip())
 
 
@@ -86,7 +88,7 @@ def main(args: list[str]) -> None:
     found: list[Any]
     if chosen.action == "clear":
         found = [e.folder for e in remove(root)] if given.tokens else clear(root, given.name)
-        print("".join(f"Removed {folder}\n" for folder in found), end="")
+        print(printable("".join(f"Removed {folder}\n" for folder in found)), end="")
     else:
         found = _token_rows(root) if given.tokens else _cache_rows(root)
         if found:
@@ -94,4 +96,4 @@ def main(args: list[str]) -> None:
         if any(state != "ok" for *_, state in found):
             sys.exit(1)
     if not found:
-        print(f"No {'token ids' if given.tokens else 'reference cache'} in {root}")
+        print(printable(f"No {'token ids' if given.tokens else 'reference cache'} in {root}"))

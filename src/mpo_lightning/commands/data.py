@@ -19,6 +19,7 @@ from mpo_lightning.data.show import show_groups
 from mpo_lightning.data.split import Format, split
 from mpo_lightning.data.tokens import GroupTokenizer, load_tokenizer
 from mpo_lightning.losses import AboveMean
+from mpo_lightning.printable import printable
 
 __all__ = ["main"]
 
@@ -155,13 +156,13 @@ def _details(report: DataReport) -> str:
 
 def _convert(sources: Sources, *, out: str, **settings: Any) -> None:
     reports = convert(sources, out, **settings)
-    print("\n".join(map(_details, reports)))
-    print(f"Wrote {sum(report.kept for report in reports):,} groups to {out}")
+    wrote = f"Wrote {sum(report.kept for report in reports):,} groups to {out}"
+    print(printable("\n".join([*map(_details, reports), wrote])))
 
 
 def _split(sources: Sources, *, format: Format, **settings: Any) -> None:
     result = split(sources, file_format=format, **settings)
-    print("\n".join([*map(_details, result.reports), str(result)]))
+    print(printable("\n".join([*map(_details, result.reports), str(result)])))
 
 
 def main(args: list[str]) -> None:

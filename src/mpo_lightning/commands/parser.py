@@ -26,7 +26,7 @@ from jsonargparse._common import lenient_check, parser_context
 from mpo_lightning.commands.named_classes import make_classes_only
 from mpo_lightning.commands.replaced_classes import TOLD, start_from_defaults
 from mpo_lightning.commands.settings_file import YAML, UnusableError, load_settings, refused
-from mpo_lightning.printable import printable
+from mpo_lightning.printable import printable, without_secrets
 
 __all__ = ["WORDS", "SettingsParser", "alternatives", "check_environment"]
 
@@ -39,6 +39,7 @@ DENIED = re.compile(r"Importing '(.+?)' is not allowed, denied by the '(.+?)' en
 SEVERAL = re.compile(r"Multiple subclasses with name (\w+)\. .*: (.+)\.")
 UNRECOGNIZED = "unrecognized arguments: "
 NO_SUBTYPE = "Does not validate against any of the Union subtypes"
+NO_MAPPING = ("Unexpected config", "Key must be a string")
 OTHER_FILE = re.compile(r"sub-config file (.+?): ")
 
 WORDS: dict[Any, str] = {
@@ -78,6 +79,13 @@ class SettingsParser(ArgumentParser):
         except UnicodeDecodeError as error:
             self.error(str(error), error)
 
+    def dump(self, *args: Any, **settings: Any) -> str:
+        """Return settings as text, as ``--print_config`` shows and a run saves them."""
+        if "skip_none" in settings:
+            # Lightning's name for it, of which jsonargparse warns whoever is the caller.
+            settings["skip_unset"] = settings.pop("skip_none")
+        return without_secrets(str(super().dump(*args, **settings)))
+
     def _apply_actions(self, *args: Any, **more: Any) -> Any:
         """Check the values of a file or mapping; paths in it are relative to the current folder."""
         with chdir(self._folder):
@@ -116,7 +124,8 @@ class SettingsParser(ArgumentParser):
         parser = self
         if self._subcommands_action is not None and self.args:
             parser = self._subcommands_action._name_parser_map.get(self.args[0], self)
-        sys.stderr.write(f"error: {printable(_in_one_line(_explain(message, ex, parser)))}\n")
+        told = without_secrets(printable(_in_one_line(_explain(message, ex, parser))))
+        sys.stderr.write(f"error: {told}\n")
         self.exit(2)
         raise AssertionError("exit returned")
 
@@ -171,8 +180,12 @@ def _explain(message: str, error: BaseException | None, parser: SettingsParser) 
     if action is not None and value is not None:
         kind = getattr(action, "_typehint", action.type)
         return _about_value(".".join(keys), value[1], kind, parser)
-    if keys:
-        return f"{'.'.join(keys)}: {KEY.sub('', reason).lstrip(': ')}"
+    # What jsonargparse takes for settings of a class without looking at it.
+    if keys and isinstance(causes[-1], AttributeError | TypeError) and not KEY.search(reason):
+        expected = "a class: its name, or class_path (a text) with init_args (a mapping)"
+        message = f"{'.'.join(keys)} must be {expected}{_where('.'.join(keys), parser)}."
+    elif keys:
+        message = f"{'.'.join(keys)}: {KEY.sub('', reason).lstrip(': ')}"
     # One of the classes that may stand in a place has refused its settings.
     return reason if message.startswith(NO_SUBTYPE) else message
 
@@ -349,13 +362,24 @@ def _holds(settings: Any, keys: Sequence[str]) -> bool:
     return True
 
 
+def _no_settings(found: Any) -> str:
+    """Return why a file's content is no mapping with names as keys; an empty text if it is one."""
+    if isinstance(found, dict):
+        odd = next((f"{key}" for key in found if not isinstance(key, str)), None)
+        faults = map(_no_settings, (each for each in found.values() if isinstance(each, dict)))
+        return next(filter(None, faults), "") if odd is None else f"the key {odd} is no name"
+    return "found no settings; expected a mapping of them"
+
+
 def _about_yaml(
     message: str, causes: Sequence[BaseException], parser: SettingsParser
 ) -> str | None:
     """Return what is wrong with the YAML of a file, or of a value, if that is the reason."""
     for file, text in _files_of(parser).items():
         try:
-            load_settings(text.decode())
+            found = load_settings(text.decode())
+            if message.startswith(NO_MAPPING) and (fault := _no_settings(found)):
+                raise UnusableError(fault)
         except UnicodeDecodeError as error:
             return f"{file}: not UTF-8: {error.reason} at byte {error.start}."
         except UnusableError as error:

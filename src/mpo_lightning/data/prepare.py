@@ -28,6 +28,7 @@ from mpo_lightning.data.tokens import GroupTokenizer, tokenizer_digest
 from mpo_lightning.digests import SUMS, check_folder
 from mpo_lightning.errors import DamagedError
 from mpo_lightning.files import naming, whole_folder
+from mpo_lightning.printable import printable
 
 __all__ = ["CODE", "CachedTokens", "cached_tokens", "prepare", "remove"]
 
@@ -216,7 +217,7 @@ def _make(
             num_proc=processes if processes > 1 else None,
             cache_file_name=f"{temporary}/chunks.arrow",
             new_fingerprint=folder.name,
-            desc=f"Tokenizing {reader.source.name} ({CHUNK_GROUPS} groups each)",
+            desc=printable(f"Tokenizing {reader.source.name} ({CHUNK_GROUPS} groups each)"),
         )
         report = DataReport(reader.source.name)
         texts = rows.data.table.column("report")

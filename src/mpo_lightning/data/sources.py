@@ -33,7 +33,6 @@ from mpo_lightning.data.row_source import (
     digest_of,
 )
 from mpo_lightning.data.split_files import files_of_split
-from mpo_lightning.digests import SUMS_OF
 from mpo_lightning.files import digest_of_files
 
 __all__ = ["RowSource", "Rows", "open_rows", "open_source", "rename_columns"]
@@ -185,8 +184,8 @@ def _matches(pattern: str) -> list[Path]:
 
 
 def _whole(path: Path) -> Path:
-    """Return a file, checked against the digests beside it if it is a part of a folder."""
-    if path.with_suffix(SUMS_OF).is_file():
+    """Return a file; one that ``sample`` or ``score`` wrote is checked against its digests."""
+    if path.match("part-*.jsonl") and is_of_parts(path.parent):
         check_rows(path)
     return path
 

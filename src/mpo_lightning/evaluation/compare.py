@@ -24,6 +24,7 @@ from mpo_lightning.evaluation.win_rates import (
     win_rate,
 )
 from mpo_lightning.files import write_whole
+from mpo_lightning.printable import printable
 from mpo_lightning.rollouts.scorers import (
     FunctionScorer,
     RewardModelConfig,
@@ -143,7 +144,7 @@ def compare(
             write_whole(target, (json.dumps(content, indent=2) + "\n").encode())
         except OSError as error:
             raise RolloutError(f"out: {out}: cannot be written: {error}.") from error
-        print(f"Wrote {out}")
+        print(printable(f"Wrote {out}"))
     return content
 
 
@@ -284,10 +285,10 @@ def _show(content: dict[str, Any]) -> None:
         results.add_row(name, _text(content[key]))
     console.print(results)
     for reason, of_reason in content["dropped"].items():
-        first = ", ".join(of_reason["first"])
+        first = printable(", ".join(of_reason["first"]))
         console.print(f"not compared: {of_reason['prompts']} prompts {reason} (first: {first})")
     for reason, of_reason in content["noted"].items():
-        first = ", ".join(of_reason["first"])
+        first = printable(", ".join(of_reason["first"]))
         console.print(f"noted: {of_reason['responses']} {reason} (first: {first})")
 
 

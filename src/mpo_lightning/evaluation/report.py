@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mpo_lightning.files import write_whole
+from mpo_lightning.printable import printable
 from mpo_lightning.training.metrics import METRICS, MetricInfo
 
 __all__ = ["EvaluationReport"]
@@ -73,7 +74,7 @@ class EvaluationReport(Callback):
         replaced = " (the one that was there is replaced)" if path.exists() else ""
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
-        console.print(f"Wrote {path}{replaced}")
+        console.print(printable(f"Wrote {path}{replaced}"))
 
 
 def _table(values: dict[str, float], prefix: str) -> Table:

@@ -21,6 +21,7 @@ from mpo_lightning.errors import UserError
 from mpo_lightning.evaluation.formats import FORMATS
 from mpo_lightning.files import json_line, whole_file, write_whole
 from mpo_lightning.generation.generate import PromptAnswer, Sample
+from mpo_lightning.printable import printable
 from mpo_lightning.rollouts.part_folder import ROWS_WRITTEN
 from mpo_lightning.rollouts.sample import LESS_ROOM
 from mpo_lightning.training.predictions import SCHEMA
@@ -139,7 +140,7 @@ class PredictionWriter(BasePredictionWriter):
         if trainer.is_global_zero:
             try:
                 done = self._output.join(trainer.world_size)
-                print(done)
+                print(printable(done))
             except PredictionError as error:
                 done = error
         # All processes end alike.

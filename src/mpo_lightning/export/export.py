@@ -20,6 +20,7 @@ from mpo_lightning.export.trained_adapter import ExportError, TrainedAdapter, fi
 from mpo_lightning.files import digest_of_files, in_transformers, read_json, whole_folder
 from mpo_lightning.generation.model import CONFIG, WEIGHTS, files_digest
 from mpo_lightning.model.loading import PolicyConfig
+from mpo_lightning.printable import printable
 from mpo_lightning.quiet import without_bars
 
 __all__ = ["export"]
@@ -97,7 +98,7 @@ def export(
     }
     folder = Path(out).expanduser()
     if _is_done(folder, description, force=force):
-        print(f"{folder} holds this export already")
+        print(printable(f"{folder} holds this export already"))
         return folder
     tokenizer = _tokenizer(adapter, named, trust_remote_code)
     ends = _end_tokens(tokenizer, adapter)
@@ -146,7 +147,7 @@ def export(
             "give its hub id as --base_name."
         )
     what = "Merged model" if merged else "Adapter"
-    print("\n".join([f"{what} in {folder}", *(f"  {line}" for line in said)]))
+    print(printable("\n".join([f"{what} in {folder}", *(f"  {line}" for line in said)])))
     return folder
 
 

@@ -19,6 +19,7 @@ from mpo_lightning.files import digest_of_files, other_save, read_json
 from mpo_lightning.generation.generate import ModelSampler, Sampling
 from mpo_lightning.model.loading import PolicyConfig, Quantization, load_base
 from mpo_lightning.model.policy import PolicyError, require_finite
+from mpo_lightning.printable import printable
 
 __all__ = [
     "CONFIG",
@@ -180,8 +181,10 @@ def load_model(config: ModelConfig) -> Any:
         named = _base_of_adapter(config.adapter)
         if named is not None and not _same_place(named, settings.base):
             print(
-                f"The adapter {config.adapter} names {named} as its base; it is loaded on "
-                f"{settings.base}."
+                printable(
+                    f"The adapter {config.adapter} names {named} as its base; it is loaded on "
+                    f"{settings.base}."
+                )
             )
         with fields_below("model"):
             model = put_adapter(model, config.adapter).get_base_model()

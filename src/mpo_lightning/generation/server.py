@@ -107,6 +107,11 @@ class ServerSampler:
                 f"server.url: found {self._shown!r}; expected an address that begins with http:// "
                 "or https:// and ends with /v1."
             )
+        if "***" in given:
+            raise RolloutError(
+                f"server.url: found {self._shown!r}, of which a message or saved settings left "
+                "out what is secret. Give it whole."
+            )
         key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not (key.isascii() and key.isprintable()):
             raise RolloutError("OPENAI_API_KEY: holds characters that no key has.")
@@ -144,7 +149,7 @@ class ServerSampler:
                 raise
 
     async def _only_model(self, session: aiohttp.ClientSession) -> str:
-        what = "the list of its models"
+        what = "the list of its models (server.model names none)"
         status, content = await self._reply(session, what, "models")
         if status != 200:
             raise self._failed(what, f"HTTP status {status}: {_error(content)}")

@@ -58,8 +58,8 @@ def inspect(root: str | Path) -> list[CacheInfo]:
             name = identity_digest(identity)[:16]
             if folder.name != name:
                 raise ReferenceCacheError(
-                    f"{folder}: holds the cache of another reference, {name}. Rename the folder "
-                    f"or remove it: {clear_command(folder)}"
+                    f"{folder / DESCRIPTION}: is of another reference, whose cache is named "
+                    f"{name}. Rename the folder or remove it: {clear_command(folder)}"
                 )
             responses = len(ReferenceCache(folder.parent, identity))
         except ReferenceCacheError as error:

@@ -22,6 +22,7 @@ from mpo_lightning.data.report import DataReport
 from mpo_lightning.digests import SUMS_OF, file_digest, sums
 from mpo_lightning.errors import RolloutError
 from mpo_lightning.files import json_line, write_whole
+from mpo_lightning.printable import printable
 
 __all__ = ["ROWS_WRITTEN", "PartFolder", "Workers"]
 
@@ -138,7 +139,7 @@ class PartFolder:
                 start, stop = self.span(part)
                 report = DataReport(self.path(part).name, groups=stop - start)
                 self.write(part, make(start, stop, report, bar.update), report)
-        print(self.summary(workers))
+        print(printable(self.summary(workers)))
         if not self.missing() and not (report := self.report()).kept:
             reasons = "; ".join(f"{count:,} {reason}" for reason, count in report.dropped.items())
             raise RolloutError(
