@@ -3,6 +3,9 @@
 import errno
 import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,4 +43,18 @@ def test_error_of_the_disk_is_one_line_with_its_path(name: str) -> None:
 def test_other_errors_of_the_system_keep_their_trace() -> None:
     assert of_the_disk(OSError(errno.ECONNREFUSED, "refused", "x")) is None
     # Nothing could be named.
-    assert of_the_disk(OSError(errno.ENOSPC, "No space left on device")) is None
+    assert of_the_disk(OSError(errno.EIO, "Input/output error")) is None
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_that_cannot_be_written_is_told_in_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "mpo_lightning", "cache", "show", "--tokens"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    told = "error: the command's output cannot be written: No space left on device.\n"
+    assert (done.returncode, done.stderr) == (1, told)

@@ -38,8 +38,12 @@ def _show(text: str) -> None:
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        # The rest of the buffer would fail again when the process ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()
+
+
+def _give_up_output() -> None:
+    """Drop what standard output cannot take: it would fail again when the process ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -68,12 +72,15 @@ def main(args: Sequence[str] | None = None) -> None:
     filter_known_warnings()
     try:
         import_module(command.module).main(given)
+        sys.stdout.flush()
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
         told = of_the_disk(error)
         if told is None:
             raise
+        if error.filename is None:
+            _give_up_output()
         sys.exit(f"error: {told}")
     except (RuntimeError, MemoryError) as error:
         from mpo_lightning.training.failures import is_out_of_memory

@@ -64,10 +64,14 @@ _DISK = {
     **dict.fromkeys((errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP), "Mend it"),
     errno.EIO: "Look after the disk",
 }
+_OF_OUTPUT = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EPIPE}
 
 
 def of_the_disk(error: OSError) -> str | None:
     """Return what to tell a user of a full, read-only or wrong place; None for other errors."""
+    if error.filename is None and error.errno in _OF_OUTPUT:
+        # Files are named where they are written.
+        return f"the command's output cannot be written: {error.strerror}."
     if error.errno not in _DISK or error.filename is None:
         return None
     told = f"{error.filename}: {error.strerror}. {_DISK[error.errno]}, or name another place."
