@@ -135,7 +135,7 @@ def shared_row(batch: GroupBatch, *, begun: bool = False) -> ModelRows:
             position, which comes before this row.
     """
     spans, device = batch.spans(), batch.tokens.device
-    prompts = [torch.arange(span.start, span.first_response) for span in spans[begun:]]
+    prompts = [batch.tokens[span.start : span.first_response] for span in spans[begun:]]
     scored = [torch.arange(part.start, part.stop) for span in spans for part in span.responses()]
     sharing = PromptSharing(batch.prompt_lengths, batch.response_lengths, device, begun=begun)
     predictors = []
@@ -146,8 +146,10 @@ def shared_row(batch: GroupBatch, *, begun: bool = False) -> ModelRows:
         predictors += [lasts[group, None], torch.arange(at, at + length - 1)]
         at += length
     targets = batch.tokens[torch.cat(scored).to(device)]
-    ids = torch.cat([*(batch.tokens[part.to(device)] for part in prompts), targets])
-    inputs = {"input_ids": ids[None], "position_ids": sharing.positions()[None]}
+    inputs = {
+        "input_ids": torch.cat([*prompts, targets])[None],
+        "position_ids": sharing.positions()[None],
+    }
     return ModelRows(inputs, torch.cat(predictors).to(device), targets, sharing)
 
 
@@ -511,9 +513,9 @@ def _shared_states(
     if keys is not None:
         end = sum(own_prompts)
         states = _PromptStates(hidden[end - 1 : end].clone(), keys)
-        graph = any(key.requires_grad for key, _ in keys.values())
+        with_gradients = any(key.requires_grad for key, _ in keys.values())
         # Layers that are called several times, or compute their gradients in a pass of their own.
-        if len(keys) < layers or hidden.requires_grad > graph:
+        if len(keys) < layers or (hidden.requires_grad and not with_gradients):
             states = None
     if earlier is not None:
         hidden = torch.cat([earlier.last, hidden])
