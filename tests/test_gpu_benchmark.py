@@ -136,8 +136,8 @@ def test_what_a_process_had_is_kept_with_what_became_of_it(
 def test_wrong_layout_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = logps.shared_row
 
-    def shifted(batch: Any) -> Any:
-        rows = right(batch)
+    def shifted(batch: Any, **settings: bool) -> Any:
+        rows = right(batch, **settings)
         # Responses begin one position late.
         positions = rows.inputs["position_ids"]
         inputs = {**rows.inputs, "position_ids": positions + (positions >= 11)}

@@ -113,6 +113,7 @@ class GroupBatch:
         sources: "file:row" of each group.
         extras: other columns of each group's row, as JSON.
         indices: position of each response in its row, B lists.
+        begun: whether the first group has responses in the slice before, see `slices`.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class GroupBatch:
         sources: list[str],
         extras: list[str],
         indices: list[list[int]],
+        begun: bool = False,
     ) -> None:
         self.tokens = tokens
         self.prompt_lengths = prompt_lengths
@@ -139,6 +141,7 @@ class GroupBatch:
         self.sources = sources
         self.extras = extras
         self.indices = indices
+        self.begun = begun
         self._kept: dict[object, Any] = {}
 
     @classmethod
@@ -282,6 +285,7 @@ class GroupBatch:
             sources=[self.sources[group] for group in groups],
             extras=[self.extras[group] for group in groups],
             indices=[self.indices[group][a:b] for group, a, b in runs],
+            begun=runs[0][1] > 0,
         )
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Self:

@@ -103,6 +103,49 @@ def test_a_row_is_attention_under_its_mask(
     assert sharing.calls == 1
 
 
+@pytest.mark.parametrize("kernels", ["cpu", "flash", "masks"])
+@pytest.mark.parametrize("sinks", [False, True], ids=["", "sinks"])
+@pytest.mark.parametrize("window", [None, 10, 1], ids=str)
+def test_a_row_continues_the_prompt_of_an_earlier_one(
+    *, window: int | None, sinks: bool, kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three rows are the attention of one: values and gradients, in float64."""
+    if kernels == "flash":
+        flash.emulate(monkeypatch)
+    if kernels == "masks":
+        monkeypatch.setattr(attention, "kernels_for", lambda *_: None)
+    whole = PromptSharing(*GROUPS)
+    total = sum(whole.own.queries)
+    parts = torch.arange(total).split(whole.own.queries)
+    # The second row has but one group, which began before it and goes on.
+    rows = [
+        (PromptSharing([11, 4], [[3, 1, 9], [20]]), [0, 1, 3, 4, 5, 6]),
+        (PromptSharing([4], [[2, 7]], begun=True), [7, 8]),
+        (PromptSharing([4, 17], [[5], [6, 6]], begun=True), [2, 9, 10, 11]),
+    ]
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, 4, total, 8), (1, 2, total, 8), (1, 2, total, 8), (4,)]
+    drawn = [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
+    leaves = [x.requires_grad_() for x in drawn[: 4 if sinks else 3]]
+    gradient = torch.randn(1, total, 4, 8, generator=generator, dtype=torch.float64)
+    of_heads = leaves[3] if sinks else None
+
+    layer, found, earlier = Layer(), [], None
+    places = [torch.cat([parts[number] for number in numbers]) for _, numbers in rows]
+    for (sharing, _), at in zip(rows, places, strict=True):
+        one = sharing.for_pass(earlier, keep=earlier is None)
+        heads = [x[:, :, at] for x in leaves[:3]]
+        how = {"sliding_window": window, "s_aux": of_heads, "shared_prompt": one}
+        found.append(split_attention(layer, *heads, None, **how)[0])
+        earlier = one.kept or earlier
+        assert sharing.kept is None
+    output = torch.cat(found, dim=1)[:, torch.cat(places).argsort()]
+    expected = by_mask(whole, leaves[:3], window, of_heads)
+    results = [(x.detach(), *torch.autograd.grad(x, leaves, gradient)) for x in (output, expected)]
+    limits = {"rtol": 1e-5, "atol": 1e-6} if kernels == "flash" else {"rtol": 1e-9, "atol": 1e-11}
+    torch.testing.assert_close(*results, **limits)
+
+
 def test_a_row_takes_two_calls_for_any_number_of_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """And one where a window ends within a prompt."""
     calls = flash.emulate(monkeypatch)

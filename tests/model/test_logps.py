@@ -58,8 +58,8 @@ def test_layouts_equal_full_logits_with_gradients(
     weights = torch.randn(3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     results = {}
     layouts: list[tuple[Layout, str]] = [
-        *(("separate", "padded"), ("shared", "on CPU"), ("separate", "packed")),
-        *(("shared", "on a GPU"), ("separate", "on a GPU")),
+        *(("separate", "padded"), ("shared", "on CPU"), ("shared", "in slices")),
+        *(("separate", "packed"), ("shared", "on a GPU"), ("separate", "on a GPU")),
     ]
     for layout in ("plain", *layouts):
         model.zero_grad()
@@ -67,7 +67,10 @@ def test_layouts_equal_full_logits_with_gradients(
             logps = plain_logps(causal_lm, batch)
         else:
             calls = flash.emulate(monkeypatch) if layout[1] == "on a GPU" else None
-            logps = response_logps(causal_lm, batch, layout=layout[0], chunk_size=7)
+            per_pass = 4 if layout[1] == "in slices" else None
+            logps = response_logps(
+                causal_lm, batch, layout=layout[0], chunk_size=7, responses_per_pass=per_pass
+            )
             if calls is not None:
                 # Masks of whole rows, and soft-caps.
                 without = name.startswith("falcon") or name in {"gemma2", "vaultgemma"}
@@ -229,21 +232,25 @@ def test_a_lora_on_the_output_head_counts() -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_gradient_checkpointing_changes_nothing(layout: Layout) -> None:
+    """Nor do slices with it, which share a prompt that is computed again as well."""
     batch = GroupBatch.from_groups(random_groups(SHAPE))
     gradients = []
-    for checkpointing in (False, True):
+    for checkpointing, per_pass in ((False, None), (True, None), (True, 2)):
         torch.manual_seed(0)
         model = with_trained_lora(tiny_model())
         causal_lm = model.get_base_model()
         if checkpointing:
             causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         model.train()
-        response_logps(causal_lm, batch, layout=layout).sum().backward()
+        logps = response_logps(causal_lm, batch, layout=layout, responses_per_pass=per_pass)
+        logps.sum().backward()
         gradients.append(lora_gradients(model))
-    assert len(gradients[0]) == 2 * 7 * 2
-    for key, gradient in gradients[0].items():
+    expected, *others = gradients
+    assert len(expected) == 2 * 7 * 2
+    for key, gradient in expected.items():
         assert gradient.abs().max() > 0, key
-        torch.testing.assert_close(gradients[1][key], gradient, msg=key)
+        for other in others:
+            torch.testing.assert_close(other[key], gradient, rtol=1e-5, atol=1e-5, msg=key)
 
 
 def test_responses_never_see_each_other_in_the_shared_row() -> None:
@@ -283,40 +290,69 @@ def test_slices_give_the_gradients_of_one_pass(layout: Layout, per_pass: int) ->
 
 
 def test_slices_are_computed_again_one_at_a_time() -> None:
-    """All slices but the last go twice through the model, with as many responses as asked for."""
+    """All slices but the last go twice through the model, with as many responses as asked for.
+
+    The prompt goes with the first of them alone.
+    """
     model = with_trained_lora(tiny_model())
     batch = GroupBatch.from_groups(random_groups([(7, [5] * 13)]))
     tokens: list[int] = []
     embeddings = model.get_input_embeddings()
     embeddings.register_forward_hook(lambda _, inputs, __: tokens.append(inputs[0].numel()))
     logps = response_logps(model.get_base_model(), batch, layout="shared", responses_per_pass=4)
-    one, last = 7 + 4 * 5, 7 + 5
-    assert tokens == [one, one, one, last]
+    first, further, last = 7 + 4 * 5, 4 * 5, 5
+    assert tokens == [first, further, further, last]
     logps.sum().backward()
-    assert tokens == [one, one, one, last, one, one, one]
+    assert tokens == [first, further, further, last, further, further, first]
+
+
+def test_slices_of_layers_whose_prompts_cannot_be_kept_repeat_them() -> None:
+    """Such as those that compute their gradients in a backward pass of their own."""
+    model = with_trained_lora(tiny_model()).train()
+    batch = GroupBatch.from_groups(random_groups([(7, [5] * 3)]))
+    tokens: list[int] = []
+    model.get_input_embeddings().register_forward_hook(
+        lambda _, inputs, __: tokens.append(inputs[0].numel())
+    )
+    gradients = []
+    for settings in ({}, {"use_reentrant": True}):
+        model.zero_grad()
+        if settings:
+            model.get_base_model().gradient_checkpointing_enable(settings)
+            model.enable_input_require_grads()
+            tokens.clear()
+        logps = response_logps(model.get_base_model(), batch, layout="shared", responses_per_pass=2)
+        logps.square().sum().backward()
+        gradients.append(lora_gradients(model))
+    assert tokens == [7 + 10, 7 + 5, 7 + 10]
+    for key, gradient in gradients[0].items():
+        assert (gradients[1][key] - gradient).abs().max() <= 1e-5 * gradient.abs().max(), key
 
 
 @pytest.mark.parametrize(("layout", "name"), [("shared", "llama"), ("continued", "qwen3_5_text")])
 def test_dropout_is_the_same_when_a_slice_is_computed_again(layout: Any, name: str) -> None:
-    """Gradients are those of the values that were given, not of another draw."""
+    """Gradients are those of the values that were given, not of another draw: by differences."""
     base = variant_model(name, **CONTINUED.get(name, {}))
-    model = with_trained_lora(base, lora_dropout=0.5).train()
-    causal_lm = model.get_base_model()
+    model = with_trained_lora(base, lora_dropout=0.5).train().double()
     batch = GroupBatch.from_groups(random_groups(SHAPE))
-    torch.manual_seed(7)
-    values = response_logps(causal_lm, batch, layout=layout, responses_per_pass=2)
-    values.square().sum().backward()
-    gradients = lora_gradients(model)
-    model.zero_grad()
-    # The same draws, all slices kept at once.
-    torch.manual_seed(7)
-    flat = torch.cat(
-        [response_logps(causal_lm, p, layout=layout)[p.valid] for p in batch.slices(2)]
-    )
-    assert torch.equal(flat, values[batch.valid])
-    flat.square().sum().backward()
-    for key, gradient in lora_gradients(model).items():
-        torch.testing.assert_close(gradients[key], gradient, rtol=1e-5, atol=1e-6)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    generator = torch.Generator().manual_seed(0)
+    directions = [torch.randn(p.shape, generator=generator).double() for p in trained]
+
+    def total(step: float = 0.0, seed: int = 7) -> torch.Tensor:
+        torch.manual_seed(seed)
+        torch._foreach_add_([p.data for p in trained], directions, alpha=step)
+        values = response_logps(model.get_base_model(), batch, layout=layout, responses_per_pass=2)
+        return values.square().sum()
+
+    expected = total()
+    expected.backward()
+    assert abs(total(seed=8) - expected) > 1
+    slope = sum((p.grad * d).sum() for p, d in zip(trained, directions, strict=True))
+    step = 1e-4
+    with torch.no_grad():
+        difference = (total(step) - total(-2 * step)) / (2 * step)
+    assert difference == pytest.approx(float(slope), rel=1e-2)
 
 
 def test_auto_takes_the_layout_that_computes_fewer_tokens() -> None:

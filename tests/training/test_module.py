@@ -211,9 +211,9 @@ def test_index_tensors_are_made_once_a_batch(
     groups, made = random_groups(RAGGED), []
     original = getattr(logps, name)
 
-    def rows(batch: GroupBatch) -> Any:
+    def rows(batch: GroupBatch, **settings: bool) -> Any:
         made.append(batch.sources)
-        return original(batch)
+        return original(batch, **settings)
 
     monkeypatch.setattr(logps, name, rows)
     make_trainer().fit(make_module(base, layout=layout), loader(groups, [4, 4]))

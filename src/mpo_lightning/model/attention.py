@@ -8,6 +8,9 @@ FlashAttention merges blocks (arXiv 2205.14135, section 3.1). Nothing is padded,
 not copied, and there is no mask of the whole row. Where a sliding window ends within the prompt of
 some response, one call has for each response the keys that its window reaches.
 
+Responses of a group may be in several rows, one after the other. The first row has the prompt, and
+keeps its keys and values for the others.
+
 The function is registered with transformers under `SHARED_PROMPT_ATTENTION`. A `PromptSharing`
 reaches it as a keyword argument, or as an attribute of the attention mask, which every architecture
 passes on to its layers. Called without one, the function computes plain attention, so that the
@@ -18,8 +21,9 @@ any device) is computed group by group with masks: slower and as exact. The log 
 """
 
 from collections.abc import Sequence
+from copy import copy
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -30,9 +34,11 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from mpo_lightning.model.ragged import Kernels, Segments, kernels_for
 
-__all__ = ["SHARED_PROMPT_ATTENTION", "PromptSharing"]
+__all__ = ["SHARED_PROMPT_ATTENTION", "KeysAndValues", "PromptSharing"]
 
 SHARED_PROMPT_ATTENTION = "mpo_shared_prompt"
+# Of one prompt in each attention layer, (1, key-value heads, P, D) and (1, key-value heads, P, E).
+KeysAndValues = dict[nn.Module, tuple[Tensor, Tensor]]
 
 
 class PromptSharing:
@@ -42,10 +48,13 @@ class PromptSharing:
         prompts: tokens of each group's prompt.
         responses: tokens of each response of each group, or none of any group: rows of their own.
         device: device of the row.
+        begun: whether the first prompt is in an earlier row, not in this one.
 
     Attributes:
         calls: number of attention layers that used this object. A model that does not call the
             registered function would silently compute something else.
+        earlier: keys and values of the first prompt, if it is in an earlier row.
+        kept: keys and values of the last prompt, layer by layer; None where they are not wanted.
     """
 
     def __init__(
@@ -53,10 +62,23 @@ class PromptSharing:
         prompts: Sequence[int],
         responses: Sequence[Sequence[int]],
         device: torch.device | str = "cpu",
+        *,
+        begun: bool = False,
     ) -> None:
         self.prompts, self.responses = list(prompts), [list(lengths) for lengths in responses]
         self.device = device
+        self.in_row = self.prompts[begun:]
         self.calls = 0
+        self.earlier: KeysAndValues = {}
+        self.kept: KeysAndValues | None = None
+        # Each prompt and each response over itself.
+        lengths = [*self.in_row, *(length for _, length in self.of_responses)]
+        self.own = Segments(lengths, lengths, causal=True, device=device)
+        # The responses of each group over its prompt; None without responses.
+        self.over_prompts: Segments | None = None
+        if self.of_responses:
+            queries = [sum(lengths) for lengths in self.responses]
+            self.over_prompts = Segments(queries, self.prompts, causal=False, device=device)
         self._windowed: dict[int, tuple[Tensor, Segments]] = {}
         self._masks: dict[tuple[int, int, int | None], Tensor] = {}
 
@@ -65,9 +87,15 @@ class PromptSharing:
         """Group and length of each response, in the order of the row."""
         return [(group, n) for group, lengths in enumerate(self.responses) for n in lengths]
 
+    def for_pass(self, earlier: KeysAndValues | None = None, *, keep: bool = False) -> Self:
+        """Return a copy for one pass through the model, which has the same index tensors."""
+        own = copy(self)
+        own.calls, own.earlier, own.kept = 0, earlier or {}, {} if keep else None
+        return own
+
     def positions(self) -> Tensor:
         """Return each token's position, long (T,): every response continues its prompt."""
-        parts = [torch.arange(prompt) for prompt in self.prompts]
+        parts = [torch.arange(prompt) for prompt in self.in_row]
         for group, length in self.of_responses:
             parts.append(torch.arange(length) + self.prompts[group])
         return torch.cat(parts).to(self.device)
@@ -79,30 +107,17 @@ class PromptSharing:
         groups = zip(self.prompts, self.responses, strict=True)
         return all(prompt + max(lengths, default=0) <= window for prompt, lengths in groups)
 
-    @cached_property
-    def own(self) -> Segments:
-        """Each prompt and each response over itself."""
-        lengths = [*self.prompts, *(length for _, length in self.of_responses)]
-        return Segments(lengths, lengths, causal=True, device=self.device)
-
-    @cached_property
-    def over_prompts(self) -> Segments | None:
-        """The responses of each group over its prompt; None without responses."""
-        if not self.of_responses:
-            return None
-        queries = [sum(lengths) for lengths in self.responses]
-        return Segments(queries, self.prompts, causal=False, device=self.device)
-
     def windowed(self, window: int) -> tuple[Tensor, Segments]:
         """Return the keys of each prompt and response under a sliding window, and their lengths.
 
         Keys of a response are those of the prompt that its first token sees, and its own: long
-        (K,), places in the row.
+        (K,), places in the row, behind the first prompt if that is in an earlier row.
         """
         if window not in self._windowed:
             starts = [sum(self.prompts[:group]) for group in range(len(self.prompts))]
-            queries, keys = [*self.prompts], [*self.prompts]
-            places, at = [torch.arange(sum(self.prompts))], sum(self.prompts)
+            queries, keys = [*self.in_row], [*self.in_row]
+            at = sum(self.prompts)
+            places = [torch.arange(at - sum(self.in_row), at)]
             for group, length in self.of_responses:
                 seen = min(self.prompts[group], window - 1)
                 end = starts[group] + self.prompts[group]
@@ -215,11 +230,12 @@ class _RaggedAttention(torch.autograd.Function):
         scaling: float,
         kernels: Kernels,
     ) -> Tensor:
-        output, normaliser = kernels.forward(query, key, value, own, scaling)
+        before, end = _places_of_prompts(query, key, over)
+        start = end - before
+        output, normaliser = kernels.forward(query, key[before:], value[before:], own, scaling)
         if over is not None:
-            start = sum(over.keys)
             of_prompt, of_keys = kernels.forward(
-                query[start:], key[:start], value[:start], over, scaling
+                query[start:], key[:end], value[:end], over, scaling
             )
             part = normaliser[:, start:]
             both = torch.logaddexp(part, of_keys)
@@ -241,31 +257,41 @@ class _RaggedAttention(torch.autograd.Function):
         query, key, value, sinks, output, normaliser = ctx.saved_tensors
         (gradient,) = gradients
         backward, scaling = ctx.kernels.backward, ctx.scaling
+        before, end = _places_of_prompts(query, key, ctx.over)
+        start = end - before
         of_query, of_key, of_value = backward(
-            *(gradient, query, key, value),
+            *(gradient, query, key[before:], value[before:]),
             output=output,
             normaliser=normaliser,
             segments=ctx.own,
             scaling=scaling,
         )
         if ctx.over is not None:
-            start = sum(ctx.over.keys)
             of_responses, *of_prompts = backward(
-                *(gradient[start:], query[start:], key[:start], value[:start]),
+                *(gradient[start:], query[start:], key[:end], value[:end]),
                 output=output[start:],
                 normaliser=normaliser[:, start:],
                 segments=ctx.over,
                 scaling=scaling,
             )
             of_query[start:] += of_responses
-            of_key[:start] += of_prompts[0]
-            of_value[:start] += of_prompts[1]
+            if before:
+                of_key, of_value = (
+                    nn.functional.pad(x, (0, 0, 0, 0, before, 0)) for x in (of_key, of_value)
+                )
+            of_key[:end] += of_prompts[0]
+            of_value[:end] += of_prompts[1]
         of_sinks = None
         if ctx.needs_input_grad[3]:
             taken = (sinks.to(normaliser.dtype)[:, None] - normaliser).exp_()
             products = (gradient * output).sum(-1, dtype=normaliser.dtype).t()
             of_sinks = -(taken * products).sum(1).to(sinks.dtype)
         return of_query, of_key, of_value, of_sinks, None, None, None, None
+
+
+def _places_of_prompts(query: Tensor, key: Tensor, over: Segments | None) -> tuple[int, int]:
+    """Return the number of keys that come before the row, and the end of all prompts' keys."""
+    return (0, 0) if over is None else (len(key) - len(query), sum(over.keys))
 
 
 def _ragged(
@@ -317,14 +343,17 @@ def _by_groups(
     of_prompts: list[Tensor] = []
     of_responses: list[Tensor] = []
     start, end = 0, sum(sharing.prompts)
+    before = end - sum(sharing.in_row)
     for prompt, lengths in zip(sharing.prompts, sharing.responses, strict=True):
         at = slice(start, start + prompt)
         prompt_key, prompt_value = key[:, :, at], value[:, :, at]
-        whole = window is None or prompt <= window
-        mask = None if whole else sharing.mask(0, prompt, window)
-        of_prompts.append(
-            _attend(module, query[:, :, at], prompt_key, prompt_value, mask, causal=whole, **how)
-        )
+        if start >= before:
+            whole = window is None or prompt <= window
+            mask = None if whole else sharing.mask(0, prompt, window)
+            prompt_query = query[:, :, start - before : at.stop - before]
+            of_prompts.append(
+                _attend(module, prompt_query, prompt_key, prompt_value, mask, causal=whole, **how)
+            )
         start += prompt
         if not lengths:
             continue
@@ -333,7 +362,7 @@ def _by_groups(
         expand = (len(lengths), -1, -1, -1)
         rows = _attend(
             module,
-            _to_rows(query[:, :, own], lengths),
+            _to_rows(query[:, :, own.start - before : own.stop - before], lengths),
             torch.cat([prompt_key.expand(expand), own_key], dim=2),
             torch.cat([prompt_value.expand(expand), own_value], dim=2),
             sharing.mask(prompt, max(lengths), window),
@@ -403,6 +432,14 @@ def split_attention(
         causal = causal and attention_mask is None and query.shape[2] > 1
         return _attend(module, query, key, value, attention_mask, causal=causal, **how), None
     shared_prompt.calls += 1
+    if shared_prompt.earlier:
+        of_prompt = shared_prompt.earlier[module]
+        key, value = (torch.cat(x, dim=2) for x in zip(of_prompt, (key, value), strict=True))
+    if shared_prompt.kept is not None:
+        end = sum(shared_prompt.prompts)
+        last = slice(end - shared_prompt.prompts[-1], end)
+        # A view would keep the whole row.
+        shared_prompt.kept[module] = key[:, :, last].clone(), value[:, :, last].clone()
     device = query.device.type
     if torch.is_autocast_enabled(device):
         query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))

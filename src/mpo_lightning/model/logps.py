@@ -23,7 +23,11 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from mpo_lightning.batch import GroupBatch
-from mpo_lightning.model.attention import SHARED_PROMPT_ATTENTION, PromptSharing
+from mpo_lightning.model.attention import (
+    SHARED_PROMPT_ATTENTION,
+    KeysAndValues,
+    PromptSharing,
+)
 from mpo_lightning.model.continuation import CONTINUED_MODELS, continued_rows, continued_states
 from mpo_lightning.model.decoder import text_decoder
 from mpo_lightning.model.head import output_head, output_modules
@@ -120,25 +124,30 @@ class ModelRows(NamedTuple):
     sharing: PromptSharing | None = None
 
 
-def shared_row(batch: GroupBatch) -> ModelRows:
+def shared_row(batch: GroupBatch, *, begun: bool = False) -> ModelRows:
     """Lay the batch out as one row, every prompt once: T tokens and no padding.
 
     All prompts come first, then all responses, so that each kind is a slice of the row.
+
+    Args:
+        batch: whole groups, or a slice of their responses.
+        begun: whether the first prompt is in an earlier row. Predictors then count from its last
+            position, which comes before this row.
     """
     spans, device = batch.spans(), batch.tokens.device
-    prompts = [torch.arange(span.start, span.first_response) for span in spans]
+    prompts = [batch.tokens[span.start : span.first_response] for span in spans[begun:]]
     scored = [torch.arange(part.start, part.stop) for span in spans for part in span.responses()]
-    sharing = PromptSharing(batch.prompt_lengths, batch.response_lengths, device)
+    sharing = PromptSharing(batch.prompt_lengths, batch.response_lengths, device, begun=begun)
     predictors = []
-    at = sum(batch.prompt_lengths)
-    lasts = torch.tensor(batch.prompt_lengths).cumsum(0) - 1
+    lasts = torch.tensor([1] * begun + sharing.in_row).cumsum(0) - 1
+    at = int(lasts[-1]) + 1
     for group, length in sharing.of_responses:
         # The prompt's last position predicts every response's first token.
         predictors += [lasts[group, None], torch.arange(at, at + length - 1)]
         at += length
     targets = batch.tokens[torch.cat(scored).to(device)]
     inputs = {
-        "input_ids": torch.cat([batch.tokens[torch.cat(prompts).to(device)], targets])[None],
+        "input_ids": torch.cat([*prompts, targets])[None],
         "position_ids": sharing.positions()[None],
     }
     return ModelRows(inputs, torch.cat(predictors).to(device), targets, sharing)
@@ -199,6 +208,7 @@ def token_logps(
     *,
     frozen: bool,
     chunk_size: int = 256,
+    again: bool = False,
 ) -> Tensor:
     """Return the log-probability of each target token, nats, fp32 (S,).
 
@@ -217,9 +227,11 @@ def token_logps(
             states is then taken in the forward pass, chunk by chunk; otherwise the backward pass
             computes the logits a second time.
         chunk_size: tokens at a time.
+        again: whether a checkpoint computes this again before the backward pass, so that the
+            gradient need not be taken now.
     """
     if frozen and torch.is_grad_enabled() and hidden.requires_grad:
-        logps: Tensor = _FrozenHead.apply(hidden, targets, head, chunk_size)  # type: ignore[no-untyped-call]
+        logps: Tensor = _FrozenHead.apply(hidden, targets, head, chunk_size, again)  # type: ignore[no-untyped-call]
         return logps
     chunks = zip(torch.split(hidden, chunk_size), torch.split(targets, chunk_size), strict=True)
     if torch.is_grad_enabled():
@@ -247,12 +259,21 @@ class _FrozenHead(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], chunk_size: int
+    def forward(  # noqa: PLR0917 (autograd passes them by position)
+        ctx: Any,
+        hidden: Tensor,
+        targets: Tensor,
+        head: Callable[[Tensor], Tensor],
+        chunk_size: int,
+        again: bool,
     ) -> Tensor:
         logps: list[Tensor] = []
         directions: list[Tensor] = []
         chunks = zip(torch.split(hidden, chunk_size), torch.split(targets, chunk_size), strict=True)
+        if again:
+            # The checkpoint forgets it, and wants the size of what is kept the next time.
+            ctx.save_for_backward(hidden)
+            return torch.cat([_chunk_logps(states, tokens, head) for states, tokens in chunks])
         for states, tokens in chunks:
             # The saved-tensor hooks of a checkpoint around this call would compute the whole model
             # again for this backward pass.
@@ -272,7 +293,7 @@ class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (directions,) = ctx.saved_tensors
-        return (gradients[0][:, None] * directions).to(directions.dtype), None, None, None
+        return (gradients[0][:, None] * directions).to(directions.dtype), None, None, None, None
 
 
 def response_logps(
@@ -315,36 +336,48 @@ def response_logps(
     if responses_per_pass:
         parts = list(batch.once(responses_per_pass, partial(batch.slices, responses_per_pass)))
     parts += [parts[0]] * (passes - len(parts))
+    layouts = exact_layouts(model) if layout == "auto" else [layout]
 
     limit = math.inf
     if len(parts) > 1 and batch.tokens.device.type == "cpu" and sys.platform == "linux":
         _return_freed_memory()
         limit = 1.3 * _resident_pages()
 
-    layouts = exact_layouts(model) if layout == "auto" else [layout]
+    # The backward pass walks the slices from the last to the first. So what it needs of the last is
+    # kept, and the others are computed again.
+    to_compute_again = set(range(len(parts) - 1)) if torch.is_grad_enabled() else set()
 
-    def compute(part: GroupBatch) -> Tensor:
+    def compute(number: int, earlier: _PromptStates | None) -> tuple[Tensor, _PromptStates | None]:
         if limit < math.inf and _resident_pages() > limit:
             _return_freed_memory()
-        return _scored_token_logps(model, part, cheapest_layout(part, layouts), chunk_size)
+        again = number in to_compute_again
+        to_compute_again.discard(number)
+        keep = "shared" in layouts and number + 1 < len(parts) and parts[number + 1].begun
+        # Where a prompt is shared with another slice no layout computes fewer tokens.
+        shares = keep or earlier is not None
+        chosen = "shared" if shares else cheapest_layout(parts[number], layouts)
+        return _scored_token_logps(
+            *(model, parts[number], chosen, chunk_size), again=again, earlier=earlier, keep=keep
+        )
 
     def contexts(number: int) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        # The backward pass walks the slices from the last to the first.
         if number > 0 or before_last_backward is None:
             return nullcontext(), nullcontext()
         return nullcontext(), _calling(before_last_backward)
 
-    if torch.is_grad_enabled():
-        per_part = [
-            checkpoint(compute, part, use_reentrant=False, context_fn=partial(contexts, number))
-            for number, part in enumerate(parts[:-1])
-        ]
-        if limit < math.inf:
-            _return_freed_memory()
-        # The backward pass begins with the last slice, so what it needs of it can be kept.
-        per_part.append(compute(parts[-1]))
-    else:
-        per_part = [compute(part) for part in parts]
+    per_part = []
+    states: _PromptStates | None = None
+    for number in range(len(parts)):
+        if number in to_compute_again:
+            context_fn = partial(contexts, number)
+            logps, states = checkpoint(
+                compute, number, states, use_reentrant=False, context_fn=context_fn
+            )
+        else:
+            if limit < math.inf and torch.is_grad_enabled():
+                _return_freed_memory()
+            logps, states = compute(number, states)
+        per_part.append(logps)
     per_token = torch.cat(per_part)
     count = sum(sum(lengths) for lengths in batch.response_lengths)
     if len(per_token) > count:
@@ -376,54 +409,114 @@ def _calling(function: Callable[[], None]) -> Iterator[None]:
     yield
 
 
+class _PromptStates(NamedTuple):
+    """What a row leaves of its last prompt, whose group continues in the next row.
+
+    Attributes:
+        last: hidden state of its last position, (1, D).
+        keys: its keys and values.
+    """
+
+    last: Tensor
+    keys: KeysAndValues
+
+
 def _scored_token_logps(
-    model: Any, batch: GroupBatch, layout: ExactLayout, chunk_size: int
-) -> Tensor:
-    """Return the log-probabilities of all responses' tokens, response after response, (S,)."""
+    model: Any,
+    batch: GroupBatch,
+    layout: ExactLayout,
+    chunk_size: int,
+    *,
+    again: bool,
+    earlier: _PromptStates | None,
+    keep: bool,
+) -> tuple[Tensor, _PromptStates | None]:
+    """Compute the log-probabilities of all responses' tokens, response after response.
+
+    Args:
+        model: the model.
+        batch: whole groups, or a slice of their responses.
+        layout: how they are computed.
+        chunk_size: tokens at a time that reach the head.
+        again: whether this is computed again before the backward pass.
+        earlier: states of the first prompt, if an earlier row had it. Of the shared layout alone.
+        keep: whether the next row needs those of the last prompt. Of the shared layout alone.
+
+    Returns:
+        The log-probabilities, (S,), and the states of the last prompt where they are to be kept.
+        A model may not allow that: then there are none, and the next row has the prompt, too.
+    """
     decoder = text_decoder(model)
+    states = None
     if layout == "continued":
         continued = batch.once(layout, partial(continued_rows, batch))
-        states, targets = continued_states(decoder, continued), continued.targets
+        predicting, targets = continued_states(decoder, continued), continued.targets
+    elif layout == "shared":
+        begun = earlier is not None
+        row = batch.once((shared_row, begun), partial(shared_row, batch, begun=begun))
+        predicting, states = _shared_states(decoder, row, earlier, keep=keep)
+        targets = row.targets
     else:
-        make = shared_row if layout == "shared" else separate_rows
-        if layout == "separate" and decoder.config._attn_implementation == SHARED_PROMPT_ATTENTION:
-            make = packed_rows
+        packed = decoder.config._attn_implementation == SHARED_PROMPT_ATTENTION
+        make = packed_rows if packed else separate_rows
         rows = batch.once(make, partial(make, batch))
-        if rows.sharing is not None:
-            hidden = _shared_states(decoder, rows.inputs, rows.sharing)
+        if packed:
+            predicting, _ = _shared_states(decoder, rows, None, keep=False)
         else:
             hidden = decoder(**rows.inputs, use_cache=False).last_hidden_state
-        states, targets = hidden.flatten(0, 1)[rows.predictors], rows.targets
+            predicting = hidden.flatten(0, 1)[rows.predictors]
+        targets = rows.targets
     trained = [p.requires_grad for module in output_modules(model) for p in module.parameters()]
-    return token_logps(
-        states,
+    logps = token_logps(
+        predicting,
         targets,
         output_head(model),
         frozen=not any(trained),
         chunk_size=chunk_size,
+        again=again,
     )
+    return logps, states
 
 
-def _shared_states(decoder: Any, inputs: dict[str, Any], sharing: PromptSharing) -> Tensor:
-    """Return the hidden states of a row in which groups share their prompts, (1, T, D).
+def _shared_states(
+    decoder: Any, row: ModelRows, earlier: _PromptStates | None, *, keep: bool
+) -> tuple[Tensor, _PromptStates | None]:
+    """Compute a row in which groups share their prompts.
+
+    Returns:
+        The hidden states at the predicting positions, (S, D), and the last prompt's states, see
+        `_scored_token_logps`.
 
     Raises:
         NotImplementedError: if the model's attention does not follow the layout.
     """
     # Stays set: a checkpointed layer reads it again in the backward pass.
     decoder.config._attn_implementation = SHARED_PROMPT_ATTENTION
-    before = sharing.calls
+    assert row.sharing is not None
+    own_prompts = row.sharing.in_row
+    sharing = row.sharing.for_pass(earlier and earlier.keys, keep=keep and bool(own_prompts))
     hidden: Tensor = decoder(
-        **inputs,
+        **row.inputs,
         attention_mask=sharing.as_attention_mask(),
         # Some layers slice the mask, which then is a tensor like any other.
         shared_prompt=sharing,
         use_cache=False,
-    ).last_hidden_state
-    layers, calls = decoder.config.num_hidden_layers, sharing.calls - before
-    if calls != layers:
+    ).last_hidden_state[0]
+    layers = decoder.config.num_hidden_layers
+    if sharing.calls != layers:
         raise NotImplementedError(
-            f"{type(decoder).__name__}: {calls} of {layers} attention layers follow the "
+            f"{type(decoder).__name__}: {sharing.calls} of {layers} attention layers follow the "
             "shared layout. Set model.layout: separate."
         )
-    return hidden
+    keys, sharing.kept = sharing.kept, None
+    states = earlier if keep else None
+    if keys is not None:
+        end = sum(own_prompts)
+        states = _PromptStates(hidden[end - 1 : end].clone(), keys)
+        with_gradients = any(key.requires_grad for key, _ in keys.values())
+        # Layers that are called several times, or compute their gradients in a pass of their own.
+        if len(keys) < layers or (hidden.requires_grad and not with_gradients):
+            states = None
+    if earlier is not None:
+        hidden = torch.cat([earlier.last, hidden])
+    return hidden[row.predictors], states
