@@ -59,18 +59,18 @@ def test_columns_say_what_the_prompt_says() -> None:
 
 
 def test_files_are_deterministic_and_are_prompts(tmp_path: Path) -> None:
-    main(["prompts", "--out", str(tmp_path / "a"), "--seed", "3", "--share", "0.5"])
+    main(["prompts", "--out", str(tmp_path / "a"), "--seed", "3", "--train", "7"])
     write_prompts(tmp_path / "b", 3)
     for split, (count, _) in SPLITS.items():
-        half = (tmp_path / "a" / f"{split}.jsonl").read_bytes()
+        part = (tmp_path / "a" / f"{split}.jsonl").read_bytes()
         whole = (tmp_path / "b" / f"{split}.jsonl").read_bytes()
-        assert whole.startswith(half)
-        assert len(half.splitlines()) == count / 2
+        assert whole.startswith(part)
+        assert len(part.splitlines()) == (7 if split == "train" else count)
         assert [json.loads(line) for line in whole.splitlines()] == prompts(3)[split]
     source = PromptSource(str(tmp_path / "a" / "train.jsonl"), None)
-    assert len(source.rows(0, len(source))) == 64
+    assert len(source.rows(0, len(source))) == 7
     assert prompts(3) != prompts(4)
-    with pytest.raises(UserError, match="--share must be above 0 and at most 1, got 0"):
-        write_prompts(tmp_path / "c", share=0)
-    with pytest.raises(SystemExit, match="error: --share must be above 0"):
-        main(["prompts", "--out", str(tmp_path / "c"), "--share", "2"])
+    with pytest.raises(UserError, match="--test must be from 1 to 128, got 0"):
+        write_prompts(tmp_path / "c", sizes={"test": 0})
+    with pytest.raises(SystemExit, match="error: --other-kinds must be from 1 to 48, got 49"):
+        main(["prompts", "--out", str(tmp_path / "c"), "--other-kinds", "49"])

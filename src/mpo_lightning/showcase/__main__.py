@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mpo_lightning.errors import UserError
+from mpo_lightning.showcase.prompts import SPLITS, write_prompts
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -17,8 +18,9 @@ def _parser() -> argparse.ArgumentParser:
     prompts = commands.add_parser("prompts", help="compose the prompts of each split")
     prompts.add_argument("--out", type=Path, required=True, help="folder of the files")
     prompts.add_argument("--seed", type=int, default=0)
-    share = "part of each split that is written, its first prompts"
-    prompts.add_argument("--share", type=float, default=1.0, help=share)
+    for split, (count, _) in SPLITS.items():
+        number = f"number of prompts, from its first; {count} if not set"
+        prompts.add_argument(f"--{split}", type=int, default=count, help=number)
     model = commands.add_parser("model", help="write SmolLM2-135M-Instruct in float32")
     model.add_argument("--out", type=Path, required=True, help="folder of the model")
     report = commands.add_parser("report", help="print and draw before and after")
@@ -35,9 +37,8 @@ def main(args: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(args)
     try:
         if options.command == "prompts":
-            from mpo_lightning.showcase.prompts import write_prompts
-
-            write_prompts(options.out, options.seed, options.share)
+            sizes = {split: getattr(options, split.replace("-", "_")) for split in SPLITS}
+            write_prompts(options.out, options.seed, sizes)
         elif options.command == "model":
             from mpo_lightning.showcase.model import write_model
 

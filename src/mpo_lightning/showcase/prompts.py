@@ -1,9 +1,8 @@
 """Instructions with two verifiable constraints each, composed of templates and everyday topics."""
 
 import json
-import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -117,21 +116,21 @@ def _columns(key: int, asked: list[Constraint]) -> dict[str, Any]:
     }
 
 
-def write_prompts(out: Path, seed: int = 0, share: float = 1.0) -> None:
+def write_prompts(out: Path, seed: int = 0, sizes: Mapping[str, int] | None = None) -> None:
     """Write each split to ``out/SPLIT.jsonl``; the same arguments give the same bytes.
 
     Args:
         out: folder, made if it is missing.
         seed: as of `prompts`.
-        share: part of each split that is written, its first rows.
+        sizes: how many of a split's rows are written, its first ones. Defaults to all.
 
     Raises:
-        UserError: if the share is not above 0 and at most 1.
+        UserError: if a split has not so many.
     """
-    if not 0 < share <= 1:
-        raise UserError(f"--share must be above 0 and at most 1, got {share}.")
     out.mkdir(parents=True, exist_ok=True)
     for split, rows in prompts(seed).items():
-        kept = rows[: math.ceil(share * len(rows))]
-        text = "".join(json.dumps(row) + "\n" for row in kept)
+        count = (sizes or {}).get(split, len(rows))
+        if not 0 < count <= len(rows):
+            raise UserError(f"--{split} must be from 1 to {len(rows)}, got {count}.")
+        text = "".join(json.dumps(row) + "\n" for row in rows[:count])
         write_whole(out / f"{split}.jsonl", text.encode())
