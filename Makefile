@@ -13,8 +13,14 @@ SAMPLE := --prompts $(WORLD)/test.jsonl --model.base $(WORLD)/base --n 8 --max_n
 	--responses_per_batch 512 --progress false
 GOLD := --function mpo_lightning.toy.language:gold_scores --progress false
 
+# The show case's folder, how many prompts it takes, and how answers are scored.
+SHOW := showcase
+SHOW_REPORT := $(SHOW)/run/report
+SIZES := --train 96 --tuning 16 --test 64 --other-kinds 24
+MET := --function mpo_lightning.showcase.constraints:score --progress false
+
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check docs figures notebooks bench gpu wheels release format clean
+.PHONY: help quickstart showcase test check docs figures notebooks bench gpu wheels release format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -59,6 +65,60 @@ $(REPORT)/predictions.parquet: $(REPORT)/before-scored $(REPORT)/after-scored
 	$(BIN)/mpo-lightning predict --config configs/quickstart.yaml --trainer.logger false \
 		--ckpt_path $(RUN)/checkpoints/last.ckpt --predictions.path $@ \
 		--data.predict '["$(REPORT)/before-scored", "$(REPORT)/after-scored"]'
+
+showcase: $(READY) $(VENV)/.smollm2 ## Train a real model of 135M parameters on CPU, and show before and after
+	@$(MAKE) --no-print-directory $(SHOW)/.reported
+	@cat $(SHOW_REPORT)/report.md
+
+# Each step leaves a mark when it has ended, so that `make showcase` again continues: a command
+# that was stopped takes up what it has left.
+$(SHOW)/.model:
+	$(BIN)/python -m mpo_lightning.showcase model --out $(SHOW)/base
+	@touch $@
+
+$(SHOW)/.prompts:
+	$(BIN)/python -m mpo_lightning.showcase prompts --out $(SHOW)/prompts $(SIZES)
+	@touch $@
+
+# Groups to train on and to validate with; answers to measure, before and after. Their seeds differ.
+$(SHOW)/.train $(SHOW)/.tuning: $(SHOW)/.%: $(SHOW)/.model $(SHOW)/.prompts
+	$(BIN)/mpo-lightning sample --config configs/showcase/sample.yaml \
+		--prompts $(SHOW)/prompts/$*.jsonl --out $(SHOW)/$*
+	$(BIN)/mpo-lightning score --data $(SHOW)/$* --out $(SHOW)/$*-scored $(MET)
+	@touch $@
+
+$(SHOW)/.%-before: $(SHOW)/.model $(SHOW)/.prompts
+	$(BIN)/mpo-lightning sample --config configs/showcase/sample.yaml --n 4 --seed 1 \
+		--prompts $(SHOW)/prompts/$*.jsonl --out $(SHOW_REPORT)/$*-before
+	$(BIN)/mpo-lightning score --data $(SHOW_REPORT)/$*-before \
+		--out $(SHOW_REPORT)/$*-before-scored $(MET)
+	@touch $@
+
+$(SHOW)/.trained: $(SHOW)/.train $(SHOW)/.tuning
+	$(BIN)/mpo-lightning data check $(SHOW)/train-scored --tokenizer $(SHOW)/base --alpha 0.5
+	$(BIN)/mpo-lightning fit --config configs/showcase/fit.yaml --ckpt_path last
+	@touch $@
+
+$(SHOW)/.%-after: $(SHOW)/.trained
+	$(BIN)/mpo-lightning sample --config configs/showcase/sample.yaml --n 4 --seed 2 \
+		--prompts $(SHOW)/prompts/$*.jsonl --out $(SHOW_REPORT)/$*-after \
+		--model.adapter $(SHOW)/run/checkpoints/last-adapter
+	$(BIN)/mpo-lightning score --data $(SHOW_REPORT)/$*-after \
+		--out $(SHOW_REPORT)/$*-after-scored $(MET)
+	@touch $@
+
+$(SHOW)/.reported: $(SHOW)/.test-before $(SHOW)/.other-kinds-before $(SHOW)/.test-after \
+		$(SHOW)/.other-kinds-after
+	@rm -f $(SHOW_REPORT)/predictions.parquet $(SHOW_REPORT)/comparison.json
+	$(BIN)/mpo-lightning predict --config configs/showcase/fit.yaml --trainer.logger false \
+		--ckpt_path $(SHOW)/run/checkpoints/last.ckpt \
+		--data.predict $(SHOW_REPORT)/test-after-scored \
+		--predictions.path $(SHOW_REPORT)/predictions.parquet
+	$(BIN)/mpo-lightning compare --policy $(SHOW_REPORT)/test-after \
+		--reference $(SHOW_REPORT)/test-before --out $(SHOW_REPORT)/comparison.json $(MET)
+	$(BIN)/mpo-lightning export last --run $(SHOW)/run --merged --out $(SHOW)/tuned
+	$(BIN)/python -m mpo_lightning.showcase report --run $(SHOW)/run
+	@touch $@
 
 test: $(READY) ## Run all tests, two at a time
 	@$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -124,5 +184,5 @@ format: $(READY) ## Format the code, and write the file of the commands' help ag
 	@$(BIN)/ruff format .
 	@$(BIN)/python docs/hooks/collect_help.py
 
-clean: ## Remove the environment, caches and what the quick start made
-	rm -rf $(VENV) $(WHEELS) $(WORLD) dist site notebooks/$(WORLD) notebooks/*-run .mypy_cache .pytest_cache .ruff_cache
+clean: ## Remove the environment, caches and what the quick start and the show case made
+	rm -rf $(VENV) $(WHEELS) $(WORLD) $(SHOW) dist site notebooks/$(WORLD) notebooks/*-run .mypy_cache .pytest_cache .ruff_cache

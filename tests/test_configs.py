@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from transformers import LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config
 
+import collect_help
 from mpo_lightning import MPOModule, PreferenceDataModule
 from mpo_lightning.cli import main
 from mpo_lightning.commands import run
@@ -23,7 +24,8 @@ from mpo_lightning.model.logps import token_logps
 from mpo_lightning.strategy import FSDP1, FSDP2
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.yaml"))
+FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.yaml"))
+CONFIGS = [path for path in FILES if path.stem != "sample"]
 STRATEGIES = {
     "single": SingleDeviceStrategy,
     "ddp": DDPStrategy,
@@ -91,6 +93,16 @@ def test_a_configuration_works_as_its_first_lines_say(
             assert type(cli.trainer.strategy) is STRATEGIES[path.stem]
             quantization = "nf4" if "4bit" in path.stem else "none"
             assert cli.model.policy_config.quantization == quantization
+
+
+def test_settings_of_sampling_are_those_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    (path,) = set(FILES) - set(CONFIGS)
+    monkeypatch.chdir(ROOT)
+    (line,) = re.findall(r"^ *mpo-lightning (sample .*\n.*)$", introduction(path), re.M)
+    words = shlex.split(line.replace("\\\n", " "))
+    assert str(path) in words
+    found = collect_help.command_parser("sample").parse_args(words[1:])
+    assert (found.n, found.temperature, found.model.base) == (8, 0.8, "showcase/base")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=str)

@@ -183,6 +183,29 @@ def test_a_prompt_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tokens == [length - 1, 8, 8, 8, 8]
 
 
+def test_ended_responses_leave_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With rounds of three tokens, the same responses of fewer tokens computed."""
+    model = tiny_model()
+    sampler = make_sampler(model, n=8, max_new_tokens=12)
+    # One token of eight ends a response.
+    sampler.stops = list(range(0, 384, 8))
+    rows: list[int] = []
+    model.register_forward_pre_hook(
+        lambda _, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    together = sampler([request(prompt) for prompt in PROMPTS])
+    assert set(rows[1:]) == {8 * len(PROMPTS)}
+    rows.clear()
+    monkeypatch.setattr(generation, "ROUND", 3)
+    assert sampler([request(prompt) for prompt in PROMPTS]) == together
+    lengths = [len(sample.ids) for answer in together for sample in answer.samples]
+    # Rows go on to the end of the round in which they end, and stop with the last of all.
+    assert rows[1:] == [
+        sum(length > step // 3 * 3 for length in lengths) for step in range(max(lengths))
+    ]
+    assert len(set(rows[1:])) > 2
+
+
 def test_numbers_depend_on_prompt_and_seed_alone() -> None:
     model = tiny_model()
     sampler = make_sampler(model)

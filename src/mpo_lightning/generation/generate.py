@@ -31,6 +31,12 @@ __all__ = ["Answers", "Done", "Generation", "ModelSampler", "PromptAnswer", "Sam
 # What a parsed response may consist of.
 MESSAGE = ("content", *REASONING, "tool_calls")
 
+# Tokens after which the responses that have ended leave the batch.
+ROUND = 16
+
+# Tokens of a vocabulary whose probabilities are summed together before one is drawn.
+BLOCK = 256
+
 # Reason for which a prompt has no answer.
 NO_ROOM = "with a prompt that leaves no room to answer"
 
@@ -329,21 +335,44 @@ class ModelSampler:
         """Generate some of each prompt's responses, as tokens, prompt after prompt."""
         from transformers import LogitsProcessorList
 
-        count = len(slots)
+        width, count = ids.shape[1], len(slots)
         draw = _Draw(self.sampling, keys, slots, ids)
-        more: dict[str, Any] = {}
+        # Without a cache, for example of recurrent layers, no response can leave.
+        most = limit
         if cache is not None:
-            more["past_key_values"] = copy.deepcopy(cache) if keep_cache else cache
-            more["past_key_values"].batch_repeat_interleave(count)
-        rows: Tensor = self.model.generate(
-            input_ids=ids.repeat_interleave(count, 0),
-            attention_mask=known.repeat_interleave(count, 0),
-            generation_config=self._settings(limit),
-            logits_processor=LogitsProcessorList([*draw.warpers, draw]),
-            **more,
-        )[:, ids.shape[1] :]
+            most = ROUND
+            cache = copy.deepcopy(cache) if keep_cache else cache
+            cache.batch_repeat_interleave(count)
+            _give_room(cache)
+        ids, known = ids.repeat_interleave(count, 0), known.repeat_interleave(count, 0)
+        stops = torch.tensor(self.stops, device=ids.device)
+        rows: list[list[int]] = [[]] * len(ids)
+        going = torch.arange(len(ids), device=ids.device)
+        while True:
+            more: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
+            found = self.model.generate(
+                input_ids=ids,
+                attention_mask=known,
+                generation_config=self._settings(
+                    min(most, width + limit - ids.shape[1]), return_dict_in_generate=True
+                ),
+                logits_processor=LogitsProcessorList([*draw.warpers, draw]),
+                **more,
+            )
+            ids = found.sequences
+            stays = ~torch.isin(ids[:, width:], stops).any(1) & (ids.shape[1] < width + limit)
+            for row, tokens in zip(
+                going[~stays].tolist(), ids[~stays, width:].tolist(), strict=True
+            ):
+                rows[row] = tokens
+            if not stays.any():
+                break
+            known = torch.nn.functional.pad(known, (0, ids.shape[1] - known.shape[1]), value=1)
+            going, ids, known = going[stays], ids[stays], known[stays]
+            cache.batch_select_indices(stays.nonzero()[:, 0])
+            draw.keep(stays)
         draw.check()
-        return rows.tolist()
+        return rows
 
     def _settings(self, max_new_tokens: int, **more: Any) -> Any:
         from transformers import GenerationConfig
@@ -411,6 +440,46 @@ def _generates_plainly(model: Any) -> Iterator[None]:
         model.train(training)
 
 
+def _give_room(cache: Any) -> None:
+    """Let a cache's layers grow in place; as they are, each token copies all before it."""
+    from transformers.cache_utils import DynamicLayer
+
+    class Growing(DynamicLayer):  # type: ignore[misc]
+        """Layer with room for more tokens behind its keys and values."""
+
+        keys: Tensor
+        values: Tensor
+        room: tuple[Tensor, Tensor] | None = None
+
+        def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+            begin = self.get_seq_length()
+            end = begin + keys.shape[-2]
+            if self.room is None or self.room[0].shape[-2] < end:
+                self.room = _roomy(self.keys, end), _roomy(self.values, end)
+            for room, new in zip(self.room, (keys, values), strict=True):
+                room[..., begin:end, :] = new
+            self.keys, self.values = (room[..., :end, :] for room in self.room)
+            return self.keys, self.values
+
+        def batch_select_indices(self, indices: Tensor) -> None:
+            super().batch_select_indices(indices)
+            self.room = None
+
+    for place, layer in enumerate(cache.layers):
+        if type(layer) is DynamicLayer:
+            growing = Growing()
+            growing.__dict__.update(layer.__dict__)
+            cache.layers[place] = growing
+
+
+def _roomy(states: Tensor, end: int) -> Tensor:
+    """Return a copy of keys or values, with room for ROUND tokens from ``end``."""
+    *outer, length, size = states.shape
+    room = states.new_empty(*outer, end + ROUND, size)
+    room[..., :length, :] = states
+    return room
+
+
 class _Draw:
     """Logits processor that draws each row's token with that row's own random number.
 
@@ -443,16 +512,26 @@ class _Draw:
         if self.greedy:
             self.broken |= scores.isnan().any()
             return scores
-        # The inverse of the cumulative distribution at the row's number; a token without mass is
-        # never drawn. In double precision, for vocabularies of any size.
-        ends = scores.double().softmax(-1).cumsum(-1)
-        mass = ends[:, -1:]
-        # Not written as mass <= 0, which is False for NaN.
-        self.broken |= ~(mass > 0).all()
+        # The inverse of the cumulative distribution at the row's number: first among blocks of
+        # tokens, then within one. Sums are in double precision, for vocabularies of any size.
+        mass = (scores - scores.amax(-1, keepdim=True)).exp()
+        padded = torch.nn.functional.pad(mass, (0, -mass.shape[1] % BLOCK))
+        blocks = padded.reshape(len(mass), -1, BLOCK)
+        ends = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+        # Not written as ends <= 0, which is False for NaN.
+        self.broken |= ~(ends[:, -1] > 0).all()
         step = min(step, self.uniforms.shape[1] - 1)
-        place = torch.searchsorted(ends, self.uniforms[:, step, None] * mass, right=True)
+        at = self.uniforms[:, step, None] * ends[:, -1:]
+        block = _first_beyond(at, ends)
+        at = at - torch.nn.functional.pad(ends, (1, 0)).gather(1, block)
+        within = blocks[torch.arange(len(blocks), device=blocks.device), block[:, 0]]
+        place = block * BLOCK + _first_beyond(at, within.double().cumsum(-1))
         place = place.clamp(max=scores.shape[1] - 1)
         return torch.full_like(scores, -torch.inf).scatter(1, place, 0.0)
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep the random numbers of some rows, given as a mask."""
+        self.uniforms = self.uniforms[rows]
 
     def check(self) -> None:
         """Check that all logits were numbers.
@@ -465,6 +544,14 @@ class _Draw:
                 "The model's logits are not numbers. Load it in another dtype "
                 "(model.dtype: bfloat16 or float32)."
             )
+
+
+def _first_beyond(at: Tensor, ends: Tensor) -> Tensor:
+    """Return where each row's cumulative sum first exceeds a value, at a place that has mass."""
+    last = torch.searchsorted(ends, ends[:, -1:].contiguous())
+    # NaN is beyond all places.
+    last = last.clamp(max=ends.shape[1] - 1)
+    return torch.searchsorted(ends, at, right=True).minimum(last)
 
 
 def _uniforms(seed: int, key: bytes, slot: int, count: int) -> np.ndarray[Any, np.dtype[Any]]:

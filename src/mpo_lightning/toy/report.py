@@ -53,18 +53,31 @@ def measured(folder: Path) -> list[str]:
         f"{found[name]['value']:.2f} [{found[name]['low']:.2f}, {found[name]['high']:.2f}]"
         for name in ("score_difference", "win_rate")
     )
-    responses = pq.read_table(folder / "predictions.parquet").to_pylist()
-    of = {
-        side: [row for row in responses if Path(row["file"]).parent.name == f"{side}-scored"]
-        for side in ("before", "after")
-    }
-    tokens = [fmean(row["tokens"] for row in of[side]) for side in ("before", "after")]
+    of = read_predictions(folder / "predictions.parquet")
+    tokens = [fmean(of[f"{side}-scored"]["tokens"]) for side in ("before", "after")]
     # Policy minus reference, over responses that the policy wrote.
-    divergence = fmean(row["log_ratio"] for row in of["after"])
+    divergence = fmean(of["after-scored"]["log_ratio"])
     return [
         *(f"{before:.2f}", f"{after:.2f}", gain, wins, f"{divergence:.2f}"),
         *(f"{mean:.1f}" for mean in tokens),
     ]
+
+
+def read_predictions(path: Path) -> dict[str, dict[str, list[float]]]:
+    """Read tokens and log-ratios (policy minus reference) of the responses in a prediction file.
+
+    Args:
+        path: what `predict` wrote of folders that `score` wrote.
+
+    Returns:
+        the two columns of each folder, by its name.
+    """
+    of: dict[str, dict[str, list[float]]] = {}
+    for row in pq.read_table(path).to_pylist():
+        columns = of.setdefault(Path(row["file"]).parent.name, {"tokens": [], "log_ratio": []})
+        for name, values in columns.items():
+            values.append(row[name])
+    return of
 
 
 def draw_curves(metrics: Path, picture: Path) -> None:
