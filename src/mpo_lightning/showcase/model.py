@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mpo_lightning.errors import UserError
 from mpo_lightning.files import whole_folder
+from mpo_lightning.quiet import without_bars
 
 __all__ = ["find_model", "write_model"]
 
@@ -41,5 +42,6 @@ def write_model(out: Path) -> None:
 
     model = load_base(PolicyConfig(base=str(file), dtype="float32"), torch.device("cpu"))
     with whole_folder(out) as folder:
-        model.save_pretrained(folder)
+        with without_bars():
+            model.save_pretrained(folder)
         load_tokenizer(str(file)).save_pretrained(folder)
