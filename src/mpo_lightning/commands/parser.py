@@ -39,6 +39,7 @@ DENIED = re.compile(r"Importing '(.+?)' is not allowed, denied by the '(.+?)' en
 SEVERAL = re.compile(r"Multiple subclasses with name (\w+)\. .*: (.+)\.")
 UNRECOGNIZED = "unrecognized arguments: "
 NO_SUBTYPE = "Does not validate against any of the Union subtypes"
+OF_PYTHON = re.compile(r"object has no attribute '|unhashable type: '")
 NO_MAPPING = ("Unexpected config", "Key must be a string")
 OTHER_FILE = re.compile(r"sub-config file (.+?): ")
 
@@ -181,7 +182,7 @@ def _explain(message: str, error: BaseException | None, parser: SettingsParser) 
         kind = getattr(action, "_typehint", action.type)
         return _about_value(".".join(keys), value[1], kind, parser)
     # What jsonargparse takes for settings of a class without looking at it.
-    if keys and isinstance(causes[-1], AttributeError | TypeError) and not KEY.search(reason):
+    if keys and OF_PYTHON.search(reason):
         expected = "a class: its name, or class_path (a text) with init_args (a mapping)"
         message = f"{'.'.join(keys)} must be {expected}{_where('.'.join(keys), parser)}."
     elif keys:
