@@ -97,3 +97,23 @@ def test_own_loss_example_trains_from_a_file(workplace: Path) -> None:
     assert result.returncode == 0, result.stderr[-2000:]
     config = next(workplace.glob("runs/first/lightning_logs/*/config.yaml"))
     assert "class_path: my_loss.MeanMargin" in config.read_text(encoding="utf-8")
+
+
+def test_numbers_of_the_real_model_are_those_that_are_kept() -> None:
+    kept = json.loads((ROOT / "docs/results/showcase/report.json").read_text("utf-8"))["compared"]
+
+    def short(value: float) -> str:
+        return f"{value:.2f}".removeprefix("0")
+
+    share = kept["test"]["share of constraints met"]
+    both = kept["test"]["both met"]
+    others = kept["other-kinds"]["share of constraints met"]["difference"]
+    gain = share["difference"]
+    said = " ".join(README.split())
+    for part in (
+        f"from {short(share['before']['value'])} to {short(share['after']['value'])}, "
+        f"+{short(gain['value'])} [{short(gain['low'])}, {short(gain['high'])}]",
+        f"from {short(both['before']['value'])} to {short(both['after']['value'])}",
+        f"{short(others['value'])} [{short(others['low'])}, {short(others['high'])}]",
+    ):
+        assert part in said, part
