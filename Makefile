@@ -120,8 +120,8 @@ $(SHOW)/.reported: $(SHOW)/.test-before $(SHOW)/.other-kinds-before $(SHOW)/.tes
 	$(BIN)/python -m mpo_lightning.showcase report --run $(SHOW)/run
 	@touch $@
 
-test: $(READY) ## Run all tests, two at a time
-	@$(BIN)/python -m pytest -n 2 --dist worksteal
+test: $(READY) ## Run all tests, three at a time: they often wait
+	@$(BIN)/python -m pytest -n 3 --dist worksteal
 
 check: $(READY) ## Lint, check formatting and types
 	@$(BIN)/ruff check .

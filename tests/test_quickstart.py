@@ -1,4 +1,4 @@
-"""The quick start: W-MPO raises the gold score of a real small model, at each of three seeds."""
+"""The quick start: W-MPO raises the gold score of a real small model, at each of two seeds."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def folder(toy_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return tmp_path
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_training_raises_gold_on_held_out_prompts(
     folder: Path,
     seed: int,
