@@ -44,7 +44,9 @@ ROOMS: dict[str, set[str]] = {
     },
     "cli": {"commands", "training"},
     "toy": set(),
-    "showcase": {"evaluation", "data", "model", "toy"},
+    "showcase": {
+        *{"studies", "evaluation", "training", "generation", "data", "model", "losses", "toy"},
+    },
 }
 # Packages whose __init__ is a public face; elsewhere the file itself is imported.
 FACES = {"losses", "data.check"}

@@ -71,11 +71,13 @@ SPLITS: Final[dict[str, tuple[int, tuple[Kind, ...]]]] = {
 """Number of prompts of each split, and the kinds of its constraints. Topics are of one split."""
 
 
-def prompts(seed: int = 0) -> dict[str, list[dict[str, Any]]]:
+def prompts(seed: int = 0, *, train: int | None = None) -> dict[str, list[dict[str, Any]]]:
     """Compose the rows of each split.
 
     Args:
         seed: of the division of topics, and of everything that is drawn.
+        train: number of training prompts; another one divides the topics otherwise. Defaults to
+            that of SPLITS.
 
     Returns:
         rows with ``prompt`` (one message), ``kinds``, and IFEval's ``key``,
@@ -83,10 +85,11 @@ def prompts(seed: int = 0) -> dict[str, list[dict[str, Any]]]:
     """
     rng = random.Random(seed)
     topics = rng.sample(TOPICS, len(TOPICS))
-    total = sum(count for count, _ in SPLITS.values())
+    splits = SPLITS if train is None else {**SPLITS, "train": (train, TRAINED)}
+    total = sum(count for count, _ in splits.values())
     rows: dict[str, list[dict[str, Any]]] = {}
     begin = done = 0
-    for split, (count, kinds) in SPLITS.items():
+    for split, (count, kinds) in splits.items():
         done += count
         end = round(len(topics) * done / total)
         instructions = [

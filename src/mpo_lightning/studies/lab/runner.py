@@ -16,7 +16,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from mpo_lightning.files import write_whole
 
-__all__ = ["Runner", "Task"]
+__all__ = ["Runner", "Task", "result_of"]
 
 # Raise it when a change of the code changes the results of tasks.
 VERSION = 1
@@ -25,11 +25,11 @@ VERSION = 1
 class Task(Protocol):
     """A piece of work: a frozen dataclass whose `repr` determines its result."""
 
-    def __call__(self, worlds: Path) -> Any:
+    def __call__(self, worlds: Path, /) -> Any:
         """Perform the task; its result can be written as JSON.
 
         Args:
-            worlds: folder of worlds.
+            worlds: folder of worlds, or whatever else tasks share.
         """
 
 
@@ -55,6 +55,19 @@ def _perform(task: Task, folder: Path) -> Any:
     result = task(folder / "worlds")
     write_whole(_place(task, folder), json.dumps({"task": repr(task), "result": result}).encode())
     return result
+
+
+def result_of(task: Task, worlds: Path) -> Any:
+    """Return a task's result within another task; it is performed if none is kept.
+
+    Args:
+        task: the task.
+        worlds: folder that the other task was given.
+    """
+    place = _place(task, worlds.parent)
+    if not place.is_file():
+        _perform(task, worlds.parent)
+    return json.loads(place.read_text(encoding="utf-8"))["result"]
 
 
 def _place(task: Task, folder: Path) -> Path:
