@@ -86,23 +86,28 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _study(options: argparse.Namespace) -> None:
     """Run a study."""
-    from mpo_lightning.showcase import judged, verifiable
+    from mpo_lightning.showcase.judged import ARMS as JUDGED_ARMS
+    from mpo_lightning.showcase.judged import File
+    from mpo_lightning.showcase.judged import study as judged
     from mpo_lightning.showcase.runs import Base
+    from mpo_lightning.showcase.verifiable import ARMS
+    from mpo_lightning.showcase.verifiable import study as verifiable
     from mpo_lightning.studies.lab.conditions import Findings, Form
     from mpo_lightning.studies.lab.results import StudyError, run_study
     from mpo_lightning.studies.lab.runner import Runner
 
     of_judged = options.name == "judged"
-    known = judged.ARMS if of_judged else verifiable.ARMS
+    known = JUDGED_ARMS if of_judged else ARMS
     arms = options.arms or known
     if not set(arms) <= set(known):
         raise StudyError(f"--arms must be of {', '.join(known)}, got {' '.join(arms)}.")
     base = Base.of(options.base)
+    file = File.of(options.data) if of_judged else None
 
     def study(runner: Runner, form: Form) -> Findings:
-        if of_judged:
-            return judged.study(runner, form, base, judged.File.of(options.data), arms)
-        return verifiable.study(runner, form, base, arms)
+        if file is not None:
+            return judged(runner, form, base, file, arms)
+        return verifiable(runner, form, base, arms)
 
     run_study(options.name, study, Form(quick=options.quick), options.out, workers=options.workers)
 

@@ -38,7 +38,18 @@ from mpo_lightning.studies.lab.results import StudyError
 from mpo_lightning.studies.lab.runner import result_of
 from mpo_lightning.training.module import MPOModule
 
-__all__ = ["TRAIN", "Base", "Fit", "Groups", "Prediction", "Sampled", "picked", "seen_by"]
+__all__ = [
+    "TRAIN",
+    "Base",
+    "Fit",
+    "Groups",
+    "Prediction",
+    "Sampled",
+    "logps",
+    "picked",
+    "seen_by",
+    "trained_model",
+]
 
 Row = dict[str, Any]
 
@@ -325,7 +336,7 @@ class Sampled:
         asked = [picked(row, (0, 1)) for row in spoken if len(row["responses"]) > 1]
         other = trained_model(self.base, None, Path())
         with tempfile.TemporaryDirectory() as cache:
-            own, of_base = (_logps(each, self.base, asked, cache) for each in (model, other))
+            own, of_base = (logps(each, self.base, asked, cache) for each in (model, other))
         return fmean(a - b for a, b in zip(own, of_base, strict=True))
 
 
@@ -333,7 +344,7 @@ def _with_text(row: Row) -> Row:
     return picked(row, [n for n, text in enumerate(row["responses"]) if text.strip()])
 
 
-def _logps(model: Any, base: Base, rows: Sequence[Row], cache: str) -> list[float]:
+def logps(model: Any, base: Base, rows: Sequence[Row], cache: str) -> list[float]:
     """Return the log-probability of each response under a model without adapters."""
     policy = build_policy(PolicyConfig(base=model), "auto", device=model.device)
     data = PreferenceDataModule(
