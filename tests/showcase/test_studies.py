@@ -5,7 +5,7 @@ import gzip
 import json
 import random
 from collections.abc import Callable
-from math import isnan, nan
+from math import isnan
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -47,9 +47,7 @@ def file(write_jsonl: Callable[..., str]) -> str:
         responses[-1] = "} } " * 110
         scores = [0.0, *(round(rng.random() ** 4, 6) for _ in writers[2:]), 0.99]
         prompt = f"{number} {' '.join(rng.sample(WORDS, 4))}"
-        rows.append(
-            {"prompt": prompt, "responses": responses, "scores": scores, "models": writers}
-        )
+        rows.append({"prompt": prompt, "responses": responses, "scores": scores, "models": writers})
     return write_jsonl(rows, "judged.jsonl")
 
 
@@ -88,10 +86,10 @@ def test_verifiable(
         mean("MPO", "test") - mean("base", "test")
     )
     assert len(contrasts) == 4
-    halves = {r["condition"]: r["divergence"] for r in summary["frontier"] if r["scale"] == 0.5}
-    wholes = {r["condition"]: r["divergence"] for r in summary["frontier"] if r["scale"] == 1}
-    assert halves.keys() == wholes.keys() == conditions - {"base"} - {c for c in conditions if "," in c}
-    assert all(abs(halves[name]) < abs(wholes[name]) for name in wholes)
+    trained = {name for name in conditions if "," not in name} - {"base"}
+    frontier = {(row["condition"], row["scale"]): row["divergence"] for row in summary["frontier"]}
+    assert frontier.keys() == {(name, scale) for name in trained for scale in (0.5, 1)}
+    assert all(frontier.values())
     assert {(r["prompts"], r["responses"]): r["scored"] for r in summary["scored_responses"]} == {
         (8, 8): 64,
         (8, 2): 16,
@@ -111,16 +109,14 @@ def test_verifiable(
 
 
 def test_judged(base: str, file: str, tmp_path: Path) -> None:
-    summary = run("judged", tmp_path / "out", base, "--data", file)
+    summary = run("judged", tmp_path / "out", base, "--data", file, "--arms", "main", "example")
     prompts = rows_of(tmp_path / "out" / "prompts.csv.gz")
-    accuracies = [
-        float(row[judged.PRIMARY]) for row in prompts if row["condition"] == "MPO"
-    ]
+    accuracies = [float(row[judged.PRIMARY]) for row in prompts if row["condition"] == "MPO"]
     assert len(accuracies) == 9
     mean = summary["means"][judged.PRIMARY]["MPO"]["mean"]
     assert mean == pytest.approx(fmean(value for value in accuracies if not isnan(value)))
     named = {row["condition"] for row in prompts}
-    assert {"MPO, raw", "MPO, ranks", "MPO, attacked", "MPO, a token", "length"} <= named
+    assert {"MPO", "MPO, attacked", "MPO, a token", "length"} <= named
     assert {judged.LIKELIHOOD, judged.RIDGE} <= named
     # The sixth of the writers' families is left for no third.
     assert len(summary["data"]["held_out_writers"]) == 4
@@ -133,7 +129,7 @@ def test_judged_needs_a_file(base: str, tmp_path: Path, file: str) -> None:
         main(["study", "judged", "--out", str(tmp_path / "out"), "--base", base])
     small = tmp_path / "small.jsonl"
     small.write_text(Path(file).read_text(encoding="utf-8").splitlines()[0], encoding="utf-8")
-    with pytest.raises(SystemExit, match="error: --data: .* has 1 prompts with 8 responses"):
+    with pytest.raises(SystemExit, match="error: --data: .* has 0 prompts with 8 responses"):
         main(["study", "judged", *f"--out {tmp_path} --base {base} --data {small}".split()])
 
 
@@ -182,17 +178,14 @@ def test_measures_by_hand() -> None:
     assert found[judged.PRIMARY] == 0.5
     assert found["pairs"] == 2
     assert found["highest is best"] == 0
-    # Of six pairs two agree: 1 > 2 < 3 ... by hand (0,1), (1,2).
-    assert found["tau-b"] == pytest.approx((2 - 4) / 6)
-    taus = (-1 / 3, -1 / 3, 2 / 3)
-    partial = (taus[0] - taus[2] * taus[1]) / ((1 - taus[1] ** 2) * (1 - taus[2] ** 2)) ** 0.5
-    assert found["tau-b, given length"] == pytest.approx(partial)
+    # Of six pairs of rewards two agree with scores, five with lengths; of scores one with lengths.
+    assert found["tau-b"] == pytest.approx(-2 / 6)
+    assert found["tau-b, given length"] == pytest.approx((-1 / 3 + 4 / 9) / (1 - 4 / 9))
     assert measures([1.0, 1.0], [5.0, 1.0], [9, 9])[judged.PRIMARY] == 0.5
     # Scores too near, lengths too far.
     nothing = measures([1.0, 2.0, 3.0], [1.0, 1.5, 9.0], [10, 10, 20])
     assert isnan(nothing[judged.PRIMARY])
     assert nothing["pairs"] == 0
-    assert isnan(nan)
 
 
 def test_ridge_learns_a_word() -> None:

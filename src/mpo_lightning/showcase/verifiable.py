@@ -74,7 +74,7 @@ QUICK: Final = Sizes(
     other_kinds=3,
     answers=2,
     steps=2,
-    new_tokens=8,
+    new_tokens=5,
     rates=LEARNING_RATES[-1:],
 )
 
@@ -124,9 +124,7 @@ class _Plan:
     def answers(self, split: str, seed: int, fit: Fit | None, **settings: Any) -> Sampled:
         """Sample answers to test, whose seeds are not those of groups."""
         count = self.sizes.test if split == "test" else self.sizes.other_kinds
-        # Of the base there is no divergence to measure.
-        measured = MEASURED if fit is not None and split == "test" else 0
-        named = {"n": self.sizes.answers, "measured": measured, **settings}
+        named = {"n": self.sizes.answers, **settings}
         return self._sampled(split=split, prompts=count, seed=1000 + seed, fit=fit, **named)
 
 
@@ -228,12 +226,17 @@ def _answered(
 ) -> list[_Answered]:
     asked: list[tuple[str, str, int, float, Sampled]] = []
     for label, fits in of.items():
-        main = label == "base" or label in METHODS
+        # Of fewer responses the score is all that is asked for.
+        whole = "," not in label or "round" in label
         for seed, fit in zip(seeds, fits, strict=True):
-            for split in SPLITS if "," not in label or "round" in label else SPLITS[:1]:
-                asked.append((label, split, seed, 1.0, plan.answers(split, seed, fit)))
-            if main and fit is not None:
-                half = plan.answers("test", seed, fit, scale=0.5, n=2)
+            measured = MEASURED if whole and fit is not None else 0
+            for split in SPLITS if whole else SPLITS[:1]:
+                answers = plan.answers(
+                    split, seed, fit, measured=measured if split == "test" else 0
+                )
+                asked.append((label, split, seed, 1.0, answers))
+            if label in METHODS:
+                half = plan.answers("test", seed, fit, scale=0.5, n=2, measured=measured)
                 asked.append((label, "test", seed, 0.5, half))
     results = runner([task for *_, task in asked], "Answers")
     return [
