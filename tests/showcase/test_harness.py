@@ -38,8 +38,7 @@ def bits_per_byte(folder: str | Path, text: str) -> float:
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
-    # The harness begins with the end-of-text token.
-    begun = torch.cat([torch.tensor([[tokenizer.eos_token_id]]), ids], 1)
+    begun = torch.cat([torch.tensor([[tokenizer.bos_token_id]]), ids], 1)
     with torch.no_grad():
         logps = model(begun[:, :-1]).logits.double().log_softmax(-1)
     value: float = logps.gather(2, ids[..., None]).sum().item()

@@ -18,6 +18,7 @@ from scipy.stats import rankdata
 from mpo_lightning.data.groups import check_field, check_object
 from mpo_lightning.data.sources import open_source
 from mpo_lightning.losses import DPO, MPO, InfoNCA, SetLoss
+from mpo_lightning.showcase.constraints import text_of
 from mpo_lightning.showcase.estimates import bootstrap, compared, described, drawn, shown
 from mpo_lightning.showcase.runs import Base, Fit, Prediction, picked
 from mpo_lightning.showcase.tuning import LEARNING_RATES, chosen_rates, of_rows, tau_b
@@ -179,7 +180,7 @@ def divide(path: str, division: Division) -> Split:
     able = [
         number
         for number, row in enumerate(rows)
-        if len(row["prompt"]) <= LONGEST_PROMPT
+        if len(text_of(row["prompt"])) <= LONGEST_PROMPT
         and len(_numbers(row, trained.__contains__)) >= responses
         and len(_numbers(row, held_out.__contains__)) >= responses // 2
     ]
