@@ -74,7 +74,7 @@ QUICK: Final = Sizes(
     other_kinds=3,
     answers=2,
     steps=2,
-    new_tokens=5,
+    new_tokens=12,
     rates=LEARNING_RATES[-1:],
 )
 
