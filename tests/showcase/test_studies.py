@@ -76,6 +76,11 @@ def test_verifiable(
         named = {"condition": condition, "split": split, "scale": scale}
         return fmean(float(row[primary]) for row in answers if named.items() <= row.items())
 
+    groups = {row["condition"]: row for row in rows_of(tmp_path / "out" / "fits.csv.gz")}
+    assert groups.keys() == conditions - {"base"}
+    for name, count in (("MPO", 8), ("MPO, 16 x 2", 16), ("MPO, 4 x 8", 4)):
+        found = groups[name]
+        assert int(found["groups"]) + int(found["without_contrast"]) == count
     for split, prompts in (("test", 5), ("other-kinds", 3)):
         means = summary["means"][split][primary]
         for condition, value in means.items():
@@ -115,6 +120,9 @@ def test_judged(base: str, file: str, tmp_path: Path) -> None:
     assert len(accuracies) == 9
     mean = summary["means"][judged.PRIMARY]["MPO"]["mean"]
     assert mean == pytest.approx(fmean(value for value in accuracies if not isnan(value)))
+    fits = rows_of(tmp_path / "out" / "fits.csv.gz")
+    assert {row["condition"] for row in fits} == {*list(judged.METHODS)[:4], "MPO, attacked"}
+    assert all(row["groups"] == "6" for row in fits)
     named = {row["condition"] for row in prompts}
     assert {"MPO", "MPO, attacked", "MPO, a token", "length"} <= named
     assert {judged.LIKELIHOOD, judged.RIDGE} <= named

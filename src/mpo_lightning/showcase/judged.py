@@ -20,7 +20,7 @@ from mpo_lightning.data.sources import open_source
 from mpo_lightning.losses import DPO, MPO, InfoNCA, SetLoss
 from mpo_lightning.showcase.constraints import text_of
 from mpo_lightning.showcase.estimates import bootstrap, compared, described, drawn, shown
-from mpo_lightning.showcase.runs import Base, Fit, Prediction, picked
+from mpo_lightning.showcase.runs import Base, Fit, Prediction, fit_table, picked
 from mpo_lightning.showcase.tuning import LEARNING_RATES, chosen_rates, of_rows, tau_b
 from mpo_lightning.studies.lab.conditions import Contrast, Findings, Form
 from mpo_lightning.studies.lab.results import StudyError
@@ -450,7 +450,8 @@ def study(
                     for label, values in rewards.items()
                     for found in [measures(values, scores, tokens)]
                 ]
-    return _findings(table, tried, rates, file, plan)
+    tables = {"prompts": table, "fits": fit_table(fits, worlds), "tuning": tried}
+    return _findings(tables, rates, file, plan)
 
 
 def _rewards(
@@ -472,12 +473,12 @@ def _rewards(
 
 
 def _findings(
-    table: list[dict[str, Any]],
-    tried: list[dict[str, Any]],
+    tables: Mapping[str, list[dict[str, Any]]],
     rates: Mapping[str, float],
     file: File,
     plan: _Plan,
 ) -> Findings:
+    table = tables["prompts"]
     labels = list(dict.fromkeys(row["condition"] for row in table))
 
     def values(measure: str) -> dict[str, Floats]:
@@ -522,4 +523,4 @@ def _findings(
             chance=0.5,
         )
     }
-    return Findings(summary, {"prompts": table, "tuning": tried}, figures, shown(contrasts))
+    return Findings(summary, tables, figures, shown(contrasts))

@@ -45,6 +45,7 @@ __all__ = [
     "Groups",
     "Prediction",
     "Sampled",
+    "fit_table",
     "logps",
     "picked",
     "seen_by",
@@ -240,6 +241,15 @@ class Fit:
 
     def _place(self, worlds: Path) -> Path:
         return worlds / f"adapter-{sha256(repr(self).encode()).hexdigest()[:24]}"
+
+
+def fit_table(fits: Mapping[tuple[str, int], Fit], worlds: Path) -> list[Row]:
+    """Return a row of numbers of groups and seconds for each fit, by its condition and seed."""
+    rows = []
+    for (condition, seed), fit in fits.items():
+        numbers = {k: v for k, v in result_of(fit, worlds).items() if k != "predictions"}
+        rows.append({"condition": condition, "seed": seed, "lr": fit.lr, **numbers})
+    return rows
 
 
 def _as_prediction(row: Any) -> list[float]:

@@ -12,7 +12,7 @@ from mpo_lightning.losses import DPO, GVPO, MPO, InfoNCA, SetLoss
 from mpo_lightning.showcase.constraints import text_of
 from mpo_lightning.showcase.estimates import bootstrap, compared, described, drawn, shown
 from mpo_lightning.showcase.measures import MEASURES, Answers
-from mpo_lightning.showcase.runs import TRAIN, Base, Fit, Groups, Sampled
+from mpo_lightning.showcase.runs import TRAIN, Base, Fit, Groups, Sampled, fit_table
 from mpo_lightning.showcase.tuning import LEARNING_RATES, chosen_rates
 from mpo_lightning.studies.lab.conditions import Contrast, Findings, Form
 from mpo_lightning.studies.lab.figures import lines, panels
@@ -168,7 +168,18 @@ def study(runner: Runner, form: Form, base: Base, arms: Sequence[str] = ARMS) ->
     if "rounds" in arms:
         of |= _second_round(runner, plan, of, seeds, rates)
     found = _answered(runner, plan, of, seeds)
-    return _findings(found, tried, rates, sizes)
+    named = {
+        (label, seed): fit
+        for label, fits_of in of.items()
+        for seed, fit in zip(seeds, fits_of, strict=True)
+        if fit is not None
+    }
+    tables = {
+        "answers": [row for each in found for row in each.rows],
+        "fits": fit_table(named, runner.folder / "worlds"),
+        "tuning": tried,
+    }
+    return _findings(found, tables, rates, sizes)
 
 
 def _budgets(sizes: Sizes) -> list[tuple[int, int]]:
@@ -271,7 +282,7 @@ def _values(
 
 def _findings(
     found: Sequence[_Answered],
-    tried: list[dict[str, Any]],
+    tables: Mapping[str, Sequence[Mapping[str, Any]]],
     rates: Mapping[str, float],
     sizes: Sizes,
 ) -> Findings:
@@ -320,7 +331,6 @@ def _findings(
     }
     if len(budgets) > len(TWO):
         figures["responses"] = lambda: _draw_responses(budgets)
-    tables = {"answers": [row for each in found for row in each.rows], "tuning": tried}
     return Findings(summary, tables, figures, shown(contrasts))
 
 
