@@ -67,14 +67,14 @@ class Sizes:
 QUICK: Final = Sizes(
     methods=4,
     seeds=1,
-    prompts=8,
-    tuned=8,
-    tuning=4,
-    test=5,
-    other_kinds=3,
+    prompts=4,
+    tuned=4,
+    tuning=3,
+    test=4,
+    other_kinds=2,
     answers=2,
     steps=2,
-    new_tokens=12,
+    new_tokens=10,
     rates=LEARNING_RATES[-1:],
 )
 
