@@ -141,7 +141,10 @@ def test_judged_needs_a_file(base: str, tmp_path: Path, file: str) -> None:
         main(["study", "judged", *f"--out {tmp_path} --base {base} --data {small}".split()])
 
 
-def test_judged_groups_leave_apart_what_is_tested(file: str, tmp_path: Path) -> None:
+def test_judged_groups_leave_apart_what_is_tested(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judged, "ATTACKED_SHARE", 0.5)
     of, division = File.of(file), Division(responses=4, tuning=3, most=15)
 
     def groups(fold: int | None, *, tested: bool, **more: Any) -> JudgedGroups:

@@ -56,6 +56,8 @@ LEAST_DIFFERENCE: Final = 1.0
 # Writers that game the judge, and the baseline itself; see the plan.
 ATTACK: Final = "example"
 LEFT_OUT: Final = frozenset({ATTACK, "gpt4_gamed", "gpt4_1106_preview"})
+# Share of the groups that the arm of real corruption puts the attack into.
+ATTACKED_SHARE: Final = 0.15
 LONGEST_RESPONSE: Final = 400
 LONGEST_PROMPT: Final = 1000
 FOLDS: Final = 3
@@ -214,7 +216,8 @@ class JudgedGroups:
         tested: the tested fold with all responses by held-out writers, instead of the other folds
             with some by training writers.
         scale: scale of the scores, of `SCALES`.
-        attacked: draw from one more writer, the attack on the judge.
+        attacked: put the attack on the judge, at any length, in the place of a response of some
+            groups.
         most: number of prompts, at most. Defaults to all.
     """
 
@@ -247,8 +250,8 @@ class JudgedGroups:
             rng = random.Random(number)
             able = _numbers(row, lambda writer: writer not in held_out | LEFT_OUT)
             kept = rng.sample(able, min(self.division.responses, len(able)))
-            drawn_too = rng.random() < len(kept) / (1 + len(able))
-            if self.attacked and drawn_too and ATTACK in row["models"]:
+            attack = rng.random() < ATTACKED_SHARE
+            if self.attacked and attack and ATTACK in row["models"]:
                 kept[-1] = row["models"].index(ATTACK)
         found = picked(row, kept)
         return {**found, "scores": SCALES[self.scale](found["scores"]).tolist()}
