@@ -29,7 +29,7 @@ import settings
 import tables
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
 # Others that are read by people and lie elsewhere.
 OTHERS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 OTHERS += sorted((ROOT / "benchmarks").rglob("*.md"))
@@ -75,7 +75,7 @@ def test_navigation_has_every_page_and_notebook() -> None:
     listed = list(leaves(site_settings()["nav"]))
     assert len(listed) == len(set(listed))
     outside = {name for name in pages.outside() if name.endswith((".md", ".ipynb"))}
-    assert set(listed) == {path.name for path in PAGES} | outside
+    assert set(listed) == {path.relative_to(ROOT / "docs").as_posix() for path in PAGES} | outside
 
 
 def anchors(text: str) -> set[str]:

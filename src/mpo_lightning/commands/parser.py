@@ -300,9 +300,13 @@ def _about_value(name: str, value: str, kind: Any, parser: SettingsParser) -> st
 
 
 def _subclasses(kind: type) -> set[str]:
-    """Return the names of a class and those derived from it, without abstract and private ones."""
+    """Return the names of a class and those derived from it that settings may name.
+
+    Abstract and private ones are left out, and what only the studies compare with.
+    """
     names = set().union(*map(_subclasses, kind.__subclasses__()))
-    return names if isabstract(kind) or kind.__name__.startswith("_") else {kind.__name__, *names}
+    hidden = kind.__name__.startswith("_") or kind.__module__.startswith("mpo_lightning.studies")
+    return names if isabstract(kind) or hidden else {kind.__name__, *names}
 
 
 # ------------------------------------------------------------------------------ places
