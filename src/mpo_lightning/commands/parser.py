@@ -302,10 +302,15 @@ def _about_value(name: str, value: str, kind: Any, parser: SettingsParser) -> st
 def _subclasses(kind: type) -> set[str]:
     """Return the names of a class and those derived from it that settings may name.
 
-    Abstract and private ones are left out, and what only the studies compare with.
+    Abstract and private ones are left out, those that no module has, and what only the studies
+    compare with.
     """
     names = set().union(*map(_subclasses, kind.__subclasses__()))
-    hidden = kind.__name__.startswith("_") or kind.__module__.startswith("mpo_lightning.studies")
+    hidden = (
+        kind.__name__.startswith("_")
+        or kind.__module__.startswith("mpo_lightning.studies")
+        or getattr(sys.modules.get(kind.__module__), kind.__name__, None) is not kind
+    )
     return names if isabstract(kind) or hidden else {kind.__name__, *names}
 
 
