@@ -38,7 +38,6 @@ NOTES = {
         "TPU available",
         "`Trainer.fit` stopped: `max_",
     ),
-    "lightning.fabric.utilities.rank_zero": ("Seed set to",),
     "lightning.fabric.utilities.seed": ("Seed set to",),
     "bitsandbytes.backends.cpu.ops": ("Failed to load CPU gemm_4bit_forward",),
 }
