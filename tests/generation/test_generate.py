@@ -118,7 +118,11 @@ def assert_as_one_by_one(sampler: ModelSampler) -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_same_tokens_as_one_by_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prompts of unequal lengths in one batch, their keys and values shared where that can be."""
+    """Prompts of unequal lengths in one batch, their keys and values shared where that can be.
+
+    In several rounds, after each of which the responses that have ended leave.
+    """
+    monkeypatch.setattr(generation, "ROUND", 3)
     shared = []
     computed = ModelSampler._computed_prompts
 
@@ -128,7 +132,10 @@ def test_same_tokens_as_one_by_one(name: str, monkeypatch: pytest.MonkeyPatch) -
         return cache
 
     monkeypatch.setattr(ModelSampler, "_computed_prompts", noted)
-    assert_as_one_by_one(make_sampler(tiny_model(CONFIGS[name])))
+    sampler = make_sampler(tiny_model(CONFIGS[name]))
+    # One token of eight ends a response.
+    sampler.stops = list(range(0, 384, 8))
+    assert_as_one_by_one(sampler)
     assert shared == [name != "mamba"]
 
 
