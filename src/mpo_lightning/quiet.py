@@ -16,6 +16,8 @@ WARNINGS = (
     "Couldn't infer the batch indices fetched from your dataloader",
     # Metrics are summed over the processes before they are logged.
     "It is recommended to use .*sync_dist=True",
+    # A data module without validation files.
+    "Total length of `list` across ranks is zero",
     "Precision .* is not supported by the model summary",
     # PEFT looks for the ranks of fused experts among layers only.
     "The following (rank|alpha)_pattern keys did not match any targeted module",
@@ -24,11 +26,10 @@ WARNINGS = (
     # The module's own `optimizer_step` expects it.
     "When using `Trainer.accumulate_grad_batches != 1.` and overriding",
 )
-# Of runs without workers and validation data, by the hundred.
+# Of runs without workers, by the hundred.
 WARNINGS_OF_SMALL_RUNS = (
     ".*does not have many workers.*",
     ".*is_gradient_checkpointing.*",
-    ".*Total length of `list` across ranks is zero.*",
 )
 # By logger: advertising, what the settings or the run's last lines say anyway, devices that are not
 # asked for, and an inference kernel that is not used here.

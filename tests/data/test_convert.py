@@ -134,9 +134,8 @@ def test_a_file_is_overwritten_only_when_asked_and_only_when_all_went_well(
 
 def test_what_a_format_cannot_hold_is_told(write_jsonl: Callable[..., str], tmp_path: Path) -> None:
     good = {"prompt": "p", "responses": ["a", "b"], "scores": [1.0, 2.0]}
-    talk = {**good, "prompt": [{"role": "user", "content": "p"}]}
-    mixed = Sources(files=[write_jsonl([good, talk])])
-    with pytest.raises(DataError, match=r"groups.jsonl:1 to .*groups.jsonl:2: prompt: .*\.jsonl"):
+    mixed = Sources(files=[write_jsonl([{**good, "note": 1}, {**good, "note": "n"}])])
+    with pytest.raises(DataError, match=r"groups.jsonl:1 to .*groups.jsonl:2: note: .*\.jsonl"):
         convert(mixed, tmp_path / "out.parquet")
     empty = Sources(files=[write_jsonl([{**good, "info": {}}], "empty.jsonl")])
     with pytest.raises(DataError, match="Parquet cannot hold such columns"):
@@ -156,3 +155,24 @@ def test_half_a_character_in_another_column_passes_through(
     out = tmp_path / "out.jsonl"
     convert(Sources(files=[write_jsonl([row])]), out)
     assert read(str(out))[0].extra == {"note": "\ud83d ö"}
+
+
+def test_parquet_holds_texts_beside_conversations_as_messages(
+    write_jsonl: Callable[..., str], tmp_path: Path
+) -> None:
+    """As of a file of LLaMA-Factory of which some rows have a history."""
+    texts = {"prompt": "p", "responses": ["a", "b"], "scores": [1.0, 2.0]}
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "r"}]
+    talk = {**texts, "prompt": [*turns, {"role": "user", "content": "s"}]}
+    mixed = Sources(files=[write_jsonl([texts, talk, texts])])
+    out = tmp_path / "out.parquet"
+    (report,) = convert(mixed, out)
+    assert "4 to a text prompt, written as one user message" in str(report)
+    message = [{"role": "user", "content": "p"}]
+    assert [group.prompt for group in read(str(out))] == [message, talk["prompt"], message]
+    # JSON Lines hold them as they are.
+    (report,) = convert(mixed, tmp_path / "out.jsonl")
+    assert "to a text prompt" not in str(report)
+    assert [group.prompt for group in read(str(tmp_path / "out.jsonl"))] == [
+        row["prompt"] for row in (texts, talk, texts)
+    ]

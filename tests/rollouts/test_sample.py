@@ -180,7 +180,7 @@ def test_what_is_left_out_is_counted(
     assert "1 of 2 rows written" in shown
     assert "rows dropped: 1 with a prompt that leaves no room to answer" in shown
     for column in ("responses", "scores", "truncated"):
-        assert f"noted: 1 columns {column} of other responses left out" in shown
+        assert f"noted: 1 rows whose own {column} are left out" in shown
     (row,) = (row for _, row in read_rows(str(out)))
     assert set(row) == {"prompt", "responses", "truncated", "kept", "sampled"}
 

@@ -88,7 +88,8 @@ def _print_check(report: CheckReport) -> None:
     console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     console.print(format_report(report))
     warnings = format_warnings(report)
-    console.print(f"\n{len(warnings)} warnings" if warnings else "\nNo warnings", style="bold")
+    counted = f"{len(warnings)} warning{'s' * (len(warnings) > 1)}" if warnings else "No warnings"
+    console.print(f"\n{counted}", style="bold")
     for text in warnings:
         name, _, rest = text.partition(":")
         console.print(name, style="bold yellow", end=":")

@@ -16,7 +16,8 @@ def convert(
     """Write the groups of all files to one, which appears when it is complete.
 
     Reading the result gives the same groups, other columns included. Parquet has the same columns
-    in every row: one that a row lacks reads back as null.
+    in every row: one that a row lacks reads back as null. Where some prompts are conversations it
+    holds the others as one user message each, which is noted in the report.
 
     Args:
         sources: files to read. For Parquet they are read twice, to find the types of the columns.
@@ -39,6 +40,6 @@ def convert(
     reports: list[DataReport] = []
     with open_writers([path], schema) as (writer,):
         for group in sources.groups(reports):
-            writer.write(group)
+            writer.write(group, reports[-1])
         refuse_lost_rows(reports, bad_rows)
     return reports

@@ -102,7 +102,7 @@ def split(
     with open_writers(list(files.values()), schema) as writers:
         for group in sources.groups(reports):
             number = uniform_hash(group.prompt, seed)
-            writers[next(i for i, end in enumerate(ends) if number < end)].write(group)
+            writers[next(i for i, end in enumerate(ends) if number < end)].write(group, reports[-1])
         refuse_lost_rows(reports, bad_rows)
         groups = {name: w.groups for name, w in zip(fractions, writers, strict=True)}
         empty = [name for name, count in groups.items() if not count]

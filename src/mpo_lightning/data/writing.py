@@ -8,8 +8,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mpo_lightning.data.conversation import context_columns
+from mpo_lightning.data.conversation import as_messages, context_columns
 from mpo_lightning.data.groups import DataError, PreferenceGroup, bad_field
+from mpo_lightning.data.report import DataReport
 from mpo_lightning.files import whole_file
 
 __all__ = [
@@ -47,17 +48,22 @@ class GroupWriter(ABC):
     """
 
     _out: Any
+    # Whether the file holds prompts as lists of messages only.
+    _conversations = False
 
     def __init__(self) -> None:
         self.groups = 0
         self._buffer: list[PreferenceGroup] = []
 
-    def write(self, group: PreferenceGroup) -> None:
-        """Write a group.
+    def write(self, group: PreferenceGroup, report: DataReport) -> None:
+        """Write a group, and note in a report what the file cannot hold as it is.
 
         Raises:
             DataError: if the format cannot hold it.
         """
+        if self._conversations and isinstance(group.prompt, str):
+            reason = "to a text prompt, written as one user message since others are conversations"
+            report.note(reason, group.source, len(group.responses))
         self._buffer.append(group)
         self.groups += 1
         if len(self._buffer) == CHUNK_ROWS:
@@ -122,6 +128,7 @@ class _Parquet(GroupWriter):
 
         super().__init__()
         self._schema = schema
+        self._conversations = not pyarrow.types.is_string(schema.field("prompt").type)
         try:
             self._out = pyarrow.parquet.ParquetWriter(path, schema)
         except pyarrow.ArrowException as error:
@@ -132,7 +139,7 @@ class _Parquet(GroupWriter):
     def _write_chunk(self, groups: Sequence[PreferenceGroup]) -> None:
         import pyarrow
 
-        columns = _columns(groups)
+        columns = _columns(groups, conversations=self._conversations)
         arrays = [_array(columns, name, groups, self._schema) for name in self._schema.names]
         try:
             self._out.write_table(pyarrow.Table.from_arrays(arrays, schema=self._schema))
@@ -140,8 +147,13 @@ class _Parquet(GroupWriter):
             raise _unfit(groups, "row", error) from error
 
 
-def _columns(groups: Sequence[PreferenceGroup]) -> dict[str, list[object]]:
+def _columns(groups: Sequence[PreferenceGroup], *, conversations: bool) -> dict[str, list[object]]:
     rows = [canonical_row(group) for group in groups]
+    if conversations:
+        rows = [
+            {**row, "prompt": as_messages(group.prompt)}
+            for group, row in zip(groups, rows, strict=True)
+        ]
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
 
@@ -172,15 +184,19 @@ def _array(
 def arrow_schema(groups: Iterable[PreferenceGroup]) -> Any:
     """Return the schema of a Parquet file of these groups, with one type per column.
 
+    Prompts are texts if all are, otherwise lists of messages.
+
     Raises:
         DataError: if a column has values of types that do not fit together.
     """
     import pyarrow
 
     schema = pyarrow.schema([])
+    texts = True
     rest = iter(groups)
     while chunk := list(islice(rest, CHUNK_ROWS)):
-        columns = _columns(chunk)
+        texts = texts and all(isinstance(group.prompt, str) for group in chunk)
+        columns = _columns(chunk, conversations=True)
         fields = [(name, _array(columns, name, chunk).type) for name in columns]
         try:
             schema = pyarrow.unify_schemas(
@@ -188,6 +204,9 @@ def arrow_schema(groups: Iterable[PreferenceGroup]) -> Any:
             )
         except pyarrow.ArrowException as error:
             raise _unfit(chunk, "row", error) from error
+    if texts and schema.names:
+        prompt = schema.get_field_index("prompt")
+        return schema.set(prompt, pyarrow.field("prompt", pyarrow.string()))
     return schema
 
 

@@ -162,7 +162,7 @@ def _row(
         len(remaining) - len({json.dumps(drawn.response) for drawn in remaining}),
     )
     for column in OF_RESPONSES:
-        report.note(f"columns {column} of other responses left out", source, int(column in row))
+        report.note(f"rows whose own {column} are left out", source, int(column in row))
     report.keep(len(remaining))
     settings = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "seed")}
     return answered_row(request, row, remaining, {"model": model, **settings})
