@@ -194,8 +194,8 @@ def _score_ceiling(report: CheckReport, threshold: float) -> Found | None:
     when="skewness of deviations from the group's mean, either sign",
     why="A few extreme scores move the group's mean, and with it the border between chosen "
     "and rejected: ordinary responses end up on one side.",
-    remedy="Look at the extreme scores; ranks within the group, or a split at the median, do "
-    "not move with them.",
+    remedy="Look at the extreme scores. If they are far below the others (a negative skewness), "
+    "split at the median and leave alpha at 0; far above them, neither is needed.",
 )
 def _skewed_scores(report: CheckReport, threshold: float) -> Found | None:
     skewness = report.deviations.skewness
