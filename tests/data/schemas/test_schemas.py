@@ -554,7 +554,8 @@ def test_wrong_ten_as_an_error() -> None:
 
 
 def test_ten_that_nothing_confirms_is_counted() -> None:
-    row = {**ULTRAFEEDBACK, "completions": [completion("a", 10, *["N/A"] * 4), COMPLETIONS[3]]}
+    few = [completion("a", 10, *["N/A"] * 4), COMPLETIONS[3]]
+    row = {**ULTRAFEEDBACK, "models": None, "completions": few}
     converted = convert(UltraFeedback(wrong_tens="drop"), row)
     assert converted.row["scores"] == [10.0, 6.5]
     assert converted.notes == ("with a 10 that no rated aspect can confirm",)
@@ -576,7 +577,7 @@ def test_weighted_aspects() -> None:
 
 def test_aspects_may_be_null_where_arrow_found_none() -> None:
     bare = {**COMPLETIONS[3], "annotations": dict.fromkeys(COMPLETIONS[3]["annotations"])}
-    row = {**ULTRAFEEDBACK, "completions": [*COMPLETIONS[:2], bare]}
+    row = {**ULTRAFEEDBACK, "models": None, "completions": [*COMPLETIONS[:2], bare]}
     converted = convert(UltraFeedback(score="aspects", unscored="drop"), row)
     assert converted.row["kept_responses"] == [0, 1]
     assert converted.notes[-2:] == ("with aspects that are not rated", "without a score, left out")
@@ -588,6 +589,15 @@ def test_models_pass_through_where_completions_do_not_name_them() -> None:
     bare = [{**each, "model": None} for each in COMPLETIONS]
     converted = convert(UltraFeedback(), {**ULTRAFEEDBACK, "completions": bare})
     assert converted.row["models"] == ULTRAFEEDBACK["models"]
+
+
+def test_models_that_the_completions_contradict_are_noted() -> None:
+    row = {**ULTRAFEEDBACK, "models": ["alpaca", "gpt-4", "llama", "bard"]}
+    converted = convert(UltraFeedback(), row)
+    assert converted.row["models"] == ULTRAFEEDBACK["models"]
+    assert [note for note in converted.notes if "`models`" in note] == [
+        "of a row whose column `models` names others than its completions, replaced"
+    ] * len(COMPLETIONS)
 
 
 @pytest.mark.parametrize(("count", "words"), [(0, "no responses"), (1, "a single response")])

@@ -60,6 +60,9 @@ class UltraFeedback(ScoredSchema):
             self._answer(completion, f"completions[{index}]", source)
             for index, completion in enumerate(completions)
         ]
+        if any(models) and row.get("models") not in (None, models):
+            note = "of a row whose column `models` names others than its completions, replaced"
+            answers = [replace(answer, notes=(*answer.notes, note)) for answer in answers]
         read = (*self.required, "models") if any(models) else self.required
         return self.canonical(row, source, prompt=prompt, answers=answers, read=read, models=models)
 
