@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -186,7 +187,9 @@ def test_repeats_and_columns_are_those_of_plain_loops(
         assert source.no_contrast == sum(s.std() == 0 for s in theirs)
 
 
-def test_tokens_are_those_of_the_run(write_jsonl: Write, tokenizer: Any) -> None:
+def test_tokens_are_those_of_the_run(
+    write_jsonl: Write, tokenizer: Any, tmp_path: Path
+) -> None:
     rows = [
         {"prompt": "Name a fruit.", "responses": ["An apple.", "A pear " * 20], "scores": [2, 1]},
         {"prompt": "Count " * 40, "responses": ["One.", "Two, three."], "scores": [1, 2]},
@@ -210,6 +213,10 @@ def test_tokens_are_those_of_the_run(write_jsonl: Write, tokenizer: Any) -> None
     assert (tokens.beyond_chosen, tokens.beyond_rejected) == (1, 2)
     assert (tokens.chosen, tokens.rejected) == (2, 2)
     assert "beyond-max-length" in [warning.name for warning in report.warnings]
+    # From its folder, as everywhere.
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    files, folder = write_jsonl(rows), str(tmp_path / "tokenizer")
+    assert check(files, tokenizer=folder, max_length=60).tokens == tokens
     # A group that cannot be tokenised is a bad row.
     bad = {"prompt": [{"role": "tool", "content": "x"}], "responses": ["a", "b"], "scores": [1, 2]}
     read = check(write_jsonl([*rows, bad]), tokenizer=tokenizer).total.read

@@ -27,7 +27,7 @@ from mpo_lightning.data.reading import Sources
 from mpo_lightning.data.rendering import RenderingRules
 from mpo_lightning.data.report import DataReport
 from mpo_lightning.data.schemas.base import Schema
-from mpo_lightning.data.tokens import Boundary, GroupTokenizer, PromptFormat
+from mpo_lightning.data.tokens import Boundary, GroupTokenizer, PromptFormat, load_tokenizer
 from mpo_lightning.losses import AboveMean, Partition
 from mpo_lightning.losses.scores import AlphaUnit
 
@@ -63,7 +63,8 @@ def check(
         columns: other names of columns: the name in the source, and the name to read it as.
         default_split: split of a source of several splits that names none; see `open_source`.
         transform: applied to each group before it is counted.
-        tokenizer: a Hugging Face tokenizer, to count tokens. Defaults to counting characters only.
+        tokenizer: a Hugging Face tokenizer, or its folder or hub id, to count tokens. Defaults to
+            counting characters only.
         max_length: limit on prompt + response, in tokens.
         prompt_format: as in training (data.prompt_format); see `PreferenceDataModule`.
         boundary: as in training (data.boundary); see `PreferenceDataModule`.
@@ -88,6 +89,8 @@ def check(
     names = [files] if isinstance(files, str) else list(files)
     sources = Sources(files=names, schema=schema, columns=columns, default_split=default_split)
     tokenize = None
+    if isinstance(tokenizer, str):
+        tokenizer = load_tokenizer(tokenizer)
     if tokenizer is not None:
         # Everything is counted, and nothing left out.
         rules = RenderingRules.counting()
