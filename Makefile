@@ -95,7 +95,8 @@ $(SHOW)/.%-before: $(SHOW)/.model $(SHOW)/.prompts
 	@touch $@
 
 $(SHOW)/.trained: $(SHOW)/.train $(SHOW)/.tuning
-	$(BIN)/mpo-lightning data check $(SHOW)/train-scored --tokenizer $(SHOW)/base --alpha 0.5
+	$(BIN)/mpo-lightning data check $(SHOW)/train-scored --tokenizer $(SHOW)/base \
+		--alpha 0.5 --alpha_unit std
 	$(BIN)/mpo-lightning fit --config configs/showcase/fit.yaml --ckpt_path last
 	@touch $@
 

