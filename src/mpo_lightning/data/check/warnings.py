@@ -577,10 +577,10 @@ def _unsure_differences(comparison: Comparison, threshold: float) -> str | None:
     "wrong-best",
     threshold=LEAST_BIAS,
     when="shortfall of the trusted place of the best-scored responses, and its interval is above 0",
-    why="Some of the highest scores are wrong, and those are what weights amplify and what pairs "
-    "of the best and the worst learn from.",
-    remedy="Use alpha 0, and no pairs of the best and the worst; judge the best-scored responses "
-    "again, or leave them out.",
+    why="Some of the highest scores are wrong, and those are what InfoNCA and pairs of the best "
+    "and the worst learn most from.",
+    remedy="Judge the best-scored responses again, or leave them out. Until then no InfoNCA, which "
+    "follows the scores most, and no pairs of the best and the worst.",
 )
 def _wrong_best(comparison: Comparison, threshold: float) -> str | None:
     best = comparison.best_shortfall
@@ -594,7 +594,7 @@ def _wrong_best(comparison: Comparison, threshold: float) -> str | None:
     threshold=LEAST_BIAS,
     when="excess of the trusted place of the worst-scored responses, and its interval is above 0",
     why="Some of the lowest scores are wrong, and good responses are pushed away hardest.",
-    remedy="Use alpha 0; judge the worst-scored responses again, or leave them out.",
+    remedy="Judge the worst-scored responses again, or leave them out. Deviation weights may stay.",
 )
 def _wrong_worst(comparison: Comparison, threshold: float) -> str | None:
     worst = comparison.worst_excess
