@@ -187,9 +187,7 @@ def test_repeats_and_columns_are_those_of_plain_loops(
         assert source.no_contrast == sum(s.std() == 0 for s in theirs)
 
 
-def test_tokens_are_those_of_the_run(
-    write_jsonl: Write, tokenizer: Any, tmp_path: Path
-) -> None:
+def test_tokens_are_those_of_the_run(write_jsonl: Write, tokenizer: Any, tmp_path: Path) -> None:
     rows = [
         {"prompt": "Name a fruit.", "responses": ["An apple.", "A pear " * 20], "scores": [2, 1]},
         {"prompt": "Count " * 40, "responses": ["One.", "Two, three."], "scores": [1, 2]},
