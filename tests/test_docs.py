@@ -326,26 +326,11 @@ def test_every_table_of_the_results_is_on_the_page() -> None:
 @pytest.mark.parametrize("study", tables.STUDIES)
 def test_results_of_a_study_are_kept_and_shown(study: str) -> None:
     folder = tables.RESULTS / study
-    if not tables.is_kept(study):
-        # The page says so, and nothing of it lies about.
-        assert not folder.exists()
-        assert f"<!-- table: {study}/contrasts -->\n\n{tables.NOT_RUN}" in TEXTS["docs/results.md"]
-        return
     summary = tables.summary(study)
     assert (summary["study"], summary["form"]) == (study, "full")
     marked = tables.MARKED.finditer(TEXTS["docs/results.md"])
     shown = {m["name"] for m in marked if (m["kind"], m["study"]) == ("figure", study)}
     assert shown == {path.stem for path in folder.glob("*.png")}
-
-
-def test_a_study_that_is_not_kept_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    page = TEXTS["docs/results.md"]
-    monkeypatch.setattr(tables, "RESULTS", ROOT / "nowhere")
-    empty = tables.filled(page)
-    for mark in tables.MARKED.finditer(empty):
-        assert not re.search(r"^(\||!\[)", mark[0], re.MULTILINE)
-    monkeypatch.undo()
-    assert tables.filled(empty) == page
 
 
 # ------------------------------------------------------------------------------- citation

@@ -22,10 +22,8 @@ RESULTS = ROOT / "docs" / "results"
 # A mark, and lines of a table, or a figure, after it.
 MARKED = re.compile(
     r"(?P<mark><!-- (?P<kind>table|figure): (?P<study>\w+)/(?P<name>[\w.-]+)"
-    r"(?:: (?P<text>.+?))? -->\n)(?:\n(?:\|.*\n)+|\n!\[.*\n|\n\*\*Not run.*\n)?"
+    r"(?:: (?P<text>.+?))? -->\n)(?:\n(?:\|.*\n)+|\n!\[.*\n)?"
 )
-# In the place of the first table of a study of which nothing is kept.
-NOT_RUN = "**Not run yet in this edition.**"
 BETAS = ("0.1", "1")
 PRIMARY = "0.5"
 STUDIES = (
@@ -443,19 +441,11 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
-def is_kept(study: str) -> bool:
-    """Whether there are results of a study."""
-    return (RESULTS / study / "summary.json").is_file()
-
-
 def filled(page: str) -> str:
     """A page with its marked tables and figures made anew."""
 
     def of(match: re.Match[str]) -> str:
         study, name = match["study"], match["name"]
-        if not is_kept(study):
-            first = match["kind"] == "table" and name == "contrasts"
-            return f"{match['mark']}\n{NOT_RUN}\n" if first else match["mark"]
         if match["kind"] == "table":
             return f"{match['mark']}\n{TABLES[f'{study}/{name}']()}\n"
         return f"{match['mark']}\n![{match['text']}](results/{study}/{name}.png)\n"
