@@ -36,6 +36,7 @@ from mpo_lightning.showcase.constraints import score
 from mpo_lightning.showcase.prompts import prompts
 from mpo_lightning.studies.lab.results import StudyError
 from mpo_lightning.studies.lab.runner import result_of
+from mpo_lightning.studies.lab.training import WITHOUT_OUTPUT
 from mpo_lightning.training.module import MPOModule
 
 __all__ = [
@@ -208,10 +209,7 @@ class Fit:
                 accumulate_grad_batches=self.groups_per_step,
                 gradient_clip_val=1.0,
                 default_root_dir=folder,
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
+                **WITHOUT_OUTPUT,
             )
             started = time.perf_counter()
             trainer.fit(module, datamodule=data)

@@ -25,13 +25,28 @@ from mpo_lightning.studies.world.measures import Yardstick, group_measures
 from mpo_lightning.studies.world.world import GroupSampling, StudyWorld, load_world
 from mpo_lightning.training.module import MPOModule
 
-__all__ = ["BETAS", "LEARNING_RATE", "PRIMARY", "TrainingResult", "TrainingRun", "train"]
+__all__ = [
+    "BETAS",
+    "LEARNING_RATE",
+    "PRIMARY",
+    "WITHOUT_OUTPUT",
+    "TrainingResult",
+    "TrainingRun",
+    "train",
+]
 
 # Betas at which every study of methods is run. Where policies are compared, beta times the
 # log-ratios is small at the first, and all losses are nearly linear; at the second it is not.
 BETAS = (0.1, 1.0)
 # Learning rate of the studies that do not tune it: the middle one of those that `methods` tries.
 LEARNING_RATE = 1e-3
+# Settings of a `Trainer` that writes and shows nothing.
+WITHOUT_OUTPUT: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 # Number of groups whose responses' log-probabilities are followed.
 FOLLOWED = 32
 STEPS_PER_EPOCH = 8
@@ -187,10 +202,7 @@ def train(run: TrainingRun, worlds: Path) -> TrainingResult:
             max_epochs=run.epochs,
             default_root_dir=folder,
             callbacks=[measuring],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
+            **WITHOUT_OUTPUT,
         )
         started = time.perf_counter()
         trainer.fit(module, datamodule=data)
