@@ -195,7 +195,7 @@ def _score_ceiling(report: CheckReport, threshold: float) -> Found | None:
     why="A few extreme scores move the group's mean, and with it the border between chosen "
     "and rejected: ordinary responses end up on one side.",
     remedy="Look at the extreme scores. If they are far below the others (a negative skewness), "
-    "split at the median and leave alpha at 0; far above them, neither is needed.",
+    "split at the median and leave alpha at 0; far above them, use alpha_unit: std if alpha > 0.",
 )
 def _skewed_scores(report: CheckReport, threshold: float) -> Found | None:
     skewness = report.deviations.skewness
@@ -580,7 +580,7 @@ def _unsure_differences(comparison: Comparison, threshold: float) -> str | None:
     why="Some of the highest scores are wrong, and those are what InfoNCA and pairs of the best "
     "and the worst learn most from.",
     remedy="Judge the best-scored responses again, or leave them out. Until then no InfoNCA, which "
-    "follows the scores most, and no pairs of the best and the worst.",
+    "follows the scores most.",
 )
 def _wrong_best(comparison: Comparison, threshold: float) -> str | None:
     best = comparison.best_shortfall
