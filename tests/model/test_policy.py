@@ -332,6 +332,20 @@ def test_check_stops_wrong_positions(
         policy.check(ragged_batch)
 
 
+def test_products_in_fewer_bits_may_differ_by_more(base: str) -> None:
+    """As Lightning advises for GPUs: torch.set_float32_matmul_precision("high")."""
+    policy, lengths = make(base), torch.tensor([4, 400])
+    exact = policy.tolerance(lengths)
+    assert (exact < 0.05).all()
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert (policy.tolerance(lengths) > 100 * exact).all()
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert torch.equal(policy.tolerance(lengths), exact)
+
+
 def test_check_stops_a_model_that_needs_an_image(tmp_path: Path, ragged_batch: GroupBatch) -> None:
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
     layers: dict[str, Any] = {"num_hidden_layers": 1, **sizes}

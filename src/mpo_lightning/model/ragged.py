@@ -275,6 +275,11 @@ def _cpu_attention_backward(
     scaling: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     attend_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    dtype = query.dtype
+    # In 16 bits the kernel is several times slower than in float32.
+    gradient, query, key, value, output = (
+        x.to(normaliser.dtype) for x in (gradient, query, key, value, output)
+    )
     found = tuple(x.new_empty(x.shape) for x in (query, key, value))
     of_queries = [gradient, query, output, normaliser.t()[..., None], found[0]]
     for (g, q, o, n, *to_query), (k, v, *to_keys), sizes in _runs(
@@ -287,7 +292,8 @@ def _cpu_attention_backward(
         )
         for to, part in zip((*to_query, *to_keys), of_run, strict=True):
             to.copy_(part)
-    return found[0], found[1], found[2]
+    of_query, of_key, of_value = (x.to(dtype) for x in found)
+    return of_query, of_key, of_value
 
 
 _flash_forward = torch.ops.aten._flash_attention_forward

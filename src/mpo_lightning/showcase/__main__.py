@@ -35,6 +35,8 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--arms", nargs="+", help="parts of the study; all if not set")
     study.add_argument("--quick", action="store_true", help="a small form; not evidence")
     study.add_argument("--workers", type=int, default=2, help="number of one-thread processes")
+    dtype = study.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    dtype.help = "dtype of the model; bfloat16 is faster on processors with hardware for it"
     harness = commands.add_parser("harness", help="evaluate by lm-evaluation-harness")
     harness.add_argument("--tuned", type=Path, required=True, help="folder of the exported model")
     harness.add_argument("--prompts", type=Path, required=True, help="folder of the prompts")
@@ -101,7 +103,7 @@ def _study(options: argparse.Namespace) -> None:
     arms = options.arms or known
     if not set(arms) <= set(known):
         raise StudyError(f"--arms must be of {', '.join(known)}, got {' '.join(arms)}.")
-    base = Base.of(options.base)
+    base = Base.of(options.base, options.dtype)
     file = File.of(options.data) if of_judged else None
 
     def study(runner: Runner, form: Form) -> Findings:

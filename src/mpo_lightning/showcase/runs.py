@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
@@ -59,6 +59,7 @@ TRAIN: Final = 256
 """Number of training prompts that the study of verifiable scores divides."""
 TEMPERATURE: Final = 0.8
 OF_RESPONSES: Final = ("responses", "scores", "truncated", "models")
+RESPONSES_PER_BATCH: Final = 192
 # Longer groups are left out.
 MAX_LENGTH: Final = 1024
 
@@ -69,14 +70,16 @@ class Base:
 
     Attributes:
         digest: digest of its files, which stands for it in the names of results.
+        dtype: dtype of its weights in training and sampling; adapters are merged in float32.
         folder: its folder.
     """
 
     digest: str
+    dtype: Literal["float32", "bfloat16"]
     folder: str = field(repr=False)
 
     @classmethod
-    def of(cls, folder: Path) -> "Base":
+    def of(cls, folder: Path, dtype: Literal["float32", "bfloat16"] = "float32") -> "Base":
         """Return the model of a folder.
 
         Raises:
@@ -88,7 +91,7 @@ class Base:
                 f"--base: {folder} is no folder. "
                 f"Make it: python -m mpo_lightning.showcase model --out {folder}"
             )
-        return cls(digest, str(folder))
+        return cls(digest, dtype, str(folder))
 
 
 class Groups(Protocol):
@@ -182,7 +185,9 @@ class Fit:
         with tempfile.TemporaryDirectory() as folder, quiet():
             seed_everything(self.seed, verbose=False)
             module = MPOModule(
-                policy=PolicyConfig(base=start, dtype="float32", lora=LoRA(r=16, lora_alpha=32)),
+                policy=PolicyConfig(
+                    base=start, dtype=self.base.dtype, lora=LoRA(r=16, lora_alpha=32)
+                ),
                 loss=self.loss,
                 optimizer=lambda parameters: torch.optim.AdamW(
                     parameters, lr=self.lr, weight_decay=0.0
@@ -265,14 +270,18 @@ def trained_model(base: Base, fit: Fit | None, worlds: Path, scale: float = 1.0)
         worlds: folder that the tasks share.
         scale: factor of the last adapter's update.
     """
-    device = choose_device("auto")
+    return _merged(base, fit, worlds, scale).to(getattr(torch, base.dtype)).eval()
+
+
+def _merged(base: Base, fit: Fit | None, worlds: Path, scale: float = 1.0) -> Any:
     if fit is None:
-        return load_base(PolicyConfig(base=base.folder, dtype="float32"), device).to(device).eval()
-    adapted = put_adapter(trained_model(base, fit.after, worlds), str(fit.adapter(worlds)))
+        device = choose_device("auto")
+        return load_base(PolicyConfig(base=base.folder, dtype="float32"), device).to(device)
+    adapted = put_adapter(_merged(base, fit.after, worlds), str(fit.adapter(worlds)))
     for layer in adapted.modules():
         if isinstance(layer, LoraLayer):
             layer.scale_layer(scale)
-    return adapted.merge_and_unload().eval()
+    return adapted.merge_and_unload()
 
 
 # ------------------------------------------------------------------------------------- sampling
@@ -320,6 +329,7 @@ class Sampled:
                     max_new_tokens=self.new_tokens,
                     seed=self.seed,
                 ),
+                responses_per_batch=RESPONSES_PER_BATCH,
             )
             asked = prompts(0, train=TRAIN)[self.split][self.first :][: self.prompts]
             answers = sampler([request(row["prompt"]) for row in asked])

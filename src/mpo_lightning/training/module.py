@@ -360,7 +360,7 @@ class MPOModule(LightningModule):
         if self._cache is None:
             # Mixed precision computes in another dtype than that of the weights.
             identity = self._policy.identity()
-            dtype = f"{identity['dtype']}/{trainer.precision}"
+            dtype = f"{self._policy.precision()}/{trainer.precision}"
             self._cache = ReferenceCache(self.reference_cache, {**identity, "dtype": dtype})
 
         def compute(batch: GroupBatch) -> Tensor:
