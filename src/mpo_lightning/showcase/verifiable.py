@@ -246,7 +246,7 @@ def _answered(
                     split, seed, fit, measured=measured if split == "test" else 0
                 )
                 asked.append((label, split, seed, 1.0, answers))
-            if label in METHODS:
+            if label in METHODS and seed == seeds[0]:
                 half = plan.answers("test", seed, fit, scale=0.5, n=2, measured=measured)
                 asked.append((label, "test", seed, 0.5, half))
     results = runner([task for *_, task in asked], "Answers")
