@@ -23,7 +23,7 @@ __all__ = ["ARMS", "METHODS", "study"]
 
 Floats = NDArray[np.float64]
 
-ARMS: Final = ("main", "responses", "rounds")
+ARMS: Final = ("main", "others", "responses", "rounds")
 METHODS: Final[Mapping[str, SetLoss]] = {
     "MPO": MPO(beta=0.1),
     "W-MPO": MPO(beta=0.1, alpha=0.5, alpha_unit="std"),
@@ -32,7 +32,9 @@ METHODS: Final[Mapping[str, SetLoss]] = {
     "InfoNCA": InfoNCA(beta=0.1, temperature=0.25),
     "GVPO": GVPO(beta=0.1),
 }
-# The methods of the arms beside the main one.
+# Of the main arm; the arm "others" has the other methods.
+COMPARED: Final = ("MPO", "W-MPO", "DPO best-worst", "DPO random pair")
+# The methods of the arms of responses and rounds.
 TWO: Final = ("MPO", "DPO best-worst")
 CONTRASTS: Final = (
     Contrast("MPO - base", ("MPO",), ("base",), "+"),
@@ -144,7 +146,8 @@ def study(runner: Runner, form: Form, base: Base, arms: Sequence[str] = ARMS) ->
     tuned = plan.tuning(METHODS["MPO"], 0.0)
     assert isinstance(tuned.judged, Sampled)
     runner([*pools, tuned.groups[0], tuned.judged], "Groups")  # type: ignore[list-item]
-    methods = {name: METHODS[name] for name in list(METHODS)[: sizes.methods]}
+    names = COMPARED if "others" not in arms else list(METHODS)[: sizes.methods]
+    methods = {name: METHODS[name] for name in names}
     rates, tried = chosen_rates(runner, methods, plan.tuning, sizes.rates)
 
     def fits(name: str, **settings: Any) -> list[Fit]:
