@@ -1,4 +1,4 @@
-"""Fills the tables and figures of docs/results.md from what is kept of the studies beside it.
+"""Fills the tables and figures of the pages of results from what is kept of the studies.
 
     python docs/figures/tables.py
 
@@ -7,6 +7,8 @@ A comment `<!-- table: STUDY/NAME -->` says which table follows it, `<!-- figure
 The text around them is written by hand.
 """
 
+import csv
+import gzip
 import json
 import re
 from collections.abc import Callable, Collection
@@ -17,7 +19,7 @@ from typing import Any
 from mpo_lightning.markdown import table
 
 ROOT = Path(__file__).parent.parent.parent
-PAGE = ROOT / "docs" / "results.md"
+PAGES = [ROOT / "docs" / name for name in ("results.md", "results-real-model.md")]
 RESULTS = ROOT / "docs" / "results"
 # A mark, and lines of a table, or a figure, after it.
 MARKED = re.compile(
@@ -30,9 +32,14 @@ STUDIES = (
     *("methods", "deviation", "calibration", "correlation", "sets", "skew", "levels"),
     *("responses", "scaling"),
 )
+# Of a real model.
+REAL_STUDIES = ("verifiable",)
 # Studies of scenarios by methods, and whether the scenarios are the table's rows.
 GRIDS = {"deviation": False, "sets": False, "skew": False, "levels": False}
 GRIDS |= {"calibration": True, "correlation": True}
+# Measures of a real model's answers.
+SHARE = "share of constraints met"
+OF_ANSWERS = ("cut at the limit", "distinct pairs of words")
 # What is not known: of too few values.
 NONE = "-"
 
@@ -421,8 +428,83 @@ def population() -> str:
     )
 
 
+def real_contrasts(study: str) -> str:
+    """The comparisons of a study of a real model that were named beforehand."""
+    return table(
+        ["contrast", "expected", "difference", "p, Holm", "within .03"],
+        [
+            [
+                row["name"],
+                "level" if row["expected"] == "none" else row["expected"],
+                interval(row["difference"], signed=True),
+                probability(row["p_holm"]),
+                "yes" if row["level"] else "no",
+            ]
+            for row in summary(study)["contrasts"]
+        ],
+    )
+
+
+def verifiable_methods() -> str:
+    """Answers of the base, and of what each method made of it."""
+    found = summary("verifiable")
+    test, others = found["means"]["test"], found["means"]["other-kinds"]
+    less = {row["name"]: row["difference"] for row in found["differences"]["test"][SHARE]}
+    divergence = {
+        row["condition"]: row["divergence"] for row in found["frontier"] if row["scale"] == 1
+    }
+    rows = []
+    for label in others[SHARE]:
+        difference = less.get(f"{label} - MPO")
+        rows.append(
+            [
+                label,
+                f"{found['learning_rates'][label]:g}" if label in divergence else "",
+                interval(test[SHARE][label]),
+                "" if difference is None else interval(difference, signed=True),
+                number(test["both met"][label]["mean"]),
+                interval(others[SHARE][label]),
+                number(divergence.get(label), digits=2),
+                number(test["words"][label]["mean"], digits=1),
+                *(number(test[m][label]["mean"]) for m in OF_ANSWERS),
+            ]
+        )
+    heads = ["model", "learning rate", SHARE, "less MPO's", "both met"]
+    heads += ["share, kinds never trained", "divergence, nats", "words", *OF_ANSWERS]
+    return table(heads, rows)
+
+
+def verifiable_half() -> str:
+    """Score and divergence of the adapters at half their scale and at all of it."""
+    rows: dict[str, list[str]] = {}
+    for row in summary("verifiable")["frontier"]:
+        of = rows.setdefault(row["condition"], [])
+        of += [interval(row["score"]), number(row["divergence"], digits=2)]
+    heads = ["method", *("half: share met", "divergence, nats", "all: share met")]
+    return table([*heads, "divergence, nats"], [[name, *of] for name, of in rows.items()])
+
+
+def learning_rates(study: str) -> str:
+    """Mean tau-b of log-ratios with scores on the tuning prompts, by method and learning rate."""
+    with gzip.open(RESULTS / study / "tuning.csv.gz", "rt", encoding="utf-8") as file:
+        tried = list(csv.DictReader(file))
+    rates = list(dict.fromkeys(row["lr"] for row in tried))
+    taus = {(row["method"], row["lr"]): number(float(row["tau"])) for row in tried}
+    return table(
+        ["tau-b at learning rate", *(f"{float(rate):g}" for rate in rates)],
+        [
+            [method, *(taus[method, rate] for rate in rates)]
+            for method in dict.fromkeys(row["method"] for row in tried)
+        ],
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     **{f"{study}/contrasts": partial(contrasts, study) for study in STUDIES},
+    **{f"{study}/contrasts": partial(real_contrasts, study) for study in REAL_STUDIES},
+    **{f"{study}/learning-rates": partial(learning_rates, study) for study in REAL_STUDIES},
+    "verifiable/methods": verifiable_methods,
+    "verifiable/half": verifiable_half,
     **{f"methods/beta-{beta}": partial(methods, beta) for beta in BETAS},
     **{f"{study}/beta-{beta}": partial(grid, study, beta) for study in GRIDS for beta in BETAS},
     **{f"correlation/beside-{beta}": partial(beside, beta) for beta in BETAS},
@@ -454,4 +536,5 @@ def filled(page: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -109,7 +109,7 @@ def test_verifiable(
     part = run("verifiable", tmp_path / "out", base, "--arms", "main")
     assert "0 runs made now" in capsys.readouterr().out
     assert part["contrasts"] == summary["contrasts"]
-    with pytest.raises(SystemExit, match="error: --arms must be of main, responses, rounds, got x"):
+    with pytest.raises(SystemExit, match="error: --arms must be of main, others, responses"):
         main(["study", "verifiable", "--out", str(tmp_path), "--base", base, "--arms", "x"])
 
 
