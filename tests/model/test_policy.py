@@ -340,7 +340,10 @@ def test_products_in_fewer_bits_may_differ_by_more(base: str) -> None:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
-        assert (policy.tolerance(lengths) > 100 * exact).all()
+        rounded = policy.tolerance(lengths)
+        assert (rounded > 100 * exact).all()
+        # A right one of 4 tokens was seen to differ by 0.48 in bfloat16.
+        assert rounded[0] > 0.5
     finally:
         torch.set_float32_matmul_precision(before)
     assert torch.equal(policy.tolerance(lengths), exact)
