@@ -66,7 +66,7 @@ def test_verifiable(
     answers = rows_of(tmp_path / "out" / "answers.csv.gz")
     conditions = {row["condition"] for row in answers}
     assert conditions == {
-        *("base", "MPO", "W-MPO", "DPO best-worst", "DPO random pair"),
+        *("base", "MPO", "W-MPO", "DPO best-worst", "DPO random pair", "InfoNCA", "GVPO"),
         *("MPO, 4 x 2", "MPO, 4 x 4", "MPO, 8 x 2", "MPO, 2 x 8"),
         *("DPO best-worst, 4 x 4", "DPO best-worst, 2 x 8"),
         *("MPO, second round", "DPO best-worst, second round"),

@@ -52,7 +52,6 @@ MEASURED: Final = 64
 class Sizes:
     """Numbers of the study."""
 
-    methods: int = len(METHODS)
     seeds: int = 3
     prompts: int = 128
     responses: int = 8
@@ -67,7 +66,6 @@ class Sizes:
 
 
 QUICK: Final = Sizes(
-    methods=4,
     seeds=1,
     prompts=4,
     tuned=4,
@@ -146,7 +144,7 @@ def study(runner: Runner, form: Form, base: Base, arms: Sequence[str] = ARMS) ->
     tuned = plan.tuning(METHODS["MPO"], 0.0)
     assert isinstance(tuned.judged, Sampled)
     runner([*pools, tuned.groups[0], tuned.judged], "Groups")  # type: ignore[list-item]
-    names = COMPARED if "others" not in arms else list(METHODS)[: sizes.methods]
+    names = list(METHODS) if "others" in arms else COMPARED
     methods = {name: METHODS[name] for name in names}
     rates, tried = chosen_rates(runner, methods, plan.tuning, sizes.rates)
 
